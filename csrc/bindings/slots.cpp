@@ -1,0 +1,7 @@
+#include "bindings.h"
+
+namespace lmkv {
+
+void bind_slots(nb::module_&) {}
+
+}  // namespace lmkv

@@ -1,0 +1,3 @@
+"""lmkv: vLLM instances share their KV caches."""
+
+__version__ = "0.1.0"

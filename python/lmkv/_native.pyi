@@ -1,0 +1,325 @@
+"""lmkv's native part: the manual.
+
+Bulk arrays are `bytes` as they travel: keys 16 bytes each, places 8 (`csrc/slots/place.h`),
+counters and results as the wire has them. Calls release the interpreter lock where they copy or
+wait. ValueError: a caller's mistake, with the value. RuntimeError: a call of the system failed.
+A test holds this file against the built module.
+"""
+
+from collections.abc import Buffer, Mapping, Sequence
+
+# ---------------------------------------------------------------- keys (csrc/keys)
+
+def isa() -> str:
+    """The instruction set in use: `scalar` or `avx2`; `LMKV_ISA` forces one at import."""
+
+def isas() -> list[str]:
+    """The instruction sets that this build and processor have, `scalar` first."""
+
+def set_isa(name: str) -> None:
+    """For tests and benches. Raises ValueError for one that is not in `isas()`."""
+
+def blake3(data: Buffer, context: str | None = None) -> bytes:
+    """32 bytes; with a context, BLAKE3's derive_key mode."""
+
+class KeyHasher:
+    """Keys of one namespace (DESIGN.md 4). `group_specs` are canonical texts, one per cache group."""
+
+    def __init__(self, namespace: str, group_specs: Sequence[str], chunk_tokens: int) -> None: ...
+    def chain(self, extra: bytes = b"") -> KeyChain:
+        """A request's chain; `extra` are the items of extra_0 common to the request (salt, LoRA)."""
+    @property
+    def chunk_tokens(self) -> int: ...
+    @property
+    def groups(self) -> int: ...
+
+class KeyChain:
+    """Keys of one request, grown as tokens arrive. Not thread-safe."""
+
+    def extend(
+        self,
+        tokens: Sequence[int] | Buffer,
+        start: int = 0,
+        extras: Mapping[int, bytes] | None = None,
+    ) -> int:
+        """Take `tokens` (a list, or a buffer of u32), whose first element is the prompt's token
+        number `start`; tokens already taken are skipped, a gap raises ValueError, as does a token
+        outside u32. `extras` gives the items of a chunk by its number; for chunk 0 they are the
+        whole of extra_0's per-chunk items and are merged, sorted, with the chain's own. Returns the
+        number of whole chunks."""
+    def truncate(self, tokens: int) -> None:
+        """Forget all beyond the first `tokens` tokens (a session's input was cut)."""
+    @property
+    def tokens(self) -> int: ...
+    def __len__(self) -> int:
+        """Whole chunks."""
+    def keys(self, group: int = 0, first: int = 0, last: int | None = None) -> bytes:
+        """Keys of chunks [first, last) in a group."""
+
+# ---------------------------------------------------------------- slots (csrc/slots, kernels/)
+
+def lmx64(data: Buffer, segment: int) -> int:
+    """The payload digest of SLOT_FORMAT; length a multiple of 16, segment < 2^24."""
+
+class SlotLayout:
+    """Sizes of one slot (docs/slots.md). `page_format` is 1 (tokens) or 2 (the engine's blocks)."""
+
+    def __init__(
+        self, segments: int, segment_bytes: int, page_format: int, fingerprint: int
+    ) -> None: ...
+    segments: int
+    segment_bytes: int
+    page_format: int
+    fingerprint: int
+    payload_offset: int
+    payload_bytes: int
+    granule_bytes: int  # 1/16 of a full slot, rounded up to 4096
+    slot_bytes: int  # 16 granules
+
+class SlotStatus:
+    """What a reader found; the numbers are `messages.PullResult`'s."""
+
+    GOOD: int
+    GONE: int
+    DIGEST: int
+    INCOMPATIBLE: int
+
+def write_slot(
+    address: int, layout: SlotLayout, key: bytes, generation: int, payload: Buffer
+) -> None:
+    """Seal a slot at `address` from a payload in slot order: for tests and golden vectors."""
+
+def check_slot(address: int, layout: SlotLayout, key: bytes, generation: int) -> int:
+    """A reader's whole check (header, table, segments); a SlotStatus."""
+
+# ---------------------------------------------------------------- memory (csrc/memory)
+
+class Pool:
+    """A worker's pool: one reserved range at a fixed address, memfd segments mapped into it.
+
+    `address` 0 takes a random one above 2^44. `segment_slots` slots a segment, the last may be
+    shorter. Segments are mode 0600 and sealed SHRINK, GROW, SEAL. Closing unmaps all.
+    """
+
+    def __init__(
+        self, layout: SlotLayout, slots: int, segment_slots: int, address: int = 0
+    ) -> None: ...
+    def add_segment(self, populate: bool = True) -> int:
+        """Create, seal, map and touch the next segment; returns its number. Drops the lock."""
+    def segment_fd(self, segment: int, readonly: bool = False) -> int:
+        """A new descriptor (the caller closes it); `readonly` is what a peer may have."""
+    @property
+    def address(self) -> int: ...
+    @property
+    def slots(self) -> int: ...
+    @property
+    def segment_slots(self) -> int: ...
+    @property
+    def segments(self) -> int:
+        """Usable now."""
+    @property
+    def layout(self) -> SlotLayout: ...
+    def slot_address(self, place: bytes) -> int: ...
+    def close(self) -> None: ...
+
+class PoolMap:
+    """Another process's segments mapped here: a mover's own pool (`writable`, at `address`), or a
+    peer's (read-only, anywhere). Seals and sizes are checked first: RuntimeError names what is
+    missing, and nothing is mapped."""
+
+    def __init__(
+        self,
+        layout: SlotLayout,
+        slots: int,
+        segment_slots: int,
+        address: int = 0,
+        writable: bool = False,
+    ) -> None: ...
+    def add_segment(self, fd: int) -> int:
+        """Maps and keeps; the descriptor stays the caller's."""
+    @property
+    def address(self) -> int: ...
+    @property
+    def segments(self) -> int: ...
+    @property
+    def layout(self) -> SlotLayout: ...
+    def slot_address(self, place: bytes) -> int: ...
+    def close(self) -> None: ...
+
+# ---------------------------------------------------------------- copies (csrc/copy)
+
+class Pages:
+    """How vLLM's paged KV lies: for layer l, plane p (K, V, or one opaque plane), block b, head h,
+    token t, the run of `run_bytes` bytes is at
+    `layers[l] + p*plane_stride + b*block_stride + h*head_stride + t*token_stride`.
+
+    A slot's segment (l, h) is, for each plane, for each block of the chunk, for each of `tokens`
+    runs, those bytes; adjacent runs are merged. Opaque pages have planes 1, tokens 1 and whole
+    (block, head) pages as runs. `tokens` is runs per block.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[int],
+        blocks: int,
+        heads: int,
+        tokens: int,
+        run_bytes: int,
+        block_stride: int,
+        head_stride: int,
+        token_stride: int = 0,
+        planes: int = 1,
+        plane_stride: int = 0,
+    ) -> None: ...
+    blocks: int
+    def segment_bytes(self, blocks_per_chunk: int) -> int: ...
+
+class Copier:
+    """Host gather and scatter, digests in the same pass. Thread-safe; drops the lock."""
+
+    def __init__(self, layout: SlotLayout, pages: Pages, blocks_per_chunk: int) -> None: ...
+    def gather(self, slot_address: int, key: bytes, generation: int, blocks: Sequence[int]) -> None:
+        """vLLM's blocks to a reserved slot: payload, table, header; magic last."""
+    def audit(self, slot_address: int, blocks: Sequence[int]) -> bool:
+        """Digest the blocks again and compare with the slot's table."""
+    def scatter(self, slot_address: int, key: bytes, generation: int, blocks: Sequence[int]) -> int:
+        """A slot (own or a mapped peer's, read-only) to vLLM's blocks, checked as SLOT_FORMAT's
+        reader; a SlotStatus. The blocks hold rubbish unless it is GOOD."""
+
+# ---------------------------------------------------------------- slot table (csrc/slots)
+
+class SlotTable:
+    """Slots of one instance, the same in every rank's pool (DESIGN.md 5).
+
+    reserve() -> gather or pull on every rank -> admit(), or abort(). Only admitted slots are found.
+    Thread-safe: one mutex, sections under 10 us, no interpreter lock. `now` is seconds of the
+    caller's clock.
+    """
+
+    def __init__(
+        self, capacity: int, segment_slots: int, retired_share: float = 0.03, reuse_age: float = 0.1
+    ) -> None:
+        """Room for `capacity` slots at most, none usable yet."""
+    def grow(self, slots: int) -> None:
+        """Slots [0, slots) are usable now; never fewer than before."""
+    def begin_epoch(self) -> None:
+        """Retire and forget all; counters begin at 1. Reserved and limbo slots stay taken until
+        they are aborted or ended, and cannot be admitted: admit() answers 0 for them."""
+    def lookup(self, keys: bytes, use: bool = True) -> int:
+        """Length of the longest readable prefix; `use` counts it as a use. Revives retired slots
+        of the prefix (when `use`), whose announcement is then due: see `take_changes`."""
+    def contains(self, keys: bytes) -> bytes:
+        """One u8 a key: 1 readable, 2 reserved, 0 neither."""
+    def places(self, keys: bytes) -> tuple[bytes, bytes, int]:
+        """(places, counters, n) of the longest readable prefix of n keys."""
+    def reserve(self, keys: bytes, now: float) -> tuple[bytes, bytes] | None:
+        """Room for all the keys: (places, counters). None: nothing evictable. A key that is
+        readable or reserved already raises ValueError (ask `contains` first). Consecutive keys
+        prefer consecutive slots. Reuse takes the oldest retired slot (older than `reuse_age`
+        where possible), then retires the least recently used prefix tail."""
+    def admit(self, places: bytes, counters: bytes, front: bool = True) -> int:
+        """Make reserved slots readable; returns how many were (a slot of an ended epoch or an
+        aborted one is not). `front` False: first in line for retirement (a pulled copy)."""
+    def abort(self, places: bytes, counters: bytes, limbo: bool = False) -> None:
+        """Give reserved slots up: free, or in limbo until `end_limbo`."""
+    def end_limbo(self, places: bytes, counters: bytes) -> None: ...
+    def pin(self, keys: bytes) -> int:
+        """Pin the longest readable prefix; returns its length. Counted; see `unpin`."""
+    def unpin(self, places: bytes, counters: bytes) -> None:
+        """One pin less for each slot, matched by place and counter. Unknown ones are ignored."""
+    def touch(self, places: bytes, counters: bytes) -> None:
+        """Uses by peers, as the controller tells."""
+    def retire(self, keys: bytes) -> int:
+        """Take readable, unpinned slots out of use; returns how many."""
+    def take_changes(self) -> list[tuple[bool, bytes, bytes, bytes]]:
+        """What must be announced (True) or retracted (False) since the last call, in order, as
+        (announce, keys, places, counters)."""
+    def sums(self) -> tuple[int, int, int]:
+        """(count, first, second) over readable slots (`place.h`), minus changes not yet taken: it
+        is the state that a listener of `take_changes` has."""
+    def slice(self, first: int, last: int) -> tuple[bytes, bytes, bytes]:
+        """(keys, places, counters) of readable slots whose first granule is in [first, last), as of
+        the changes taken."""
+    def granules(self) -> dict[str, int]:
+        """By state: free, reserved, readable, pinned, retired, limbo."""
+    @property
+    def capacity(self) -> int: ...
+    @property
+    def usable(self) -> int: ...
+    @property
+    def pins(self) -> int:
+        """Pins held, over all slots."""
+
+# ---------------------------------------------------------------- directory (csrc/directory)
+
+class Directory:
+    """The controller's index: key -> holders (DESIGN.md 6). One thread.
+
+    Instances are small integers. An instance has a group (`group`: equal means compatible) and a
+    host (`host`: equal means the same machine). Dropping an instance is a stamp, swept later.
+    """
+
+    def __init__(self) -> None: ...
+    def add(self, group: int, host: int) -> int:
+        """A new instance with nothing; numbers are reused after `drop` and `sweep`."""
+    def drop(self, instance: int) -> None: ...
+    def announce(self, instance: int, keys: bytes, places: bytes, counters: bytes) -> int:
+        """Returns how many were new. A key announced again moves to its new place."""
+    def retract(self, instance: int, keys: bytes, places: bytes, counters: bytes) -> int:
+        """Returns how many were there with that place and counter."""
+    def begin_sync(self, instance: int) -> None: ...
+    def sync_slice(
+        self, instance: int, first: int, last: int, keys: bytes, places: bytes, counters: bytes
+    ) -> None: ...
+    def end_sync(self, instance: int) -> int:
+        """Entries not stated since `begin_sync` are gone; returns how many."""
+    def sums(self, instance: int) -> tuple[int, int, int]: ...
+    def locate(
+        self,
+        keys: bytes,
+        asker: int,
+        loads: Sequence[float] | None = None,
+        avoid: Sequence[int] = (),
+    ) -> tuple[list[tuple[int, int, int, int]], list[tuple[int, int, int, int]], bytes, bytes, int, int]:
+        """(runs, alternates, places, counters, found, incompatible) for the longest prefix held by
+        instances of the asker's group other than the asker; runs are (first, n, instance, offset
+        in the arrays). `asker` -1 is nobody: every group counts. `loads` is indexed by instance.
+        `incompatible` is an instance of another group that holds key `found`, or -1."""
+    def holders(self, key: bytes) -> list[int]: ...
+    def sweep(self, entries: int) -> bool:
+        """Clean up to `entries` table entries of dropped instances; True when nothing is left."""
+    def __len__(self) -> int:
+        """Visible keys."""
+    @property
+    def bytes(self) -> int:
+        """Memory held by the tables."""
+
+# ---------------------------------------------------------------- transports (csrc/nixl, mover only)
+
+class TransferState:
+    PENDING: int
+    DONE: int
+    FAILED: int
+
+class Transport:
+    """One-sided reads. `kind`: `nixl` (the C library, dlopened) or `loopback` (tests only: agents
+    of one process find each other by name). See tests/contract/test_transport.py."""
+
+    def __init__(
+        self, kind: str, name: str, library: str = "", progress: bool = False
+    ) -> None:
+        """`library`: path of libnixl_capi.so. Raises RuntimeError naming the package to install
+        when it is missing, or what failed. `progress`: a progress thread (the serve agent)."""
+    def register(self, address: int, length: int) -> None: ...
+    def metadata(self) -> bytes: ...
+    def connect(self, metadata: bytes) -> str:
+        """The peer's agent name. RuntimeError if the metadata is not understood."""
+    def forget(self, peer: str) -> None:
+        """Never while a READ to that peer is pending: ValueError."""
+    def read(self, peer: str, local: Sequence[int], remote: Sequence[int], lengths: Sequence[int]) -> int:
+        """Post one READ of several ranges (addresses); a number. RuntimeError if the post fails."""
+    def poll(self, transfer: int) -> int:
+        """A TransferState; a finished number is released and may not be polled again."""
+    @property
+    def pending(self) -> int: ...
+    def close(self) -> None: ...

@@ -1,0 +1,1 @@
+"""The vocabulary of every lmkv process; imports neither torch nor vLLM."""
