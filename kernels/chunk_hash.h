@@ -1,6 +1,6 @@
 // BLAKE3's compression, once, for every word type: uint32_t (one message at a time, on a CPU or a
-// GPU thread) or a vector of them (one message in each lane). A lane type needs +, ^ and an overload
-// of `rotate_right`. Nothing here allocates, and nothing depends on the standard library's
+// GPU thread) or a vector of them (one message in each lane). A lane type needs +, ^ and an
+// overload of `rotate_right`. Nothing here allocates, and nothing depends on the standard library's
 // containers, so that host, device and tests share it.
 //
 // The functions follow the BLAKE3 paper, section 2: 16 state words, 7 rounds, 64-byte blocks,
@@ -84,7 +84,7 @@ LMKV_HOST_DEVICE void round(Word (&v)[16], const Word (&m)[16]) {
 // The chaining value h after one more block m; of a ROOT block, the hash's 32 bytes.
 template <class Word>
 LMKV_HOST_DEVICE void compress(Word (&h)[8], const Word (&m)[16], const Word& counter_low,
-                               const Word& counter_high, uint32_t length, uint32_t flags) {
+                               const Word& counter_high, const Word& length, const Word& flags) {
   Word v[16] = {h[0],
                 h[1],
                 h[2],
@@ -99,8 +99,8 @@ LMKV_HOST_DEVICE void compress(Word (&h)[8], const Word (&m)[16], const Word& co
                 splat<Word>(iv(3)),
                 counter_low,
                 counter_high,
-                splat<Word>(length),
-                splat<Word>(flags)};
+                length,
+                flags};
   round<0>(v, m);
   round<1>(v, m);
   round<2>(v, m);
@@ -122,8 +122,8 @@ LMKV_HOST_DEVICE void hash_blocks(Word (&h)[8], int blocks, uint32_t last_length
     const bool end = b == blocks - 1;
     Word m[16];
     load(b, m);
-    compress(h, m, counter_low, counter_high, end ? last_length : BLOCK_BYTES,
-             flags | (b == 0 ? first : 0u) | (end ? last : 0u));
+    compress(h, m, counter_low, counter_high, splat<Word>(end ? last_length : BLOCK_BYTES),
+             splat<Word>(flags | (b == 0 ? first : 0u) | (end ? last : 0u)));
   }
 }
 

@@ -141,8 +141,7 @@ nb::bytes hash_of(nb::handle data, std::optional<std::string_view> context) {
   blake3::Hash hash;
   {
     nb::gil_scoped_release release;
-    const blake3::Mode mode =
-        context ? blake3::Mode::derive_key(*context) : blake3::Mode::plain();
+    const blake3::Mode mode = context ? blake3::Mode::derive_key(*context) : blake3::Mode::plain();
     hash = blake3::hash({buffer.data(), buffer.bytes()}, mode);
   }
   return nb::bytes(reinterpret_cast<const char*>(hash.data()), hash.size());

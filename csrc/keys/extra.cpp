@@ -22,7 +22,8 @@ std::string canonical_extra(std::initializer_list<std::span<const uint8_t>> part
     const auto* bytes = reinterpret_cast<const char*>(part.data());
     for (size_t at = 0; at < part.size();) {
       const size_t left = part.size() - at;
-      REQUIRE(left >= kHead, "extra: ", left, " bytes at ", at, " are no item (tag, length, bytes)");
+      REQUIRE(left >= kHead, "extra: ", left, " bytes at ", at,
+              " are no item (tag, length, bytes)");
       uint32_t length;
       std::memcpy(&length, bytes + at + 1, sizeof length);
       REQUIRE(length <= left - kHead, "extra: the item at ", at, " says ", length, " bytes of ",

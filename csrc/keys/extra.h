@@ -1,5 +1,5 @@
-// The items of extra_i (DESIGN's keys): tag u8, length u32 little-endian, bytes; in canonical order,
-// by tag and then by bytes. Items are checked and sorted here, whoever made them.
+// The items of extra_i (DESIGN's keys): tag u8, length u32 little-endian, bytes; in canonical
+// order, by tag and then by bytes. Items are checked and sorted here, whoever made them.
 #pragma once
 
 #include <cstdint>

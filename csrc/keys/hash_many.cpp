@@ -41,4 +41,32 @@ void hash_many(const Batch& batch) {
   hash_many_scalar(rest);
 }
 
+size_t lanes() {
+  constexpr size_t widths[] = {1, 8, 16};
+  return widths[static_cast<int>(active_isa())];
+}
+
+void hash_many_beside(const Batch& batch, const Links& links) {
+  size_t made = 0;
+  bool hashed = false;
+#if defined(__x86_64__)
+  if (batch.count == lanes() && batch.counter_step == 0 && links.count > 0) {
+    if (active_isa() == Isa::avx512) made = hash_beside_avx512(batch, links);
+    if (active_isa() == Isa::avx2) made = hash_beside_avx2(batch, links);
+    hashed = made > 0;
+  }
+#endif
+  if (!hashed) hash_many(batch);
+  const uint8_t* before = made == 0 ? links.before : links.out + (made - 1) * HASH_BYTES;
+  for (; made < links.count; ++made) {
+    uint32_t h[8], m[16];
+    std::memcpy(h, links.key, sizeof h);
+    std::memcpy(m, before, HASH_BYTES);
+    std::memcpy(m + 8, links.digests + made * HASH_BYTES, HASH_BYTES);
+    compress(h, m, 0u, 0u, uint32_t{BLOCK_BYTES}, links.flags | CHUNK_START | CHUNK_END | ROOT);
+    before = links.out + made * HASH_BYTES;
+    std::memcpy(links.out + made * HASH_BYTES, h, HASH_BYTES);
+  }
+}
+
 }  // namespace lmkv::blake3

@@ -71,12 +71,12 @@ template <int N>
 inline Lanes8 rotate_right(Lanes8 a) {
   if constexpr (N == 16) {
     return {_mm256_shuffle_epi8(
-        a.v, _mm256_set_epi8(13, 12, 15, 14, 9, 8, 11, 10, 5, 4, 7, 6, 1, 0, 3, 2, 13, 12, 15, 14, 9,
-                             8, 11, 10, 5, 4, 7, 6, 1, 0, 3, 2))};
+        a.v, _mm256_set_epi8(13, 12, 15, 14, 9, 8, 11, 10, 5, 4, 7, 6, 1, 0, 3, 2, 13, 12, 15, 14,
+                             9, 8, 11, 10, 5, 4, 7, 6, 1, 0, 3, 2))};
   } else if constexpr (N == 8) {
     return {_mm256_shuffle_epi8(
-        a.v, _mm256_set_epi8(12, 15, 14, 13, 8, 11, 10, 9, 4, 7, 6, 5, 0, 3, 2, 1, 12, 15, 14, 13, 8,
-                             11, 10, 9, 4, 7, 6, 5, 0, 3, 2, 1))};
+        a.v, _mm256_set_epi8(12, 15, 14, 13, 8, 11, 10, 9, 4, 7, 6, 5, 0, 3, 2, 1, 12, 15, 14, 13,
+                             8, 11, 10, 9, 4, 7, 6, 5, 0, 3, 2, 1))};
   } else {
     return {_mm256_or_si256(_mm256_srli_epi32(a.v, N), _mm256_slli_epi32(a.v, 32 - N))};
   }
@@ -85,6 +85,10 @@ inline Lanes8 rotate_right(Lanes8 a) {
 }  // namespace
 
 size_t hash_many_avx2(const Batch& batch) { return hash_all<Lanes8>(batch, 3); }
+
+size_t hash_beside_avx2(const Batch& batch, const Links& links) {
+  return hash_lanes_beside<Lanes8>(batch, links);
+}
 
 }  // namespace lmkv::blake3
 

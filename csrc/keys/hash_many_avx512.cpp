@@ -78,6 +78,10 @@ inline Lanes16 rotate_right(Lanes16 a) {
 
 size_t hash_many_avx512(const Batch& batch) { return hash_all<Lanes16>(batch, 6); }
 
+size_t hash_beside_avx512(const Batch& batch, const Links& links) {
+  return hash_lanes_beside<Lanes16>(batch, links);
+}
+
 }  // namespace lmkv::blake3
 
 #endif

@@ -13,7 +13,7 @@ namespace {
 
 using blake3::Hash;
 
-constexpr size_t kBatch = 64;  // chunks between digests and keys: 2 KiB of each on the stack
+constexpr size_t kMaxLanes = 16;
 
 std::span<const uint8_t> bytes_of(std::string_view text) {
   return {reinterpret_cast<const uint8_t*>(text.data()), text.size()};
@@ -33,24 +33,38 @@ KeyHasher::KeyHasher(std::string_view name_space, std::vector<std::string> specs
   root = blake3::hash(bytes_of(name_space), blake3::Mode::derive_key("lmkv 1 root"));
 }
 
+// A chunk's tokens are whole blocks of a single BLAKE3 chunk: 16, 32, .. 256 tokens.
+bool KeyHasher::one_chunk() const {
+  return chunk_tokens * 4 <= blake3::CHUNK_BYTES && chunk_tokens * 4 % blake3::BLOCK_BYTES == 0;
+}
+
+blake3::Batch KeyHasher::batch(const uint8_t* tokens, size_t count, Hash* out) const {
+  return {.inputs = tokens,
+          .stride = chunk_tokens * 4,
+          .count = count,
+          .blocks = static_cast<int>(chunk_tokens * 4 / blake3::BLOCK_BYTES),
+          .last_length = blake3::BLOCK_BYTES,
+          .counter = 0,
+          .counter_step = 0,
+          .flags = 0,
+          .first = blake3::CHUNK_START,
+          .last = blake3::CHUNK_END | blake3::ROOT,
+          .key = plain_.key,
+          .out = out->data()};
+}
+
 void KeyHasher::digests(const uint8_t* tokens, size_t count, Hash* out) const {
+  if (one_chunk()) return blake3::hash_many(batch(tokens, count, out));
   const size_t bytes = chunk_tokens * 4;
-  if (bytes > blake3::CHUNK_BYTES || bytes % blake3::BLOCK_BYTES != 0) {
-    for (size_t i = 0; i < count; ++i) out[i] = blake3::hash({tokens + i * bytes, bytes}, plain_);
-    return;
-  }
-  blake3::hash_many({.inputs = tokens,
-             .stride = bytes,
-             .count = count,
-             .blocks = static_cast<int>(bytes / blake3::BLOCK_BYTES),
-             .last_length = blake3::BLOCK_BYTES,
-             .counter = 0,
-             .counter_step = 0,
-             .flags = 0,
-             .first = blake3::CHUNK_START,
-             .last = blake3::CHUNK_END | blake3::ROOT,
-             .key = plain_.key,
-             .out = out->data()});
+  for (size_t i = 0; i < count; ++i) out[i] = blake3::hash({tokens + i * bytes, bytes}, plain_);
+}
+
+void KeyHasher::digests_beside(const uint8_t* tokens, size_t count, Hash* out, const Hash& before,
+                               const Hash* linked_digests, size_t links, Hash* links_out) const {
+  const blake3::Links chain{link_mode_.key, link_mode_.flags, before.data(), linked_digests->data(),
+                            links,          links_out->data()};
+  blake3::hash_many_beside(batch(tokens, one_chunk() ? count : 0, out), chain);
+  if (!one_chunk()) digests(tokens, count, out);
 }
 
 Hash KeyHasher::link(const Hash& before, const Hash& digest, std::string_view extra) const {
@@ -70,32 +84,42 @@ Hash KeyHasher::link(const Hash& before, const Hash& digest, std::string_view ex
 void KeyHasher::keys(const Hash* links, size_t count, size_t group, Key* out) const {
   const std::string& spec = group_specs[group];
   const size_t length = 32 + spec.size();
-  const size_t stride = (length + blake3::BLOCK_BYTES - 1) / blake3::BLOCK_BYTES * 64;
-  std::vector<uint8_t> messages(stride * count);
-  for (size_t i = 0; i < count; ++i) {
-    std::memcpy(messages.data() + i * stride, links[i].data(), 32);
-    std::memcpy(messages.data() + i * stride + 32, spec.data(), spec.size());
+  const size_t blocks = (length + blake3::BLOCK_BYTES - 1) / blake3::BLOCK_BYTES;
+  const size_t stride = blocks * blake3::BLOCK_BYTES;
+  const size_t width = std::min(blake3::lanes(), count);
+  std::vector<uint8_t> messages(stride * width);  // link || spec, padded; the specs stay
+  for (size_t j = 0; j < width; ++j) {
+    std::memcpy(messages.data() + j * stride + 32, spec.data(), spec.size());
   }
-  std::vector<Hash> hashes(count);
-  if (length <= blake3::CHUNK_BYTES) {
-    blake3::hash_many({.inputs = messages.data(),
-               .stride = stride,
-               .count = count,
-               .blocks = static_cast<int>(stride / blake3::BLOCK_BYTES),
-               .last_length = static_cast<uint32_t>(length - (stride - blake3::BLOCK_BYTES)),
-               .counter = 0,
-               .counter_step = 0,
-               .flags = key_mode_.flags,
-               .first = blake3::CHUNK_START,
-               .last = blake3::CHUNK_END | blake3::ROOT,
-               .key = key_mode_.key,
-               .out = hashes.data()->data()});
-  } else {
-    for (size_t i = 0; i < count; ++i) {
-      hashes[i] = blake3::hash({messages.data() + i * stride, length}, key_mode_);
+  Hash hashes[kMaxLanes];
+  for (size_t done = 0; done < count; done += width) {
+    const size_t n = std::min(width, count - done);
+    for (size_t j = 0; j < n; ++j) {
+      std::memcpy(messages.data() + j * stride, links[done + j].data(), 32);
+    }
+    if (length <= blake3::CHUNK_BYTES) {
+      blake3::hash_many(
+          {.inputs = messages.data(),
+           .stride = stride,
+           .count = n,
+           .blocks = static_cast<int>(blocks),
+           .last_length = static_cast<uint32_t>(length - (blocks - 1) * blake3::BLOCK_BYTES),
+           .counter = 0,
+           .counter_step = 0,
+           .flags = key_mode_.flags,
+           .first = blake3::CHUNK_START,
+           .last = blake3::CHUNK_END | blake3::ROOT,
+           .key = key_mode_.key,
+           .out = hashes->data()});
+    } else {
+      for (size_t j = 0; j < n; ++j) {
+        hashes[j] = blake3::hash({messages.data() + j * stride, length}, key_mode_);
+      }
+    }
+    for (size_t j = 0; j < n; ++j) {
+      std::memcpy(out[done + j].bytes, hashes[j].data(), sizeof(Key));
     }
   }
-  for (size_t i = 0; i < count; ++i) std::memcpy(out[i].bytes, hashes[i].data(), sizeof(Key));
 }
 
 KeyChain::KeyChain(std::shared_ptr<const KeyHasher> hasher, std::span<const uint8_t> common)
@@ -131,23 +155,44 @@ void KeyChain::append(const uint8_t* tokens, size_t count) {
   tail_.assign(tokens + whole * chunk_bytes, tokens + bytes);
 }
 
+bool KeyChain::any_extra(size_t first, size_t last) const {
+  if (first == 0 && !common_.empty()) return true;
+  const auto found = extras_.lower_bound(first);
+  return found != extras_.end() && found->first < last;
+}
+
+const Hash& KeyChain::before(size_t chunk) const {
+  return chunk == 0 ? hasher_->root : links_[chunk - 1];
+}
+
+// Digests in batches; the links of one batch are made beside the digests of the next.
 void KeyChain::absorb(const uint8_t* tokens, size_t chunks) {
-  const size_t before = links_.size();
-  links_.resize(before + chunks);
-  for (auto& keys : keys_) keys.resize(before + chunks);
-  Hash digests[kBatch];
-  for (size_t done = 0; done < chunks;) {
-    const size_t n = std::min(kBatch, chunks - done);
-    hasher_->digests(tokens + done * hasher_->chunk_tokens * 4, n, digests);
-    for (size_t i = 0; i < n; ++i) {
-      const size_t at = before + done + i;
-      links_[at] =
-          hasher_->link(at == 0 ? hasher_->root : links_[at - 1], digests[i], extra(at));
+  if (chunks == 0) return;
+  const size_t begin = links_.size(), end = begin + chunks;
+  const size_t width = blake3::lanes(), chunk_bytes = hasher_->chunk_tokens * 4;
+  links_.resize(end);
+  Hash buffers[2][kMaxLanes];
+  Hash *digests = buffers[0], *ahead = buffers[1];
+  size_t n = std::min(width, chunks);
+  hasher_->digests(tokens, n, digests);
+  for (size_t at = begin; at < end;) {
+    tokens += n * chunk_bytes;
+    const size_t next = std::min(width, end - at - n);
+    if (next > 0 && !any_extra(at, at + n)) {
+      hasher_->digests_beside(tokens, next, ahead, before(at), digests, n, &links_[at]);
+    } else {
+      hasher_->digests(tokens, next, ahead);
+      for (size_t i = 0; i < n; ++i) {
+        links_[at + i] = hasher_->link(before(at + i), digests[i], extra(at + i));
+      }
     }
-    for (size_t g = 0; g < keys_.size(); ++g) {
-      hasher_->keys(&links_[before + done], n, g, &keys_[g][before + done]);
-    }
-    done += n;
+    at += n;
+    n = next;
+    std::swap(digests, ahead);
+  }
+  for (size_t g = 0; g < keys_.size(); ++g) {
+    keys_[g].resize(end);
+    hasher_->keys(&links_[begin], chunks, g, &keys_[g][begin]);
   }
 }
 

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "blake3.h"
+#include "hash_many.h"
 
 namespace lmkv {
 
@@ -28,6 +29,10 @@ struct KeyHasher {
 
   // digest_i of `count` chunks that lie one behind the other.
   void digests(const uint8_t* tokens, size_t count, blake3::Hash* out) const;
+  // The same, and the links of `links` chunks whose digests are at hand and which have no extra.
+  void digests_beside(const uint8_t* tokens, size_t count, blake3::Hash* out,
+                      const blake3::Hash& before, const blake3::Hash* linked_digests, size_t links,
+                      blake3::Hash* links_out) const;
   blake3::Hash link(const blake3::Hash& before, const blake3::Hash& digest,
                     std::string_view extra) const;
   // key_(i,g) of `count` links.
@@ -38,6 +43,9 @@ struct KeyHasher {
   blake3::Hash root;
 
  private:
+  bool one_chunk() const;
+  blake3::Batch batch(const uint8_t* tokens, size_t count, blake3::Hash* out) const;
+
   blake3::Mode plain_, link_mode_, key_mode_;
 };
 
@@ -61,11 +69,13 @@ class KeyChain {
  private:
   void absorb(const uint8_t* tokens, size_t chunks);
   std::string_view extra(size_t chunk) const;
+  bool any_extra(size_t first, size_t last) const;
+  const blake3::Hash& before(size_t chunk) const;
 
   std::shared_ptr<const KeyHasher> hasher_;
-  std::string common_;                        // canonical, for chunk 0
-  std::map<size_t, std::string> extras_;      // canonical, for chunk 0 with the common ones
-  std::vector<uint8_t> tail_;                 // tokens behind the last whole chunk
+  std::string common_;                    // canonical, for chunk 0
+  std::map<size_t, std::string> extras_;  // canonical, for chunk 0 with the common ones
+  std::vector<uint8_t> tail_;             // tokens behind the last whole chunk
   std::vector<blake3::Hash> links_;
   std::vector<std::vector<Key>> keys_;  // by group
 };

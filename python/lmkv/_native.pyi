@@ -11,7 +11,8 @@ from collections.abc import Buffer, Mapping, Sequence
 # ---------------------------------------------------------------- keys (csrc/keys)
 
 def isa() -> str:
-    """The instruction set in use: `scalar` or `avx2`; `LMKV_ISA` forces one at import."""
+    """The instruction set in use: `scalar`, `avx2` or `avx512`; `LMKV_ISA` forces one at import.
+    A part without code for the last one takes the best below it."""
 
 def isas() -> list[str]:
     """The instruction sets that this build and processor have, `scalar` first."""
@@ -27,7 +28,8 @@ class KeyHasher:
 
     def __init__(self, namespace: str, group_specs: Sequence[str], chunk_tokens: int) -> None: ...
     def chain(self, extra: bytes = b"") -> KeyChain:
-        """A request's chain; `extra` are the items of extra_0 common to the request (salt, LoRA)."""
+        """A request's chain; `extra` are the items of extra_0 common to the request (salt, LoRA).
+        ValueError if they are torn."""
     @property
     def chunk_tokens(self) -> int: ...
     @property
@@ -42,13 +44,16 @@ class KeyChain:
         start: int = 0,
         extras: Mapping[int, bytes] | None = None,
     ) -> int:
-        """Take `tokens` (a list, or a buffer of u32), whose first element is the prompt's token
-        number `start`; tokens already taken are skipped, a gap raises ValueError, as does a token
-        outside u32. `extras` gives the items of a chunk by its number; for chunk 0 they are the
-        whole of extra_0's per-chunk items and are merged, sorted, with the chain's own. Returns the
-        number of whole chunks."""
+        """Take `tokens` (fast: a list, or a buffer of u32; any other sequence of ints works, `bytes`
+        is refused), whose first element is the prompt's token number `start`; tokens already taken
+        are skipped, a gap raises ValueError, as does a token outside u32: then none is taken.
+        `extras` gives the items of a chunk by its number; they are remembered until the chunk is
+        whole, and replace what was given for it before; for chunk 0 they are its own items and are
+        merged with the chain's. Items are sorted here. Returns the number of whole chunks."""
     def truncate(self, tokens: int) -> None:
-        """Forget all beyond the first `tokens` tokens (a session's input was cut)."""
+        """Forget all beyond the first `tokens` tokens (a session's input was cut). Tokens of whole
+        chunks are not kept: where the cut is inside one, the chain goes back to that chunk's start,
+        and `tokens` then says from where to extend again."""
     @property
     def tokens(self) -> int: ...
     def __len__(self) -> int:
