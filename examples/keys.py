@@ -5,10 +5,11 @@ python examples/keys.py NAMESPACE_FILE GROUP_SPEC_FILE CHUNK_TOKENS < tokens
 
 import struct
 import sys
+from pathlib import Path
 
 from blake3 import blake3
 
-namespace, spec = (open(name, "rb").read() for name in sys.argv[1:3])
+namespace, spec = (Path(name).read_bytes() for name in sys.argv[1:3])
 size, tokens = int(sys.argv[3]), [int(word) for word in sys.stdin.read().split()]
 link = blake3(namespace, derive_key_context="lmkv 1 root").digest()
 for at in range(0, len(tokens) - size + 1, size):

@@ -1,4 +1,4 @@
-"""Keys against the oracle (the `blake3` package): any lengths, chunk sizes, extras, splits, cuts."""
+"""Keys against the oracle (`blake3` package): any lengths, chunk sizes, extras, splits, cuts."""
 
 import array
 import sys
@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from lmkv import _native
 from lmkv.core.extras import pack
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "golden"))
-from make_keys import keys_of  # noqa: E402
+from make_keys import keys_of
 
 SPECS = st.lists(st.text(max_size=120), min_size=1, max_size=3)
 ITEMS = st.lists(st.tuples(st.integers(0, 255), st.binary(max_size=80)), max_size=3)
@@ -56,7 +55,8 @@ def test_any_split_gives_the_oracles_keys(
         part = tokens[chain.tokens : end]
         chain.extend(array.array("I", part) if as_buffer else part, chain.tokens, packed)
         packed = {}  # once is enough
-    assert chain.tokens == len(tokens) and len(chain) == chunks
+    assert chain.tokens == len(tokens)
+    assert len(chain) == chunks
     expected = keys_of(
         namespace, specs, chunk_tokens, tokens, extras | {0: common + extras.get(0, [])}
     )

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from blake3 import blake3
-
 from lmkv import _native
 from lmkv.core.extras import pack
 
@@ -45,7 +44,8 @@ def test_golden_vectors(case, isa):
     hasher = _native.KeyHasher(case["namespace"], case["group_specs"], case["chunk_tokens"])
     grown = hasher.chain()
     whole = grown.extend(tokens, 0, extras)
-    assert whole == len(grown) == len(case["keys"][0]) and grown.tokens == len(tokens)
+    assert whole == len(grown) == len(case["keys"][0])
+    assert grown.tokens == len(tokens)
     for group, keys in enumerate(case["keys"]):
         assert [key.hex() for key in split(grown.keys(group))] == keys
     # A request's own items (salt, LoRA) may come with the chain instead: the same keys.
@@ -64,11 +64,13 @@ def test_blake3_of_any_length(isa):
 
 def test_a_chain_grows_token_by_token():
     whole = chain()
-    assert whole.extend([1, 2, 3, 4, 5, 6, 7, 8, 9]) == 2 and whole.tokens == 9
+    assert whole.extend([1, 2, 3, 4, 5, 6, 7, 8, 9]) == 2
+    assert whole.tokens == 9
     grown = chain()
     assert [grown.extend([t], t - 1) for t in range(1, 10)] == [0, 0, 0, 1, 1, 1, 1, 2, 2]
     assert grown.keys() == whole.keys()
-    assert grown.keys(0, 1, 2) == whole.keys()[16:] and grown.keys(0, 2) == b""
+    assert grown.keys(0, 1, 2) == whole.keys()[16:]
+    assert grown.keys(0, 2) == b""
 
 
 def test_tokens_taken_already_are_skipped_and_gaps_refused():
@@ -94,9 +96,11 @@ def test_a_cut_goes_back_to_a_whole_chunk_or_keeps_the_tail():
     grown = chain()
     grown.extend([1, 2, 3, 4, 5, 6, 7])
     grown.truncate(6)
-    assert grown.tokens == 6 and grown.extend([7, 8], 6) == 2
+    assert grown.tokens == 6
+    assert grown.extend([7, 8], 6) == 2
     grown.truncate(3)  # inside the first chunk, whose tokens are gone
-    assert grown.tokens == 0 and grown.extend([1, 2, 3, 9]) == 1
+    assert grown.tokens == 0
+    assert grown.extend([1, 2, 3, 9]) == 1
     fresh = chain()
     fresh.extend([1, 2, 3, 9])
     assert grown.keys() == fresh.keys()
@@ -161,7 +165,8 @@ def test_tokens_of_any_sequence(tokens):
     grown, expected = chain(), chain()
     grown.extend(tokens)
     expected.extend(list(range(8)))
-    assert grown.keys() == expected.keys() and len(grown) == 2
+    assert grown.keys() == expected.keys()
+    assert len(grown) == 2
 
 
 @pytest.mark.parametrize("bad", [-1, 1 << 32, 1 << 70, -(1 << 40)])
@@ -171,7 +176,8 @@ def test_a_token_outside_u32_is_refused_and_none_is_taken(bad, make):
     grown.extend([7])
     with pytest.raises(ValueError, match=rf"number 2 is {bad}, outside 0..4294967295"):
         grown.extend(make([8, bad, 9, 10]), 1)
-    assert grown.tokens == 1 and len(grown) == 0
+    assert grown.tokens == 1
+    assert len(grown) == 0
 
 
 def test_what_is_no_token_is_refused():
@@ -201,12 +207,18 @@ def test_a_hasher_refuses_nonsense():
 
 
 def test_isas_are_told_and_forced():
-    assert _native.isas()[0] == "scalar" and _native.isa() in _native.isas()
+    assert _native.isas()[0] == "scalar"
+    assert _native.isa() in _native.isas()
     with pytest.raises(ValueError, match="'mmx' is not available here; allowed: scalar"):
         _native.set_isa("mmx")
     run = [sys.executable, "-c", "from lmkv import _native; print(_native.isa())"]
     forced = subprocess.run(
-        run, env=os.environ | {"LMKV_ISA": "scalar"}, capture_output=True, text=True, timeout=60
+        run,
+        env=os.environ | {"LMKV_ISA": "scalar"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     assert forced.stdout == "scalar\n"
 
@@ -216,13 +228,12 @@ def test_a_ten_line_program_and_any_hash_seed_give_the_same_keys(tmp_path):
     (tmp_path / "spec").write_text(SPEC)
     tokens = list(range(1000, 1600))
     program = [sys.executable, str(ROOT / "examples/keys.py"), "namespace", "spec", "256"]
-    ours = [
-        sys.executable,
-        "-c",
-        f"from lmkv import _native\nc = _native.KeyHasher({NAMESPACE!r}, [{SPEC!r}], 256).chain()\n"
-        f"c.extend(list(range(1000, 1600)))\nraw = c.keys().hex()\n"
-        f"print(raw[:32], raw[32:], sep='\\n')",
-    ]
+    script = f"""if True:
+        from lmkv import _native
+        chain = _native.KeyHasher({NAMESPACE!r}, [{SPEC!r}], 256).chain()
+        chain.extend(list(range(1000, 1600)))
+        print(chain.keys(0, 0, 1).hex(), chain.keys(0, 1, 2).hex(), sep=chr(10))"""
+    ours = [sys.executable, "-c", script]
     outputs = [
         subprocess.run(
             command,
@@ -236,4 +247,5 @@ def test_a_ten_line_program_and_any_hash_seed_give_the_same_keys(tmp_path):
         ).stdout
         for command, seed in [(program, "0"), (ours, "1"), (ours, "2")]
     ]
-    assert len(outputs[0].split()) == 2 and outputs[0] == outputs[1] == outputs[2]
+    assert len(outputs[0].split()) == 2
+    assert outputs[0] == outputs[1] == outputs[2]

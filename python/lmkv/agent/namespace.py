@@ -1,4 +1,4 @@
-"""The namespace and the group specs: canonical texts of what, common to an engine, changes KV bytes.
+"""Namespace and group specs: canonical texts of what, common to an engine, changes KV bytes.
 
 They are part of every key (docs/keys.md), so that engines share exactly when these agree. Where an
 engine's KV cannot be named (weights that cannot be fingerprinted, scales that depend on what was
@@ -48,14 +48,14 @@ KINDS = {
 }
 
 
-class Unshareable(Exception):
+class Unshareable(Exception):  # noqa: N818 - a finding, not a failure
     """This engine's KV cannot be named; the text says why."""
 
 
 def namespace(
     vllm_config: Any, chunk_tokens: int, weights_version: str = "", isolation_word: str = ""
 ) -> str:
-    """The namespace's text. `isolation_word` sets an engine apart whose weights changed under it."""
+    """The namespace's text. `isolation_word` sets an engine apart whose weights have changed."""
     model, cache = vllm_config.model_config, vllm_config.cache_config
     fields = {
         "architecture": ",".join(getattr(model.hf_config, "architectures", None) or ["?"]),
@@ -67,11 +67,8 @@ def namespace(
         "quantization": str(model.quantization or "none"),
         "weights": _weights(vllm_config, weights_version),
     }
-    optional = {
-        "isolation": isolation_word,
-        "weights_version": weights_version,
-        "settings": _settings(vllm_config),
-    }
+    optional = {"isolation": isolation_word, "weights_version": weights_version}
+    optional |= _settings(vllm_config)
     return lines(fields | {name: value for name, value in optional.items() if value})
 
 
@@ -83,12 +80,15 @@ def group_spec(group: Any, kv_heads: int, layers: Sequence[str] | None = None) -
     specs = list(inner.values()) if inner else [spec]
     kinds = sorted({KINDS.get(type(s).__name__, type(s).__name__) for s in specs})
     fields = {
-        "head_size": _each(specs, lambda s: _head_size(s)),
+        "head_size": _each(specs, _head_size),
         "kind": ",".join(kinds),
         "kv_heads": str(kv_heads),
         "layers": layer_numbers(list(layers if layers is not None else group.layer_names)),
         "window": _each(specs, lambda s: str(_window(s))),
     }
+    states = _each(specs, lambda s: " ".join(_dtype(d) for d in getattr(s, "dtypes", ())))
+    if states:  # Mamba's; attention's dtype is the namespace's
+        fields["state_dtypes"] = states
     return lines(fields)
 
 
@@ -111,7 +111,7 @@ def layer_numbers(names: Sequence[str]) -> str:
 def config_hash(hf_config: Any) -> str:
     """64 hex digits of a transformers config as the engine uses it: overrides and rope scaling in,
     paths and versions out."""
-    return _hash(_plain(hf_config, "config"))
+    return _native.blake3(_json(_plain(hf_config, "config")).encode()).hex()
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -135,9 +135,8 @@ def _plain(value: Any, where: str) -> Any:
     raise Unshareable(f"the model's {where} is a {type(value).__name__}, which has no plain text")
 
 
-def _hash(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return _native.blake3(text.encode()).hex()
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 def _dtype(value: Any) -> str:
@@ -205,15 +204,13 @@ def _model_folder(vllm_config: Any) -> Path:
         raise ValueError(f"{name}: not in the hub's local cache") from error
 
 
-def _settings(vllm_config: Any) -> str:
-    """Engine settings that change KV and are not in the model's config; "" when all are default."""
+def _settings(vllm_config: Any) -> dict[str, str]:
+    """Engine settings that change KV and are not in the model's config, where not the default."""
     model, cache = vllm_config.model_config, vllm_config.cache_config
     found: dict[str, Any] = {
         "kv_cache_dtype_skip_layers": list(
             getattr(cache, "kv_cache_dtype_skip_layers", None) or []
         ),
-        "mamba_cache_dtype": _not(getattr(cache, "mamba_cache_dtype", "auto"), "auto"),
-        "mamba_ssm_cache_dtype": _not(getattr(cache, "mamba_ssm_cache_dtype", "auto"), "auto"),
         "model_class_overrides": getattr(model, "model_class_overrides", None),
         "model_impl": _not(getattr(model, "model_impl", "auto"), "auto"),
         "disable_sliding_window": getattr(model, "disable_sliding_window", False),
@@ -226,8 +223,7 @@ def _settings(vllm_config: Any) -> str:
     lora = getattr(vllm_config, "lora_config", None)
     if lora is not None:
         found["lora_dtype"] = _not(_dtype(getattr(lora, "lora_dtype", "auto")), _dtype(model.dtype))
-    found = {name: value for name, value in found.items() if value}
-    return _hash(_plain(found, "settings")) if found else ""
+    return {name: _json(_plain(value, name)) for name, value in found.items() if value}
 
 
 def _rope_by_length(hf_config: Any) -> bool:

@@ -90,7 +90,7 @@ def request_extras(
 def _is_set(value: Any) -> bool:
     try:
         return bool(value)
-    except Exception:  # a tensor, say: something is there
+    except (RuntimeError, ValueError):  # a tensor's or an array's: something is there
         return True
 
 
