@@ -33,8 +33,13 @@ def request(**fields):
     return SimpleNamespace(**(plain | fields))
 
 
-def read(chunk_tokens=4, adapters=None, **fields):
-    return request_extras(request(**fields), chunk_tokens, adapters or AdapterHashes())
+def read(chunk_tokens=4, adapters=None, content_ids=True, **fields):
+    return request_extras(
+        request(**fields), chunk_tokens, adapters or AdapterHashes(), content_ids=content_ids
+    )
+
+
+CAT, DOG = "c" * 64, "d" * 64  # vLLM's hashes of two pictures
 
 
 def image(identifier, offset, length):
@@ -79,8 +84,8 @@ def test_a_salt_is_common_to_the_request():
 
 
 def test_an_image_is_in_each_chunk_that_it_overlaps():
-    extras = read(mm_features=[image("cat", 3, 2), image("dog", 8, 4)])
-    cat, dog = b"\x03\0\0\0cat", b"\x03\0\0\0dog"
+    extras = read(mm_features=[image(CAT, 3, 2), image(DOG, 8, 4)])
+    cat, dog = b"\x40\0\0\0" + CAT.encode(), b"\x40\0\0\0" + DOG.encode()
     assert extras.chunks == {
         0: pack([(MULTIMODAL, cat + struct.pack("<iI", 3, 2))]),
         1: pack([(MULTIMODAL, cat + struct.pack("<iI", -1, 2))]),
@@ -90,16 +95,25 @@ def test_an_image_is_in_each_chunk_that_it_overlaps():
 
 def test_two_images_with_the_same_placeholders_never_share():
     plain = keys_with(read())
-    cat = keys_with(read(mm_features=[image("cat", 5, 2)]))
-    dog = keys_with(read(mm_features=[image("dog", 5, 2)]))
-    moved = keys_with(read(mm_features=[image("cat", 6, 2)]))
+    cat = keys_with(read(mm_features=[image(CAT, 5, 2)]))
+    dog = keys_with(read(mm_features=[image(DOG, 5, 2)]))
+    moved = keys_with(read(mm_features=[image(CAT, 6, 2)]))
     assert plain[0] == cat[0] == dog[0] == moved[0]  # before the image
     assert len({k[1] for k in (plain, cat, dog, moved)}) == 4
     assert len({k[2] for k in (plain, cat, dog, moved)}) == 4  # and all behind it
 
 
-def test_an_input_without_identifier_opts_out():
-    assert read(mm_features=[image(None, 0, 2)]) == OptedOut("a image input without an identifier")
+@pytest.mark.parametrize("name", [None, "", "renderer0-mm-1-image-0", "my picture", "c" * 63])
+def test_an_input_that_is_not_named_by_its_content_opts_out(name):
+    reason = f"multimodal input '{name}' is not named by its content"
+    assert read(mm_features=[image(name, 0, 2)]) == OptedOut(reason)
+    assert isinstance(read(mm_features=[image("ad:" + CAT, 0, 2)]), RequestExtras)
+
+
+def test_inputs_of_an_engine_that_counts_them_opt_out():
+    """A count hashed with processor arguments looks like content; the engine's settings tell."""
+    assert isinstance(read(mm_features=[image(CAT, 0, 2)], content_ids=False), OptedOut)
+    assert read(content_ids=False) == RequestExtras()
 
 
 def test_an_adapter_counts_by_its_files_not_by_its_name_or_path(tmp_path):

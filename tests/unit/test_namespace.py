@@ -4,7 +4,14 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
-from lmkv.agent.namespace import Unshareable, config_hash, group_spec, layer_numbers, namespace
+from lmkv.agent.namespace import (
+    Unshareable,
+    config_hash,
+    content_ids,
+    group_spec,
+    layer_numbers,
+    namespace,
+)
 from test_identity import write_shard
 
 
@@ -158,6 +165,21 @@ def test_a_config_that_has_no_plain_text_is_refused():
     with pytest.raises(Unshareable, match=r"config\.hook is a object, which has no plain text"):
         config_hash(Config(hook=object()))
     assert config_hash(Config(a={"x": 1, "y": 2})) == config_hash(Config(a={"y": 2, "x": 1}))
+
+
+@pytest.mark.parametrize(
+    ("prefix_caching", "processor_cache", "content"),
+    [(True, 0, True), (False, 4, True), (False, 0, False), (False, None, True)],
+)
+def test_multimodal_names_are_content_only_where_vllm_hashes(
+    prefix_caching, processor_cache, content
+):
+    config = engine("folder")
+    config.cache_config.enable_prefix_caching = prefix_caching
+    if processor_cache is not None:  # a multimodal model
+        cache = SimpleNamespace(mm_processor_cache_gb=processor_cache)
+        config.model_config.multimodal_config = cache
+    assert content_ids(config) == content
 
 
 class FullAttentionSpec(SimpleNamespace):

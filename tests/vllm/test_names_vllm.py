@@ -10,7 +10,8 @@ pytestmark = pytest.mark.vllm
 pytest.importorskip("vllm", reason="vllm is not installed")
 
 from lmkv.agent.namespace import group_spec, namespace  # noqa: E402
-from lmkv.core.extras import AdapterHashes, RequestExtras, request_extras  # noqa: E402
+from lmkv.core import extras  # noqa: E402
+from lmkv.core.extras import AdapterHashes, RequestExtras  # noqa: E402
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -81,6 +82,10 @@ def test_a_real_group(folder):
     )
 
 
+def request_extras(request, chunk_tokens):
+    return extras.request_extras(request, chunk_tokens, AdapterHashes(), content_ids=True)
+
+
 def real_request(**fields):
     from vllm.sampling_params import SamplingParams
     from vllm.v1.request import Request
@@ -95,8 +100,8 @@ def real_request(**fields):
 
 def test_a_real_request_is_known_to_the_last_field():
     for request in (real_request(), real_request(resumable=True, session_id="s", priority=3)):
-        assert request_extras(request, 256, AdapterHashes()) == RequestExtras()
-    salted = request_extras(real_request(cache_salt="a"), 256, AdapterHashes())
+        assert request_extras(request, 256) == RequestExtras()
+    salted = request_extras(real_request(cache_salt="a"), 256)
     assert salted.common == b"\x01\x01\0\0\0a"
 
 
@@ -108,14 +113,13 @@ def test_real_embeddings_and_a_real_image():
     embedded = real_request(prompt_token_ids=None, prompt_embeds=rows)
     again = real_request(prompt_token_ids=None, prompt_embeds=rows.clone())
     other = real_request(prompt_token_ids=None, prompt_embeds=rows + 1)
-    read = [request_extras(r, 4, AdapterHashes()).chunks for r in (embedded, again, other)]
+    read = [request_extras(r, 4).chunks for r in (embedded, again, other)]
     assert read[0] == read[1]
     assert set(read[0]) == {0, 1}
     assert read[0][0] != read[2][0]
     assert read[0][1] != read[2][1]
 
     image = MultiModalFeatureSpec(
-        data=None, modality="image", identifier="cat", mm_position=PlaceholderRange(1, 2)
+        data=None, modality="image", identifier="c" * 64, mm_position=PlaceholderRange(1, 2)
     )
-    extras = request_extras(real_request(mm_features=[image]), 4, AdapterHashes())
-    assert set(extras.chunks) == {0}
+    assert set(request_extras(real_request(mm_features=[image]), 4).chunks) == {0}

@@ -72,6 +72,14 @@ def namespace(
     return lines(fields | {name: value for name, value in optional.items() if value})
 
 
+def content_ids(vllm_config: Any) -> bool:
+    """Whether vLLM names a multimodal input by its content. With neither its prefix cache nor its
+    processor cache it counts them instead, alike in every engine."""
+    multimodal = getattr(vllm_config.model_config, "multimodal_config", None)
+    uncached = multimodal is not None and multimodal.mm_processor_cache_gb == 0
+    return bool(vllm_config.cache_config.enable_prefix_caching) or not uncached
+
+
 def group_spec(group: Any, kv_heads: int, layers: Sequence[str] | None = None) -> str:
     """The text of a vLLM KV cache group: `kv_heads` of the whole model, not of a rank; `layers`
     (names) where not all of the group's are shared."""

@@ -9,6 +9,7 @@ An item is tag u8, length u32 little-endian, bytes; a sequence is sorted by tag,
 from __future__ import annotations
 
 import ctypes
+import re
 import struct
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,10 @@ from typing import Any
 from lmkv import _native
 
 SALT, LORA, MULTIMODAL, EMBEDS = 1, 2, 3, 4
+
+# vLLM's hash of a multimodal input (BLAKE3, SHA-256, SHA-512), behind a LoRA's name where the
+# adapter changes the embeddings. Names that clients give to their inputs do not look like that.
+CONTENT_ID = re.compile(r"(^|:)([0-9a-f]{64}|[0-9a-f]{128})$")
 
 # What a `Request` of vLLM 0.32 holds: read below, or without effect on the prompt's KV.
 _KNOWN = """
@@ -56,9 +61,13 @@ def pack(items: Iterable[tuple[int, bytes]]) -> bytes:
 
 
 def request_extras(
-    request: Any, chunk_tokens: int, adapters: AdapterHashes
+    request: Any, chunk_tokens: int, adapters: AdapterHashes, *, content_ids: bool
 ) -> RequestExtras | OptedOut:
-    """The extras of a request as it arrives; again after its input grew (a streaming session)."""
+    """The extras of a request as it arrives; again after its input grew (a streaming session).
+
+    `content_ids`: whether this engine names multimodal inputs by their content
+    (`agent.namespace.content_ids`); where it counts them, two engines give two pictures one name.
+    """
     for name, value in vars(request).items():
         # The rule for another vLLM's new fields: unset ones change nothing, set ones might.
         if name not in KNOWN and not name.startswith("_") and _is_set(value):
@@ -75,8 +84,8 @@ def request_extras(
         common.append((LORA, adapter))
     chunks: dict[int, list[tuple[int, bytes]]] = defaultdict(list)
     for feature in request.mm_features or ():
-        if not feature.identifier:
-            return OptedOut(f"a {feature.modality} input without an identifier")
+        if not content_ids or not CONTENT_ID.search(feature.identifier or ""):
+            return OptedOut(f"multimodal input '{feature.identifier}' is not named by its content")
         for chunk, item in _multimodal(feature, chunk_tokens):
             chunks[chunk].append((MULTIMODAL, item))
     if request.prompt_embeds is not None:
