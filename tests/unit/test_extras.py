@@ -202,6 +202,13 @@ def test_embeddings_are_hashed_chunk_by_chunk():
     }
 
 
+def test_embeddings_mixed_with_token_ids_say_which_is_which():
+    mixed = {"prompt_token_ids": [0, 7], "prompt_embeds": Rows([b"aa", b"bb"])}
+    extras = read(prompt_is_token_ids=[False, True], **mixed)
+    expected = blake3(b"torch.uint8 2 2\naabb\x00\x01").digest()
+    assert extras.chunks == {0: pack([(EMBEDS, expected)])}
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [

@@ -89,7 +89,7 @@ def request_extras(
         for chunk, item in _multimodal(feature, chunk_tokens):
             chunks[chunk].append((MULTIMODAL, item))
     if request.prompt_embeds is not None:
-        for chunk, item in _embeds(request.prompt_embeds, chunk_tokens):
+        for chunk, item in _embeds(request, chunk_tokens):
             chunks[chunk].append((EMBEDS, item))
     elif request.prompt_token_ids is None:
         return OptedOut("a prompt without token ids and without embeddings")
@@ -113,14 +113,17 @@ def _multimodal(feature: Any, chunk_tokens: int) -> Iterable[tuple[int, bytes]]:
         yield chunk, head + struct.pack("<iI", offset - chunk * chunk_tokens, length)
 
 
-def _embeds(embeds: Any, chunk_tokens: int) -> Iterable[tuple[int, bytes]]:
-    """(chunk, item): BLAKE3 of a line `dtype rows columns` and the rows' bytes. `embeds` is a
-    tensor [tokens, hidden size]; it is read by its address, without importing torch."""
+def _embeds(request: Any, chunk_tokens: int) -> Iterable[tuple[int, bytes]]:
+    """(chunk, item): BLAKE3 of a line `dtype rows columns`, the rows' bytes and, where the prompt
+    mixes embeddings and token ids, a byte a row: 1 for a token id. The embeddings are a tensor
+    [tokens, hidden size]; it is read by its address, without importing torch."""
+    embeds, mask = request.prompt_embeds, getattr(request, "prompt_is_token_ids", None)
     for start in range(0, len(embeds), chunk_tokens):
         rows = embeds[start : start + chunk_tokens].detach().cpu().contiguous()
         line = f"{rows.dtype} {rows.shape[0]} {rows.shape[1]}\n".encode()
         content = ctypes.string_at(rows.data_ptr(), rows.numel() * rows.element_size())
-        yield start // chunk_tokens, _native.blake3(line + content)
+        which = bytes(map(bool, mask[start : start + chunk_tokens])) if mask is not None else b""
+        yield start // chunk_tokens, _native.blake3(line + content + which)
 
 
 class AdapterHashes:
