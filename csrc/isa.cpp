@@ -29,13 +29,19 @@ std::atomic<Isa>& chosen() {
 
 }  // namespace
 
-std::string_view name(Isa isa) { return isa == Isa::avx2 ? "avx2" : "scalar"; }
+std::string_view name(Isa isa) {
+  constexpr std::string_view names[] = {"scalar", "avx2", "avx512"};
+  return names[static_cast<int>(isa)];
+}
 
 const std::vector<Isa>& available_isas() {
   static const std::vector<Isa> isas = [] {
     std::vector<Isa> found{Isa::scalar};
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx2")) found.push_back(Isa::avx2);
+    if (found.back() == Isa::avx2 && __builtin_cpu_supports("avx512f")) {
+      found.push_back(Isa::avx512);
+    }
 #endif
     return found;
   }();

@@ -8,7 +8,9 @@
 
 namespace lmkv {
 
-enum class Isa { scalar = 0, avx2 = 1 };
+// Each has what those before it have: code without a path of its own for the active one takes the
+// best below it (`active_isa() >= Isa::avx2`).
+enum class Isa { scalar = 0, avx2 = 1, avx512 = 2 };
 
 std::string_view name(Isa isa);
 
