@@ -87,7 +87,7 @@ void chunks_come_back_from_pages_of_exactly_their_size() {
                       .plane_stride = std::int64_t(plane)};
     const SlotLayout layout(6, pages.segment_bytes(2), kPageFormatTokens, 7);
     const Copier copier(layout, pages, 2);
-    Pool pool(layout, 2, 1);
+    Pool pool(layout, 2, 1, 0);
     pool.add_segment(true);
     std::byte* slot = pool.slot({.first = 0, .granules = 16});
     const Key key{1, 2};
@@ -124,7 +124,7 @@ void a_reader_is_safe_from_a_writer() {
   };
   const SlotLayout layout(1, 4 * kPage, kPageFormatBlocks, 7);
   const Copier writer(layout, pages(source), 4), reader(layout, pages(target), 4);
-  Pool pool(layout, 1, 1);
+  Pool pool(layout, 1, 1, 0);
   pool.add_segment(true);
   PoolMap map(layout, 1, 1, 0, false);
   map.add_segment(pool.segment_fd(0, true).get());
