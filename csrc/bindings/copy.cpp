@@ -36,6 +36,18 @@ std::byte* slot_at(std::uintptr_t address) {
   return reinterpret_cast<std::byte*>(address);
 }
 
+// The limit that a bench holds gather and scatter against.
+void copy_runs(const nb::handle& to, const nb::handle& from, std::size_t bytes) {
+  const Buffer targets(to), sources(from);
+  const std::size_t n = targets.bytes().size() / sizeof(void*);
+  REQUIRE(targets.bytes().size() == sources.bytes().size(), "copy_runs: ", n, " targets, ",
+          sources.bytes().size() / sizeof(void*), " sources");
+  const auto* target = reinterpret_cast<void* const*>(targets.bytes().data());
+  const auto* source = reinterpret_cast<const void* const*>(sources.bytes().data());
+  nb::gil_scoped_release release;
+  for (std::size_t i = 0; i < n; ++i) std::memcpy(target[i], source[i], bytes);
+}
+
 }  // namespace
 
 void bind_copy(nb::module_& m) {
@@ -57,9 +69,11 @@ void bind_copy(nb::module_& m) {
       .def_ro("blocks", &Pages::blocks)
       .def("segment_bytes", &Pages::segment_bytes, nb::arg("blocks_per_chunk"));
 
+  m.def("copy_runs", copy_runs, nb::arg("to"), nb::arg("from_"), nb::arg("bytes"));
+
   nb::class_<Copier>(m, "Copier")
-      .def(nb::init<const SlotLayout&, Pages, std::uint64_t>(), nb::arg("layout"),
-           nb::arg("pages"), nb::arg("blocks_per_chunk"))
+      .def(nb::init<const SlotLayout&, Pages, std::uint64_t>(), nb::arg("layout"), nb::arg("pages"),
+           nb::arg("blocks_per_chunk"))
       .def(
           "gather",
           [](const Copier& copier, std::uintptr_t slot_address, const nb::bytes& key,

@@ -78,8 +78,7 @@ void bind_slots(nb::module_& m) {
         return int(adopt_slot(at(address), layout, name, theirs, ours));
       },
       nb::arg("address"), nb::arg("layout"), nb::arg("key"), nb::arg("theirs"), nb::arg("ours"));
-  m.def(
-      "clear_slot", [](std::uintptr_t address) { clear_slot(at(address)); }, nb::arg("address"));
+  m.def("clear_slot", [](std::uintptr_t address) { clear_slot(at(address)); }, nb::arg("address"));
 }
 
 }  // namespace lmkv

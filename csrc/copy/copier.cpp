@@ -50,8 +50,8 @@ class SegmentWalk {
 Copier::Copier(const SlotLayout& layout, Pages pages, std::uint64_t blocks_per_chunk)
     : layout_(layout), pages_(std::move(pages)), blocks_per_chunk_(blocks_per_chunk) {
   pages_.check();
-  REQUIRE(blocks_per_chunk >= 1 && blocks_per_chunk < (1u << 24), "blocks_per_chunk: ",
-          blocks_per_chunk, " is not in 1 .. 2^24 - 1");
+  REQUIRE(blocks_per_chunk >= 1 && blocks_per_chunk < (1u << 24),
+          "blocks_per_chunk: ", blocks_per_chunk, " is not in 1 .. 2^24 - 1");
   const std::uint64_t segments = pages_.layers.size() * pages_.heads;
   REQUIRE(segments == layout.segments, "layout: ", layout.segments, " segments, the pages have ",
           pages_.layers.size(), " layers of ", pages_.heads, " heads");
@@ -123,8 +123,8 @@ SlotStatus Copier::scatter(const std::byte* slot, const Key& key, std::uint64_t 
     std::uint32_t unit = 0;
     for (const Run& run : runs) {
       // Short runs prefetch the same offset of what lies 2 KiB ahead; long ones go on at their end.
-      const auto* next = reinterpret_cast<const std::byte*>(
-          reinterpret_cast<std::uintptr_t>(from) + std::max(run.bytes, kPrefetchAhead));
+      const auto* next = reinterpret_cast<const std::byte*>(reinterpret_cast<std::uintptr_t>(from) +
+                                                            std::max(run.bytes, kPrefetchAhead));
       kernels.copy(run.at, from, run.bytes, unit, next, sums);
       from += run.bytes;
       unit += std::uint32_t(run.bytes / 16);

@@ -11,8 +11,8 @@ void Pages::check() const {
   REQUIRE(heads >= 1 && heads < (1u << 24), "heads: ", heads, " is not in 1 .. 2^24 - 1");
   REQUIRE(tokens >= 1 && tokens < (1u << 24), "tokens: ", tokens, " is not in 1 .. 2^24 - 1");
   REQUIRE(planes >= 1 && planes <= 16, "planes: ", planes, " is not in 1 .. 16");
-  REQUIRE(run_bytes >= 16 && run_bytes % 16 == 0 && run_bytes < (1ull << 36), "run_bytes: ",
-          run_bytes, " is not a multiple of 16 in 16 .. 2^36 - 16");
+  REQUIRE(run_bytes >= 16 && run_bytes % 16 == 0 && run_bytes < (1ull << 36),
+          "run_bytes: ", run_bytes, " is not a multiple of 16 in 16 .. 2^36 - 16");
   const auto aligned = [](const char* name, std::int64_t stride) {
     REQUIRE(stride % 16 == 0, name, ": ", stride, " is not a multiple of 16");
   };
@@ -37,8 +37,8 @@ std::uint64_t Pages::segment_bytes(std::uint64_t blocks_per_chunk) const {
 void segment_runs(const Pages& pages, std::uint32_t segment, std::span<const std::uint32_t> blocks,
                   std::vector<Run>& runs) {
   runs.clear();
-  std::byte* base = pages.layers[segment / pages.heads] +
-                    std::int64_t(segment % pages.heads) * pages.head_stride;
+  std::byte* base =
+      pages.layers[segment / pages.heads] + std::int64_t(segment % pages.heads) * pages.head_stride;
   const bool whole = pages.token_stride == std::int64_t(pages.run_bytes);
   const std::uint64_t tokens = whole ? 1 : pages.tokens;
   const std::size_t bytes = pages.run_bytes * (whole ? pages.tokens : 1);

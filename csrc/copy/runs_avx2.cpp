@@ -12,9 +12,9 @@ namespace lmkv {
 namespace {
 
 __m256i times(std::uint32_t n) {  // n times the constants, both units alike
-  const __m256i g = _mm256_set_epi32(
-      int(LMKV_LMX64_G3), int(LMKV_LMX64_G2), int(LMKV_LMX64_G1), int(LMKV_LMX64_G0),
-      int(LMKV_LMX64_G3), int(LMKV_LMX64_G2), int(LMKV_LMX64_G1), int(LMKV_LMX64_G0));
+  const __m256i g = _mm256_set_epi32(int(LMKV_LMX64_G3), int(LMKV_LMX64_G2), int(LMKV_LMX64_G1),
+                                     int(LMKV_LMX64_G0), int(LMKV_LMX64_G3), int(LMKV_LMX64_G2),
+                                     int(LMKV_LMX64_G1), int(LMKV_LMX64_G0));
   return _mm256_mullo_epi32(g, _mm256_set1_epi32(int(n)));
 }
 

@@ -14,8 +14,8 @@ std::uint64_t pool_bytes(const SlotLayout& layout, std::uint64_t slots,
           " is not in 1 .. ", 0xFFFFFFFFull / kGranulesPerSlot);
   REQUIRE(segment_slots >= 1 && segment_slots <= 0xFFFFFFFFull / kGranulesPerSlot,
           "segment_slots: ", segment_slots, " is not in 1 .. ", 0xFFFFFFFFull / kGranulesPerSlot);
-  REQUIRE(slots < (1ull << 46) / layout.slot_bytes(), "slots: ", slots, " of ",
-          layout.slot_bytes(), " bytes are more than 2^46 bytes");
+  REQUIRE(slots < (1ull << 46) / layout.slot_bytes(), "slots: ", slots, " of ", layout.slot_bytes(),
+          " bytes are more than 2^46 bytes");
   return slots * layout.slot_bytes();
 }
 
@@ -44,12 +44,11 @@ std::uint64_t PoolRange::segment_bytes(std::uint32_t segment) const {
 std::byte* PoolRange::slot(const Place& place) const {
   REQUIRE(place.tier == std::uint8_t(Tier::host), "place: tier ", int(place.tier),
           " is not 0 (host)");
-  REQUIRE(place.granules >= 1 && place.granules <= kGranulesPerSlot, "place: ",
-          int(place.granules), " granules are not in 1 .. 16");
+  REQUIRE(place.granules >= 1 && place.granules <= kGranulesPerSlot, "place: ", int(place.granules),
+          " granules are not in 1 .. 16");
   const std::uint64_t per_segment = segment_slots_ * kGranulesPerSlot;
   const std::uint64_t last = std::uint64_t{place.first} + place.granules - 1;
-  const std::uint64_t usable =
-      std::min(segments() * per_segment, slots_ * kGranulesPerSlot);
+  const std::uint64_t usable = std::min(segments() * per_segment, slots_ * kGranulesPerSlot);
   REQUIRE(last < usable, "place: granules ", place.first, " .. ", last, ", but ", usable,
           " are usable");
   REQUIRE(place.first / per_segment == last / per_segment, "place: granules ", place.first, " .. ",

@@ -80,9 +80,8 @@ void check_segment(int fd, std::size_t bytes) {
 }
 
 Descriptor duplicate_segment(int fd, bool readonly) {
-  Descriptor copy(readonly
-                      ? open(sentence("/proc/self/fd/", fd).c_str(), O_RDONLY | O_CLOEXEC)
-                      : fcntl(fd, F_DUPFD_CLOEXEC, 3));
+  Descriptor copy(readonly ? open(sentence("/proc/self/fd/", fd).c_str(), O_RDONLY | O_CLOEXEC)
+                           : fcntl(fd, F_DUPFD_CLOEXEC, 3));
   if (copy.get() < 0) {
     throw SystemError(readonly ? "open a pool segment read-only" : "fcntl F_DUPFD_CLOEXEC");
   }
@@ -126,8 +125,8 @@ void AddressRange::populate(std::size_t offset, std::size_t bytes) {
 }
 
 void AddressRange::hide(std::size_t offset, std::size_t bytes) noexcept {
-  mmap(data_ + offset, bytes, PROT_NONE,
-       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  mmap(data_ + offset, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED,
+       -1, 0);
 }
 
 void AddressRange::unmap() noexcept {

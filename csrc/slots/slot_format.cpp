@@ -103,10 +103,9 @@ SlotStatus check_header(const SlotHeader& header, const SlotLayout& layout, cons
   if (header.checksum != header_checksum(header)) return SlotStatus::digest;
   if (Key{header.key_lo, header.key_hi} != key) return SlotStatus::gone;
   if (header.generation != generation) return SlotStatus::gone;
-  const bool same = header.fingerprint == layout.fingerprint &&
-                    header.word0 == slot_word0(layout.page_format) &&
-                    header.segments == layout.segments &&
-                    header.payload_units == layout.payload_bytes() / 64;
+  const bool same =
+      header.fingerprint == layout.fingerprint && header.word0 == slot_word0(layout.page_format) &&
+      header.segments == layout.segments && header.payload_units == layout.payload_bytes() / 64;
   return same ? SlotStatus::good : SlotStatus::incompatible;
 }
 

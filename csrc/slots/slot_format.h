@@ -64,8 +64,8 @@ SlotStatus check_header(const SlotHeader& header, const SlotLayout& layout, cons
 // The table, if it is what the header says; else empty.
 std::vector<std::uint64_t> load_table(const std::byte* slot, const SlotHeader& header);
 
-// A reader. `segment(n, bytes)` reads segment n, from `bytes` on, and returns its digest. A mismatch
-// under an unchanged header is read once more before it counts as DIGEST.
+// A reader. `segment(n, bytes)` reads segment n, from `bytes` on, and returns its digest. A
+// mismatch under an unchanged header is read once more before it counts as DIGEST.
 template <class Segment>
 SlotStatus read_slot(const std::byte* slot, const SlotLayout& layout, const Key& key,
                      std::uint64_t generation, Segment&& segment) {

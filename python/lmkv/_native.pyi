@@ -193,6 +193,9 @@ class Copier:
         """A slot (own or a mapped peer's, read-only) to vLLM's blocks, checked as SLOT_FORMAT's
         reader; a SlotStatus. The blocks hold rubbish unless it is GOOD."""
 
+def copy_runs(to: Buffer, from_: Buffer, bytes: int) -> None:
+    """For benches: one memcpy of `bytes` bytes for each pair of addresses (u64 arrays)."""
+
 # ---------------------------------------------------------------- slot table (csrc/slots)
 
 class SlotTable:

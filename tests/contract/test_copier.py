@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-
 from lmkv import _native
 from lmkv._native import Copier, Pages, Pool, SlotLayout, SlotStatus
 
@@ -69,7 +68,11 @@ class World:
     def __init__(self, case: Case) -> None:
         self.case = case
         sizes = {
-            "l": case.layers, "p": case.planes, "b": case.blocks, "h": case.heads, "t": case.tokens
+            "l": case.layers,
+            "p": case.planes,
+            "b": case.blocks,
+            "h": case.heads,
+            "t": case.tokens,
         }
         strides, step = {}, case.run + case.gap
         for axis in reversed(case.order):
@@ -85,8 +88,15 @@ class World:
         )
         self.pages = Pages(
             [self.kv[layer].ctypes.data for layer in range(case.layers)],
-            case.blocks, case.heads, case.tokens, case.run,
-            strides["b"], strides["h"], strides["t"], case.planes, strides["p"],
+            case.blocks,
+            case.heads,
+            case.tokens,
+            case.run,
+            strides["b"],
+            strides["h"],
+            strides["t"],
+            case.planes,
+            strides["p"],
         )
         segment = self.pages.segment_bytes(case.per_chunk)
         self.layout = SlotLayout(case.layers * case.heads, segment, 1, 0xABC)
@@ -151,7 +161,8 @@ def test_scatter_writes_those_blocks_and_nothing_else(world: World) -> None:
     expected = world.memory.copy()
     twin = np.lib.stride_tricks.as_strided(
         expected[world.kv.ctypes.data - world.memory.ctypes.data :],
-        world.kv.shape, world.kv.strides,
+        world.kv.shape,
+        world.kv.strides,
     )
     twin[:, :, target] = world.kv[:, :, source]
     status = world.copier.scatter(world.slot, KEY, GENERATION, target)
@@ -275,8 +286,13 @@ def test_bad_slot_and_key_are_named(small: World) -> None:
 )
 def test_pages_that_cannot_be_copied_are_named(change: dict[str, object], text: str) -> None:
     good: dict[str, object] = {
-        "layers": [4096], "blocks": 1, "heads": 1, "tokens": 1, "run_bytes": 64,
-        "block_stride": 64, "head_stride": 64,
+        "layers": [4096],
+        "blocks": 1,
+        "heads": 1,
+        "tokens": 1,
+        "run_bytes": 64,
+        "block_stride": 64,
+        "head_stride": 64,
     }
     with pytest.raises(ValueError, match=text):
         Pages(**{**good, **change})  # type: ignore[arg-type]

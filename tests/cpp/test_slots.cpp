@@ -1,5 +1,5 @@
-// Slots, pools and copies under the sanitizers: runs that end where their memory ends, a writer that
-// overwrites under a reader, and segments that are refused.
+// Slots, pools and copies under the sanitizers: runs that end where their memory ends, a writer
+// that overwrites under a reader, and segments that are refused.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -39,7 +39,10 @@ Memory exactly(std::size_t bytes, unsigned seed) {
   void* memory = nullptr;
   CHECK(posix_memalign(&memory, 64, bytes) == 0);
   auto* out = static_cast<std::byte*>(memory);
-  for (std::size_t i = 0; i < bytes; ++i) out[i] = std::byte(seed = seed * 1664525 + 1013904223);
+  for (std::size_t i = 0; i < bytes; ++i) {
+    seed = seed * 1664525 + 1013904223;
+    out[i] = std::byte(seed >> 24);
+  }
   return Memory(out);
 }
 
@@ -105,8 +108,8 @@ void chunks_come_back_from_pages_of_exactly_their_size() {
   }
 }
 
-// A holder reuses its slot over and over while a reader scatters from it: what the reader calls good
-// is always the whole chunk that it asked for.
+// A holder reuses its slot over and over while a reader scatters from it: what the reader calls
+// good is always the whole chunk that it asked for.
 void a_reader_is_safe_from_a_writer() {
   constexpr std::uint64_t kPage = 4096, kBlocks = 16;
   const Memory source = exactly(kPage * kBlocks, 1), target = exactly(kPage * kBlocks, 2);

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from blake3 import blake3
-
 from lmkv.core import geometry
 from lmkv.core.geometry import GIB, DoesNotFit, Layout, compatible, numbered, pool_slots
 

@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator
 
 import pytest
-
 from lmkv._native import Pool, PoolMap, SlotLayout, SlotStatus, check_slot, write_slot
 
 LAYOUT = SlotLayout(2, 64, 1, 5)  # a slot is 16 granules of 4 KiB
@@ -141,9 +140,9 @@ def test_an_unsealed_segment_is_refused(seals: int, missing: str) -> None:
 
 def test_a_segment_of_another_size_is_refused() -> None:
     peer = PoolMap(LAYOUT, 3, 2)
-    with closing(memfd(SLOT, ALL_SEALS)) as fd:
-        with pytest.raises(RuntimeError, match=f"{SLOT} bytes, announced are {2 * SLOT}"):
-            peer.add_segment(fd)
+    sizes = f"{SLOT} bytes, announced are {2 * SLOT}"
+    with closing(memfd(SLOT, ALL_SEALS)) as fd, pytest.raises(RuntimeError, match=sizes):
+        peer.add_segment(fd)
     with closing(memfd(2 * SLOT, ALL_SEALS)) as fd:
         peer.add_segment(fd)
     with closing(memfd(SLOT, ALL_SEALS)) as fd:  # the last one is shorter
@@ -152,9 +151,9 @@ def test_a_segment_of_another_size_is_refused() -> None:
 
 def test_what_is_no_memfd_is_refused(tmp_path: os.PathLike[str]) -> None:
     peer = PoolMap(LAYOUT, 2, 2)
-    with closing(os.open(tmp_path, os.O_RDONLY)) as fd:
-        with pytest.raises(RuntimeError, match=f"descriptor {fd} has no seals"):
-            peer.add_segment(fd)
+    folder = closing(os.open(tmp_path, os.O_RDONLY))
+    with folder as fd, pytest.raises(RuntimeError, match=f"descriptor {fd} has no seals"):
+        peer.add_segment(fd)
 
 
 def test_addresses_are_random_and_high() -> None:

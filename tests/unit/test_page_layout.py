@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from lmkv import _native
 from lmkv.core import geometry
 from lmkv.worker.page_layout import PageLayout, Unsupported, cpu_isa, page_layout
@@ -59,9 +58,7 @@ class Engine:
             name: self.memory[start + n * size : start + (n + 1) * size].view(dtype).view(shape)
             for n, name in enumerate(names)
         }
-        spec = FullAttentionSpec(
-            block_size=block_tokens, num_kv_heads=heads, head_size=head_size
-        )
+        spec = FullAttentionSpec(block_size=block_tokens, num_kv_heads=heads, head_size=head_size)
         group = SimpleNamespace(layer_names=names, kv_cache_spec=spec, is_eagle_group=False)
         self.cache_config = SimpleNamespace(
             num_blocks=blocks, kv_cache_groups=[group], kv_tp_replicas=1

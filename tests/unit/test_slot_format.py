@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-
 from lmkv import _native
 from lmkv._native import SlotLayout, SlotStatus
 
