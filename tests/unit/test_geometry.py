@@ -247,7 +247,8 @@ def test_a_pool_smaller_than_a_slot(host: Host) -> None:
 
 def test_this_host_says_what_it_has() -> None:
     left, limit = geometry.available_bytes()
-    assert left > 0 and limit
+    assert left > 0
+    assert limit
 
 
 @pytest.mark.parametrize(

@@ -274,7 +274,7 @@ def test_nothing_registered() -> None:
 def test_a_chunk_is_whole_blocks() -> None:
     engine = Engine()
     engine.chunk_tokens = 192
-    with pytest.raises(ValueError, match="chunk_tokens: 192 is not a multiple of .* 128"):
+    with pytest.raises(ValueError, match=r"chunk_tokens: 192 is not a multiple of .* 128"):
         engine.layout()
 
 

@@ -96,7 +96,7 @@ def slot_layout(layout: str) -> _native.SlotLayout:
 
 def compatible(a: Sequence[str], b: Sequence[str], heads_apart: bool = True) -> str | None:
     """None if instances with these layouts (one per rank) may share; else the first field, by name,
-    that differs. `heads_apart` False asks for the same ranks too: slots are then equal rank by rank.
+    that differs. `heads_apart` False asks for equal ranks too: their slots are alike one by one.
     """
     if not heads_apart:
         if len(a) != len(b):
@@ -174,8 +174,8 @@ def pool_slots(
         size, why = pool_gib, "as pool_gib says"
         if size > room:
             raise DoesNotFit(
-                f"pool_gib: {size:g} GiB for each of {ranks_on_host} ranks on this host is more than"
-                f" the {left / GIB:.2f} GiB that {limit} leaves; at most {room:.2f} is possible"
+                f"pool_gib: {size:g} GiB for each of {ranks_on_host} ranks on this host is more"
+                f" than the {left / GIB:.2f} GiB that {limit} leaves; at most {room:.2f} is possible"
             )
     if size < POOL_GIB_LEAST:
         raise DoesNotFit(
