@@ -175,7 +175,8 @@ def pool_slots(
         if size > room:
             raise DoesNotFit(
                 f"pool_gib: {size:g} GiB for each of {ranks_on_host} ranks on this host is more"
-                f" than the {left / GIB:.2f} GiB that {limit} leaves; at most {room:.2f} is possible"
+                f" than the {left / GIB:.2f} GiB that {limit} leaves;"
+                f" at most {room:.2f} is possible"
             )
     if size < POOL_GIB_LEAST:
         raise DoesNotFit(
