@@ -160,6 +160,35 @@ void a_reader_is_safe_from_a_writer() {
   std::printf("reader: %d good, %d gone, %d digest\n", good, gone, digest);
 }
 
+// What a reader makes of a mismatch depends on what it finds in the header afterwards.
+void a_mismatch_is_read_once_more() {
+  const SlotLayout layout(1, 64, kPageFormatTokens, 7);
+  Pool pool(layout, 1, 1, 0);
+  pool.add_segment(true);
+  std::byte* slot = pool.slot({.first = 0, .granules = 16});
+  const Key key{1, 2};
+  const std::vector<std::byte> payload(64);
+  const auto read = [&](auto&& at_first, auto&& at_second) {
+    write_slot(slot, layout, key, 3, payload);
+    int reads = 0;
+    return read_slot(slot, layout, key, 3, [&](std::uint32_t n, const std::byte* bytes) {
+      return (++reads == 1 ? at_first() : at_second()) ? lmx64(bytes, 64, n) : 0;
+    });
+  };
+  const auto good = [] { return true; };
+  const auto bad = [] { return false; };
+  CHECK(read(good, bad) == SlotStatus::good);
+  CHECK(read(bad, good) == SlotStatus::good);
+  CHECK(read(bad, bad) == SlotStatus::digest);
+  const auto cleared = [&] { return clear_slot(slot), false; };
+  CHECK(read(cleared, good) == SlotStatus::gone);
+  const auto reused = [&] { return write_slot(slot, layout, key, 4, payload), false; };
+  CHECK(read(reused, good) == SlotStatus::gone);
+  // Rubbish in the word of the generation is a changed header, so it is not called corrupt.
+  const auto writing = [&] { return slot[32] ^= std::byte(1), false; };
+  CHECK(read(writing, good) == SlotStatus::gone);
+}
+
 template <class Error, class Call>
 void refused(Call&& call, const char* text) {
   try {
@@ -196,6 +225,7 @@ int main() {
     chunks_come_back_from_pages_of_exactly_their_size();
     a_reader_is_safe_from_a_writer();
   }
+  a_mismatch_is_read_once_more();
   what_is_no_pool_segment_is_refused();
   std::puts("slots: good");
 }
