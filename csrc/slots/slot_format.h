@@ -80,12 +80,15 @@ SlotStatus read_slot(const std::byte* slot, const SlotLayout& layout, const Key&
     }
     return SlotStatus::good;
   };
-  const SlotHeader first = load_header(slot);
-  SlotStatus status = once(first);
-  if (status != SlotStatus::digest) return status;
-  const SlotHeader again = load_header(slot);
-  if (again.word0 != first.word0 || again.generation != first.generation) return SlotStatus::gone;
-  return once(again);
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    const SlotHeader header = load_header(slot);
+    const SlotStatus status = once(header);
+    if (status != SlotStatus::digest) return status;
+    __atomic_thread_fence(__ATOMIC_ACQUIRE);  // the header as of after what was read
+    const SlotHeader now = load_header(slot);
+    if (now.word0 != header.word0 || now.generation != header.generation) return SlotStatus::gone;
+  }
+  return SlotStatus::digest;
 }
 
 // read_slot for its verdict alone.

@@ -143,13 +143,14 @@ void a_reader_is_safe_from_a_writer() {
       generation = g;
     }
   });
-  int good = 0, gone = 0, digest = 0;
-  while (good + gone + digest < 3000 || generation < 3000) {
+  int good = 0, gone = 0;
+  while (good + gone < 3000 || generation < 3000) {
     const std::uint64_t g = generation;
     const SlotStatus status =
         reader.scatter(mapped, Key{g, 0}, g, std::vector<std::uint32_t>{0, 1, 2, 3});
-    (status == SlotStatus::good ? good : status == SlotStatus::gone ? gone : digest) += 1;
-    CHECK(status != SlotStatus::incompatible);
+    (status == SlotStatus::good ? good : gone) += 1;
+    // The holder clears word 0 before it touches the rest: too late, and never corrupt.
+    CHECK(status == SlotStatus::good || status == SlotStatus::gone);
     if (status != SlotStatus::good) continue;
     for (std::uint64_t i = 0; i < 4; ++i) {
       CHECK(std::memcmp(target.get() + i * kPage, source.get() + (g % 12 + i) * kPage, kPage) == 0);
@@ -157,7 +158,7 @@ void a_reader_is_safe_from_a_writer() {
   }
   stop = true;
   holder.join();
-  std::printf("reader: %d good, %d gone, %d digest\n", good, gone, digest);
+  std::printf("reader: %d good, %d gone\n", good, gone);
 }
 
 // What a reader makes of a mismatch depends on what it finds in the header afterwards.
