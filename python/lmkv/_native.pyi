@@ -97,6 +97,13 @@ def write_slot(
 def check_slot(address: int, layout: SlotLayout, key: bytes, generation: int) -> int:
     """A reader's whole check (header, table, segments); a SlotStatus."""
 
+def adopt_slot(address: int, layout: SlotLayout, key: bytes, theirs: int, ours: int) -> int:
+    """A puller's step after its READ: check as a reader of generation `theirs`, then seal the header
+    with generation `ours`; a SlotStatus. The slot is cleared unless it is GOOD."""
+
+def clear_slot(address: int) -> None:
+    """Word 0 becomes 0: no reader accepts the slot. First step of reuse, before a READ lands."""
+
 # ---------------------------------------------------------------- memory (csrc/memory)
 
 class Pool:
@@ -190,6 +197,9 @@ class Copier:
     def scatter(self, slot_address: int, key: bytes, generation: int, blocks: Sequence[int]) -> int:
         """A slot (own or a mapped peer's, read-only) to vLLM's blocks, checked as SLOT_FORMAT's
         reader; a SlotStatus. The blocks hold rubbish unless it is GOOD."""
+
+def copy_runs(to: Buffer, from_: Buffer, bytes: int) -> None:
+    """For benches: one memcpy of `bytes` bytes for each pair of addresses (u64 arrays)."""
 
 # ---------------------------------------------------------------- slot table (csrc/slots)
 
