@@ -138,11 +138,21 @@ void KeyTable::rebuild(SubTable& sub, std::size_t pages) {
   for (std::size_t i = 0; i < pages; ++i) fresh.pages.push_back(new_page());
   fresh.groups = static_cast<std::uint32_t>(pages * kPageGroups);
   fresh.used = sub.used;
-  for (std::uint32_t group = 0; group < sub.groups; ++group) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      if (tags(sub, group)[lane] == 0) continue;
-      const Entry& entry = entries(sub, group)[lane];
-      place(fresh, entry.key, hash(entry.key)).holder = entry.holder;
+  // Groups fill from lane 0 on. How far is counted apart: neighbours go to the same group one after
+  // the other, and loading 16 tags right after storing one of them would stall each time.
+  std::vector<std::uint8_t> filled(fresh.groups, 0);
+  for (std::uint32_t from = 0; from < sub.groups; ++from) {
+    for (std::uint32_t lanes = match(tags(sub, from), 0) ^ 0x7FFF; lanes; lanes &= lanes - 1) {
+      const Entry& entry = entries(sub, from)[std::countr_zero(lanes)];
+      const std::uint64_t hashed = hash(entry.key);
+      std::uint32_t group = home(fresh, hashed);
+      for (; filled[group] == kLanes; group = next(fresh, group)) {
+        std::uint8_t& went_past = tags(fresh, group)[kLanes];
+        if (went_past < 255) ++went_past;
+      }
+      const int lane = filled[group]++;
+      tags(fresh, group)[lane] = tag(hashed);
+      entries(fresh, group)[lane] = entry;
     }
   }
   free_pages_.insert(free_pages_.end(), sub.pages.begin(), sub.pages.end());
