@@ -12,7 +12,6 @@ from itertools import islice
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
-
 from lmkv._native import Directory, SlotTable
 
 CAPACITY, SEGMENT = 12, 5

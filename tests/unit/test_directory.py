@@ -6,7 +6,6 @@ import struct
 from array import array
 
 import pytest
-
 from lmkv._native import Directory, SlotTable
 
 
