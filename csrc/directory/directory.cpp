@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "check.h"
 
@@ -53,17 +54,13 @@ std::size_t Directory::announce(int number, Keys keys, Places places, Counters c
   const std::uint16_t stamp = live(number).stamp;
   require_equal(keys.size(), places.size(), counters.size());
   std::size_t added = 0;
-  std::uint64_t hashes[KeyTable::kBatch];
-  for (std::size_t begin = 0; begin < keys.size(); begin += KeyTable::kBatch) {
-    const Keys batch = keys.subspan(begin, std::min(KeyTable::kBatch, keys.size() - begin));
-    table_.prepare(batch, hashes);
-    for (std::size_t i = 0; i < batch.size(); ++i) {
-      const Place& place = places[begin + i];
-      added += put(batch[i], hashes[i],
-                   {place.first, counters[begin + i], static_cast<std::uint16_t>(number), stamp,
-                    place.granules, place.tier, Holder::one, 0});
-    }
-  }
+  table_.walk(keys, [&](std::size_t i, std::uint64_t hash, Entry* entry) {
+    const Place& place = places[i];
+    added += put(keys[i], hash, entry,
+                 {place.first, counters[i], static_cast<std::uint16_t>(number), stamp,
+                  place.granules, place.tier, Holder::one, 0});
+    return true;
+  });
   return added;
 }
 
@@ -71,28 +68,22 @@ std::size_t Directory::retract(int number, Keys keys, Places places, Counters co
   live(number);
   require_equal(keys.size(), places.size(), counters.size());
   std::size_t removed = 0;
-  std::uint64_t hashes[KeyTable::kBatch];
-  for (std::size_t begin = 0; begin < keys.size(); begin += KeyTable::kBatch) {
-    const Keys batch = keys.subspan(begin, std::min(KeyTable::kBatch, keys.size() - begin));
-    table_.prepare(batch, hashes);
-    for (std::size_t i = 0; i < batch.size(); ++i) {
-      Entry* entry = table_.find(batch[i], hashes[i]);
-      if (!entry) continue;
-      const std::span<Holder> holders = lists_.of(entry->holder);
-      const std::size_t at = seek(holders, static_cast<std::uint16_t>(number));
-      if (at == holders.size() || holders[at].instance != number || !visible(holders[at])) continue;
-      const Place& place = places[begin + i];
-      if (holders[at].place() != Place{place.first, place.granules, place.tier} ||
-          holders[at].counter != counters[begin + i])
-        continue;
-      lose(batch[i], holders[at]);
-      if (entry->holder.kind == Holder::many)
-        lists_.remove(entry->holder, at);
-      else
-        table_.erase(batch[i], hashes[i]);
-      ++removed;
-    }
-  }
+  table_.walk(keys, [&](std::size_t i, std::uint64_t hash, Entry* entry) {
+    if (!entry) return true;
+    const std::span<Holder> holders = lists_.of(entry->holder);
+    const std::size_t at = seek(holders, static_cast<std::uint16_t>(number));
+    if (at == holders.size() || holders[at].instance != number || !visible(holders[at]))
+      return true;
+    const Place place{places[i].first, places[i].granules, places[i].tier};
+    if (holders[at].place() != place || holders[at].counter != counters[i]) return true;
+    lose(keys[i], holders[at]);
+    if (entry->holder.kind == Holder::many)
+      lists_.remove(entry->holder, at);
+    else
+      table_.erase(keys[i], hash);
+    ++removed;
+    return true;
+  });
   return removed;
 }
 
@@ -125,9 +116,7 @@ std::size_t Directory::end_sync(int number) {
   return gone;
 }
 
-Sums Directory::sums(int number) const {
-  return const_cast<Directory*>(this)->live(number).visible;
-}
+Sums Directory::sums(int number) const { return live(number).visible; }
 
 std::vector<int> Directory::holders(const Key& key) {
   std::vector<int> out;
@@ -166,11 +155,15 @@ std::size_t Directory::bytes() const {
 
 // ------------------------------------------------------------------ inside
 
-Directory::Instance& Directory::live(int number) {
+const Directory::Instance& Directory::live(int number) const {
   REQUIRE(number >= 0 && static_cast<std::size_t>(number) < instances_.size() &&
               instances_[number].oldest != kDead,
           "instance: ", number, " is not in the directory");
   return instances_[number];
+}
+
+Directory::Instance& Directory::live(int number) {
+  return const_cast<Instance&>(std::as_const(*this).live(number));
 }
 
 // A holder with the current stamp has come.
@@ -197,8 +190,7 @@ void Directory::lose(const Key& key, const Holder& holder) {
 }
 
 // Whether the instance did not (visibly) hold the key before.
-bool Directory::put(const Key& key, std::uint64_t hash, const Holder& holder) {
-  Entry* entry = table_.find(key, hash);
+bool Directory::put(const Key& key, std::uint64_t hash, Entry* entry, const Holder& holder) {
   if (!entry) {
     table_.insert(key, hash).holder = holder;
     gain(key, holder);

@@ -68,13 +68,14 @@ class Directory {
   // What one locate() knows of itself and of the keys before it chooses (locate.cpp).
   struct Choice;
 
+  const Instance& live(int instance) const;  // refuses one that is not there
   Instance& live(int instance);
   bool visible(const Holder& holder) const {
     return holder.stamp >= instances_[holder.instance].oldest;
   }
   void gain(const Key& key, const Holder& holder);
   void lose(const Key& key, const Holder& holder);
-  bool put(const Key& key, std::uint64_t hash, const Holder& holder);
+  bool put(const Key& key, std::uint64_t hash, Entry* entry, const Holder& holder);
   bool drop_hidden(Entry& entry);  // false: nothing is left of it
   void restamp(int instance);
   void free_if_gone(int instance);

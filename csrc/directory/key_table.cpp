@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
 
 #include "check.h"
@@ -30,12 +31,17 @@ std::uint32_t match(const std::uint8_t* tags, std::uint8_t tag) {
 #endif
 }
 
-// The load after growing is at least 0.94 * 8/9.
-constexpr std::size_t fullest(std::size_t pages) {
-  return pages * KeyTable::kPageEntries * 94 / 100;
-}
-constexpr std::size_t grown(std::size_t pages) {
-  return pages + std::max<std::size_t>(1, pages / 8);
+constexpr double kStep = 1.25;
+
+std::size_t fullest(std::size_t pages) { return pages * KeyTable::kPageEntries * 95 / 100; }
+
+// The next size of sub-table `number`. Each has a ladder of its own, from 1 to kStep by its number,
+// so that at any time some are just grown and some are nearly full: all in all the load is about
+// 0.85 at every size.
+std::size_t next_pages(std::size_t pages, std::size_t number) {
+  double size = std::pow(kStep, static_cast<double>(number) / KeyTable::kSubTables);
+  while (std::ceil(size) <= static_cast<double>(pages)) size *= kStep;
+  return static_cast<std::size_t>(std::ceil(size));
 }
 
 }  // namespace
@@ -44,22 +50,23 @@ KeyTable::~KeyTable() {
   for (void* slab : slabs_) munmap(slab, kSlabBytes);
 }
 
-void KeyTable::prepare(std::span<const Key> keys, std::uint64_t* hashes) const {
-  const std::uint8_t* group_tags[kBatch];
+void KeyTable::want_tags(std::span<const Key> keys, std::uint64_t* hashes) const {
   for (std::size_t i = 0; i < keys.size(); ++i) {
     hashes[i] = hash(keys[i]);
     const SubTable& sub = subs_[hashes[i] >> 55];
-    group_tags[i] = sub.groups ? tags(sub, home(sub, hashes[i])) : nullptr;
-    __builtin_prefetch(group_tags[i]);
+    if (sub.groups) __builtin_prefetch(tags(sub, home(sub, hashes[i])));
   }
-  for (std::size_t i = 0; i < keys.size(); ++i) {
-    if (!group_tags[i]) continue;
+}
+
+void KeyTable::want_entries(std::span<const std::uint64_t> hashes) const {
+  for (const std::uint64_t hash : hashes) {
+    const SubTable& sub = subs_[hash >> 55];
+    if (!sub.groups) continue;
+    const std::uint32_t group = home(sub, hash);
     // The entry with this tag, else the first empty one: what insert() will write.
-    std::uint32_t lanes = match(group_tags[i], tag(hashes[i]));
-    if (!lanes) lanes = match(group_tags[i], 0);
-    if (!lanes) continue;
-    const SubTable& sub = subs_[hashes[i] >> 55];
-    __builtin_prefetch(&entries(sub, home(sub, hashes[i]))[std::countr_zero(lanes)], 1);
+    std::uint32_t lanes = match(tags(sub, group), tag(hash));
+    if (!lanes) lanes = match(tags(sub, group), 0);
+    if (lanes) __builtin_prefetch(&entries(sub, group)[std::countr_zero(lanes)], 1);
   }
 }
 
@@ -80,7 +87,7 @@ Entry* KeyTable::find(const Key& key, std::uint64_t hash) const {
 
 Entry& KeyTable::insert(const Key& key, std::uint64_t hash) {
   SubTable& sub = sub_of(subs_, hash);
-  if (sub.used >= fullest(sub.pages.size())) rebuild(sub, grown(sub.pages.size()));
+  if (sub.used >= fullest(sub.pages.size())) rebuild(sub, next_pages(sub.pages.size(), hash >> 55));
   Entry& entry = place(sub, key, hash);
   ++sub.used, ++size_;
   return entry;
@@ -162,8 +169,8 @@ void KeyTable::rebuild(SubTable& sub, std::size_t pages) {
 void KeyTable::shrink(SubTable& sub) {
   std::size_t pages = sub.pages.size();
   if (pages <= 1 || sub.used * 2 > pages * kPageEntries) return;
-  pages = 1;
-  while (fullest(pages) < sub.used + sub.used / 16) pages = grown(pages);
+  pages = next_pages(0, &sub - &subs_[0]);
+  while (fullest(pages) < sub.used + sub.used / 16) pages = next_pages(pages, &sub - &subs_[0]);
   rebuild(sub, pages);
 }
 

@@ -149,22 +149,19 @@ Located Directory::locate(Keys keys, int asker, std::span<const double> loads,
   Located out;
   Choice choice(*this, asker, loads, avoid);
 
-  std::uint64_t hashes[KeyTable::kBatch];
-  for (std::size_t at = 0; at < keys.size(); ++at) {
-    if (at % KeyTable::kBatch == 0)
-      table_.prepare(keys.subspan(at, std::min(KeyTable::kBatch, keys.size() - at)), hashes);
-    Entry* entry = table_.find(keys[at], hashes[at % KeyTable::kBatch]);
-    if (!entry) break;
+  table_.walk(keys, [&](std::size_t, std::uint64_t, Entry* entry) {
+    if (!entry) return false;
     const std::span<const Holder> list = lists_.of(entry->holder);
     const auto is_usable = [&](const Holder& holder) { return choice.usable(holder); };
-    if (std::none_of(list.begin(), list.end(), is_usable)) {
-      for (const Holder& holder : list)
-        if (visible(holder) && !choice.compatible(holder.instance) && out.incompatible < 0)
-          out.incompatible = holder.instance;
-      break;
+    if (std::any_of(list.begin(), list.end(), is_usable)) {
+      choice.holders.push_back(list);
+      return true;
     }
-    choice.holders.push_back(list);
-  }
+    for (const Holder& holder : list)
+      if (visible(holder) && !choice.compatible(holder.instance) && out.incompatible < 0)
+        out.incompatible = holder.instance;
+    return false;
+  });
 
   out.found = choice.holders.size();
   out.places.reserve(out.found * 2);
