@@ -243,6 +243,13 @@ def test_reuse_takes_the_oldest_retired_slot() -> None:
     assert table.lookup(keys(2)) == 1
 
 
+def test_consecutive_keys_get_what_is_consecutive_among_the_oldest() -> None:
+    table = make(4, retired_share=0.0)
+    store(table, 1, 2, 3, 4)
+    table.retire(keys(2, 1, 3))
+    assert slots(store(table, 5, 6, 7)) == [0, 1, 2]
+
+
 def test_a_new_slot_for_a_retired_key_takes_its_name() -> None:
     table = make(4)
     store(table, 1)
@@ -378,6 +385,18 @@ def test_a_reused_slot_is_retracted_with_its_old_key_before_the_new_one_is_annou
     assert table.take_changes() == [
         (False, keys(1), place(0), counters(1)),
         (True, keys(2), place(0), counters(2)),
+    ]
+
+
+def test_a_reused_slot_with_the_same_counter_in_a_new_epoch_is_told() -> None:
+    table = make(1)
+    store(table, 1)
+    table.take_changes()
+    table.begin_epoch()
+    store(table, 2)
+    assert table.take_changes() == [
+        (False, keys(1), place(0), counters(1)),
+        (True, keys(2), place(0), counters(1)),
     ]
 
 
