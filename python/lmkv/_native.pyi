@@ -231,7 +231,8 @@ class SlotTable:
         """Room for all the keys: (places, counters). None: nothing evictable. A key that is
         readable or reserved already raises ValueError (ask `contains` first). Consecutive keys
         prefer consecutive slots. Reuse takes the oldest retired slot (older than `reuse_age`
-        where possible), then retires the least recently used prefix tail."""
+        where possible), then retires the least recently used prefix tail. OverflowError: the
+        epoch's counters are used up, begin another."""
     def admit(self, places: bytes, counters: bytes, front: bool = True) -> int:
         """Make reserved slots readable; returns how many were (a slot of an ended epoch or an
         aborted one is not). `front` False: first in line for retirement (a pulled copy)."""
@@ -247,8 +248,9 @@ class SlotTable:
     def retire(self, keys: bytes) -> int:
         """Take readable, unpinned slots out of use; returns how many."""
     def take_changes(self) -> list[tuple[bool, bytes, bytes, bytes]]:
-        """What must be announced (True) or retracted (False) since the last call, in order, as
-        (announce, keys, places, counters)."""
+        """What must be announced (True) or retracted (False) since the last call, as (announce,
+        keys, places, counters) of at most 4,096 slots, in the order in which to send them. It is
+        the difference to what was told before: what came and went in between is not in it."""
     def sums(self) -> tuple[int, int, int]:
         """(count, first, second) over readable slots (`place.h`), minus changes not yet taken: it
         is the state that a listener of `take_changes` has."""
