@@ -1,7 +1,12 @@
+#include <sys/prctl.h>
+
+#include <csignal>
+
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include "bindings.h"
+#include "nixl/pull_engine.h"
 #include "nixl/transport.h"
 
 namespace lmkv {
@@ -30,9 +35,48 @@ std::uint64_t read(Transport& transport, const std::string& peer, const Words& l
 
 struct TransferStates {};
 
+PullPeer pull_peer(const std::string& id, const nb::bytes& metadata, std::uint64_t address,
+                   std::uint64_t segment_granules, std::uint64_t usable_granules) {
+  return {id, std::string(metadata.c_str(), metadata.size()), address, segment_granules,
+          usable_granules};
+}
+
+// The wire has only the counter of a generation (docs/slots.md).
+std::uint64_t generation(std::uint64_t epoch, std::uint32_t counter) {
+  return epoch << 32 | counter;
+}
+
+void pull(PullEngine& engine, std::uint64_t job, const PullPeer& peer, std::uint64_t peer_epoch,
+          std::uint64_t own_epoch, const nb::bytes& keys, const nb::bytes& remote_places,
+          const nb::bytes& remote_counters, const nb::bytes& own_places,
+          const nb::bytes& own_counters, double deadline) {
+  const auto key = view<Key>(keys, "keys");
+  const auto remote = view<Place>(remote_places, "remote_places");
+  const auto theirs = view<std::uint32_t>(remote_counters, "remote_counters");
+  const auto own = view<Place>(own_places, "own_places");
+  const auto ours = view<std::uint32_t>(own_counters, "own_counters");
+  REQUIRE(remote.size() == key.size() && theirs.size() == key.size() && own.size() == key.size() &&
+              ours.size() == key.size(),
+          "pull ", job, ": unequal counts ", key.size(), ", ", remote.size(), ", ", theirs.size(),
+          ", ", own.size(), ", ", ours.size());
+  std::vector<PullChunk> chunks(key.size());
+  for (std::size_t i = 0; i < chunks.size(); ++i)
+    chunks[i] = {key[i], remote[i], own[i], generation(peer_epoch, theirs[i]),
+                 generation(own_epoch, ours[i])};
+  engine.pull(job, peer, std::move(chunks), deadline);
+}
+
+nb::bytes results(const PullEvent& event) {
+  return nb::bytes(reinterpret_cast<const char*>(event.results.data()), event.results.size());
+}
+
 }  // namespace
 
 void bind_nixl(nb::module_& m) {
+  m.def("die_with_parent", [] {
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0) throw SystemError("prctl(PR_SET_PDEATHSIG)");
+  });
+
   nb::class_<TransferStates> states(m, "TransferState");
   states.attr("PENDING") = int(TransferState::pending);
   states.attr("DONE") = int(TransferState::done);
@@ -69,6 +113,35 @@ void bind_nixl(nb::module_& m) {
       .def_prop_ro("pending", &Transport::pending)
       .def("self_test", &Transport::self_test, nb::arg("serve"), nb::arg("deadline"), Released())
       .def("close", &Transport::close, Released());
+
+  nb::class_<PullPeer>(m, "PullPeer")
+      .def(nb::new_(&pull_peer), nb::arg("id"), nb::arg("metadata"), nb::arg("address"),
+           nb::arg("segment_granules"), nb::arg("usable_granules"))
+      .def_ro("id", &PullPeer::id);
+
+  nb::class_<PullEvent>(m, "PullEvent")
+      .def_prop_ro("limbo_ended",
+                   [](const PullEvent& e) { return e.kind == PullEvent::Kind::limbo_ended; })
+      .def_ro("job", &PullEvent::job)
+      .def_prop_ro("results", &results)
+      .def_ro("seconds", &PullEvent::seconds)
+      .def_ro("bytes", &PullEvent::bytes)
+      .def_ro("stale", &PullEvent::stale)
+      .def_ro("error", &PullEvent::error);
+
+  nb::class_<PullEngine>(m, "PullEngine")
+      .def(nb::init<Transport&, const PoolMap&>(), nb::arg("transport"), nb::arg("pool"),
+           nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>())
+      .def("pull", &pull, nb::arg("job"), nb::arg("peer"), nb::arg("peer_epoch"),
+           nb::arg("own_epoch"), nb::arg("keys"), nb::arg("remote_places"),
+           nb::arg("remote_counters"), nb::arg("own_places"), nb::arg("own_counters"),
+           nb::arg("deadline"))
+      .def("connect", &PullEngine::connect, nb::arg("peer"))
+      .def("forget", &PullEngine::forget, nb::arg("id"))
+      .def("take", &PullEngine::take)
+      .def_prop_ro("fd", &PullEngine::fd)
+      .def_prop_ro("limbo_slots", &PullEngine::limbo_slots)
+      .def_prop_ro("limbo_seconds", &PullEngine::limbo_seconds);
 }
 
 }  // namespace lmkv
