@@ -26,6 +26,7 @@ from lmkv.mover.share import ShareServer
 
 MAX_MESSAGE = 1 << 16
 AGENTS = 8  # told of changes; an agent that has gone costs nothing
+LINGER_MS = 200  # that the last answers get
 DRAIN = 1.0  # seconds that READs under way get when the worker ends
 
 
@@ -51,8 +52,8 @@ class Mover:
             self._share = ShareServer(
                 config.share_socket, config.rank, config.uids, time.monotonic
             )
-            self._control = zmq.Context().socket(zmq.ROUTER)
-            self._control.linger = 0
+            self._context = zmq.Context()
+            self._control = self._context.socket(zmq.ROUTER)
             self._control.bind(f"ipc://{config.control_socket}")
         except (OSError, zmq.ZMQError) as error:
             raise Fatal(
@@ -66,6 +67,7 @@ class Mover:
         self._known: list[bytes] = []  # routing ids of agents, the latest last
         self._peers = Peers(layout)
         self._running = True
+        self._over_limbo = False
         self._start_nixl()
         self._pulls = Pulls(config.rank, self._engine, self._peers)
 
@@ -244,15 +246,16 @@ class Mover:
 
     def _check_limbo(self) -> None:
         """Only the end of this process ends a READ for certain (DESIGN.md 8)."""
-        if self._engine is None or not (slots := self._engine.limbo_slots):
-            return
-        seconds = self._engine.limbo_seconds
-        config = self._config
-        if slots > config.limbo_share * config.slots or seconds > config.limbo_seconds:
+        engine, config = self._engine, self._config
+        slots = 0 if engine is None else engine.limbo_slots
+        seconds = 0.0 if engine is None else engine.limbo_seconds
+        over = slots > config.limbo_share * config.slots or seconds > config.limbo_seconds
+        if over and self._over_limbo:
             raise Fatal(
                 f"{slots} of {config.slots} slots wait for READs that timed out, the oldest "
                 f"{seconds:.1f} s ago: this mover makes room for another"
             )
+        self._over_limbo = over  # for one more turn: the agent hears of the timeouts first
 
     def drain(self) -> None:
         """A reader that dies in the middle of a READ can take the holder's mover with it."""
@@ -261,6 +264,7 @@ class Mover:
             time.sleep(0.005)
 
     def close(self) -> None:
+        self._context.destroy(linger=LINGER_MS)
         self._share.close()
         if os.path.exists(self._config.control_socket):
             os.unlink(self._config.control_socket)
