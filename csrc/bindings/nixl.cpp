@@ -1,9 +1,8 @@
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
 #include <sys/prctl.h>
 
 #include <csignal>
-
-#include <nanobind/stl/unique_ptr.h>
-#include <nanobind/stl/vector.h>
 
 #include "bindings.h"
 #include "nixl/pull_engine.h"
@@ -19,8 +18,7 @@ std::unique_ptr<Transport> make_transport(const std::string& kind, const std::st
                                           const std::string& library, bool progress) {
   if (kind == "loopback") return make_loopback_transport(name);
   REQUIRE(kind == "nixl", "kind \"", kind, "\": nixl and loopback are allowed");
-  if (library.empty())
-    throw std::runtime_error("NIXL is not installed: pip install 'lmkv[nixl]'");
+  if (library.empty()) throw std::runtime_error("NIXL is not installed: pip install 'lmkv[nixl]'");
   return make_nixl_transport(name, library, progress);
 }
 

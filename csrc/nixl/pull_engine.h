@@ -2,6 +2,8 @@
 //
 //   pull() -> clear own slots -> READ batches -> check and reseal each slot -> `pulled`
 //
+// pull_engine.cpp is the life of a job; pull_reads.cpp is connections, READs and checks.
+//
 // One thread owns the transport: it connects, posts and polls. A second one checks what has
 // arrived while the next READ is under way. A READ cannot be aborted: at a job's deadline its
 // chunks are a timeout, the READ stays, and `limbo_ended` follows `pulled` when the last one has
@@ -32,9 +34,9 @@ enum class PullResult : std::uint8_t { good, gone, digest, incompatible, timeout
 struct PullPeer {
   std::string id;
   std::string metadata;
-  std::uint64_t address = 0;            // of its pool, there
-  std::uint64_t segment_granules = 0;   // a slot never crosses segments
-  std::uint64_t usable_granules = 0;    // granules below this may be read
+  std::uint64_t address = 0;           // of its pool, there
+  std::uint64_t segment_granules = 0;  // a slot never crosses segments
+  std::uint64_t usable_granules = 0;   // granules below this may be read
 };
 
 struct PullChunk {
@@ -138,6 +140,8 @@ class PullEngine {
   void forget_idle();
   void emit(PullEvent event);
   void rest(bool progress, std::unique_lock<std::mutex>& lock);
+
+  static constexpr std::size_t kScratchBytes = 4096;
 
   Transport& transport_;
   const PoolRange& pool_;

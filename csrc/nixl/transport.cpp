@@ -116,12 +116,13 @@ void Transport::self_test(Transport& serve, double deadline_seconds) {
   const std::string peer = connect(serve.metadata());
   const Range range{address(ours), address(theirs), kBytes};
   const std::uint64_t transfer = read(peer, {&range, 1});
-  const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(deadline_seconds);
+  const auto end =
+      std::chrono::steady_clock::now() + std::chrono::duration<double>(deadline_seconds);
   TransferState state;
   while ((state = poll(transfer)) == TransferState::pending) {
     if (std::chrono::steady_clock::now() > end)
-      throw std::runtime_error(sentence("a READ from oneself did not end in ", deadline_seconds,
-                                        " seconds"));
+      throw std::runtime_error(
+          sentence("a READ from oneself did not end in ", deadline_seconds, " seconds"));
     std::this_thread::sleep_for(std::chrono::microseconds(100));
   }
   if (state == TransferState::failed) throw std::runtime_error("a READ from oneself failed");

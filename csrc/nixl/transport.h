@@ -69,8 +69,8 @@ class Transport {
   std::string name_;
   mutable std::mutex mutex_;
   bool open_ = true;
-  std::map<std::uint64_t, std::uint64_t> registered_;     // address -> end, merged
-  std::unordered_map<std::string, std::size_t> peers_;    // name -> READs under way
+  std::map<std::uint64_t, std::uint64_t> registered_;   // address -> end, merged
+  std::unordered_map<std::string, std::size_t> peers_;  // name -> READs under way
   std::unordered_map<std::uint64_t, Transfer> transfers_;
   std::uint64_t next_ = 1;
 };

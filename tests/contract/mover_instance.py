@@ -1,4 +1,4 @@
-"""One rank of an instance without vLLM: a real pool, a real mover, and the agent's end of its socket."""
+"""One rank of an instance without vLLM: a real pool, a real mover, and its agent's socket."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import time
 
 import numpy as np
 import zmq
-
 from lmkv import _native
 from lmkv.core import wire
 from lmkv.core.messages import (

@@ -15,7 +15,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import zmq
+from lmkv import _native
+from lmkv.core import wire
+from lmkv.core.messages import (
+    Alarm,
+    Connect,
+    Forget,
+    LimboEnded,
+    Ping,
+    Pong,
+    Pull,
+    Pulled,
+    Refused,
+    Share,
+    Unsupported,
+)
+from lmkv.mover.transport import NixlError, find_library
+from lmkv.worker.mapped import MapError, MappedPeers
 from mover_instance import (
     LAYOUT,
     SEGMENT_SLOTS,
@@ -29,28 +45,9 @@ from mover_instance import (
     place,
 )
 
-from lmkv import _native
-from lmkv.core import wire
-from lmkv.core.messages import (
-    Alarm,
-    Connect,
-    Forget,
-    LimboEnded,
-    Ping,
-    Pong,
-    Pull,
-    Pulled,
-    PullResult,
-    Refused,
-    Share,
-    Unsupported,
-)
-from lmkv.mover.transport import NixlError, find_library
-from lmkv.worker.mapped import MapError, MappedPeers
-
 GOOD, GONE, DIGEST, INCOMPATIBLE, TIMEOUT, PEER_DEAD, MOVER_DOWN = range(7)
 MOVER_MIB = 64
-needs_nixl = pytest.mark.nixl
+pytestmark = pytest.mark.nixl
 
 
 @pytest.fixture(autouse=True)
@@ -208,8 +205,7 @@ def test_a_stopped_holder_costs_the_deadline_and_puts_the_places_in_limbo(tcp_pa
     os.kill(a.supervisor.pid, signal.SIGSTOP)
     try:
         b.pull(2, a.peer(), [(0, 0, 1)] * 2, [(1, 1), (2, 1)], deadline=0.3)
-        answer, results = pulled(b, 2)
-        assert results == [TIMEOUT] * 2
+        assert pulled(b, 2)[1] == [TIMEOUT] * 2
         b.send(Forget("a", a.epoch))  # not obeyed while the READ is under way
         b.send(Ping(3))
         assert b.receive()[0] == Pong(3)
@@ -273,9 +269,11 @@ def test_peers_on_the_host_map_the_pool_read_only(run_dir):
             assert [line.split()[1] for line in lines] == ["r--s"]
         peer = a.peer()
         peer.epoch ^= 1
-        with pytest.raises(MapError, match="this is instance 'a', epoch") as error:
-            with mapped.map(peer):
-                pass
+        with (
+            pytest.raises(MapError, match="this is instance 'a', epoch") as error,
+            mapped.map(peer),
+        ):
+            pass
         assert error.value.cause == "peer_dead"
         mapped.close()
 

@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from lmkv import _native
 from lmkv.mover.transport import NixlError, find_library
 from lmkv.worker.supervise import MoverSettings, environment
@@ -51,7 +50,7 @@ class Driver:
 
 
 class Pair:
-    """A holder `h` and a reader `r`, each with `MIB` bytes: the holder's random, the reader's zero."""
+    """A holder `h` of `MIB` random bytes and a reader `r` of as many zeros."""
 
     def __init__(self, name: str) -> None:
         self.kind = "loopback" if name == "loopback" else "nixl"

@@ -10,7 +10,6 @@ import sys
 import time
 
 import numpy as np
-
 from lmkv import _native
 from lmkv.mover import transport
 

@@ -555,8 +555,8 @@ class Forget(Message, tag="forget"):
 
 
 # ---------------------------------------------------------------- worker <-> mover
-# A SOCK_SEQPACKET pair, made before the mover is spawned. The worker sends `MoverConfig` first, then
-# `Segments`, `Attach` and `Stop`; the mover sends `MoverState`. The end of either ends the other.
+# A SOCK_SEQPACKET pair, made before the mover is spawned. The worker sends `MoverConfig` first,
+# then `Segments`, `Attach` and `Stop`; the mover sends `MoverState`. The worker's end ends both.
 
 
 class MoverConfig(Message, tag="mover_config"):
@@ -581,7 +581,7 @@ class MoverConfig(Message, tag="mover_config"):
 
 
 class Segments(Message, tag="segments"):
-    """Worker -> mover: segments `first` on are usable, one writable descriptor each by SCM_RIGHTS."""
+    """Worker -> mover: segments `first` on are usable; one writable descriptor each (SCM_RIGHTS)."""
 
     first: U32
     count: U32

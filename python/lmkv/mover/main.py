@@ -1,6 +1,6 @@
 """The mover's process: `python -m lmkv.mover.main FD`, FD being its end of the worker's socketpair.
 
-MoverConfig -> pool's address -> share and control sockets -> NIXL -> MoverState; again with segments.
+MoverConfig -> the pool's address -> share and control sockets -> NIXL -> segments -> MoverState.
 Then one thread serves agent, worker and peers, and the engine's own threads pull. Without NIXL it
 goes on, not pullable, and says why. What it cannot go on without ends it with one sentence; the
 worker lives, and starts another.
@@ -47,11 +47,11 @@ class Mover:
                 layout, config.slots, config.segment_slots, config.pool_address, writable=True
             )
         except RuntimeError as error:
-            raise Fatal(f"the pool's address {config.pool_address:#x} is not free: {error}") from None
+            raise Fatal(
+                f"the pool's address {config.pool_address:#x} is not free: {error}"
+            ) from None
         try:
-            self._share = ShareServer(
-                config.share_socket, config.rank, config.uids, time.monotonic
-            )
+            self._share = ShareServer(config.share_socket, config.rank, config.uids, time.monotonic)
             self._context = zmq.Context()
             self._control = self._context.socket(zmq.ROUTER)
             self._control.bind(f"ipc://{config.control_socket}")

@@ -46,9 +46,11 @@ class Pulls:
             return [self._all(identity, pull, n, result, stale)]
         try:
             peer = self._peers.native(pull.peer)
+            keys, remote, theirs, own, ours = frames
             self._engine.pull(
-                self._next, peer, pull.peer.epoch, epoch, *frames, deadline=pull.deadline
-            )
+                self._next, peer, pull.peer.epoch, epoch, keys, remote, theirs, own, ours,
+                pull.deadline,
+            )  # fmt: skip
         except ValueError as error:  # the agent's mistake, or a segment that has not arrived yet
             alarm = Alarm(self._rank, "pull", str(error))
             return [
@@ -74,8 +76,6 @@ class Pulls:
                 del self._asked[event.job]
             yield asked.identity, wire.encode(answer, *arrays)
 
-    def _all(
-        self, identity: bytes, pull: Pull, n: int, result: int, stale: bool = False
-    ) -> Answer:
+    def _all(self, identity: bytes, pull: Pull, n: int, result: int, stale: bool = False) -> Answer:
         answer = Pulled(self._rank, pull.job, stale=stale)
         return identity, wire.encode(answer, bytes([result]) * n)

@@ -26,7 +26,7 @@ MAX_ANSWER = 1 << 20
 
 
 class MapError(RuntimeError):
-    """The peer cannot be mapped; `cause` is the tokens' (core/causes.py), the text is for people."""
+    """The peer cannot be mapped; `cause` is one of core/causes.py, the text is for people."""
 
     def __init__(self, cause: str, text: str) -> None:
         super().__init__(text)
@@ -57,7 +57,7 @@ class MappedPeers:
     def map(self, peer: PullPeer) -> Iterator[_native.PoolMap]:
         """The peer's pool, with all segments that `peer` names, for the length of the block.
 
-        MapError: `peer_dead` when nobody or another answers in time, `incompatible` for other sizes.
+        MapError: `peer_dead` when nobody or another answers, `incompatible` for other sizes.
         """
         key = peer.instance, peer.epoch, peer.info.rank
         with self._lock:

@@ -35,7 +35,7 @@ TICK_MS = 1000  # how late a death is seen that does not close the socket
 
 @dataclass(frozen=True)
 class MoverSettings:
-    """`data_ports` is first-last, at least 64 ports: a port just left cannot be bound for a minute."""
+    """`data_ports` is first-last, at least 64: a port just left cannot be bound for a minute."""
 
     run_dir: str
     data_interface: str = "lo"
