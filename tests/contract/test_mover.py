@@ -6,8 +6,10 @@ signals, and what must follow is waited for, never timed.
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -28,6 +30,7 @@ from lmkv.core.messages import (
     Pulled,
     Refused,
     Share,
+    Shared,
     Unsupported,
 )
 from lmkv.mover.transport import NixlError, find_library
@@ -278,9 +281,27 @@ def test_peers_on_the_host_map_the_pool_read_only(run_dir):
         mapped.close()
 
 
-def test_share_socket_refuses_other_messages_and_is_private(run_dir):
-    import socket
+def test_what_the_share_socket_hands_out_cannot_be_written(run_dir):
+    with (
+        Instance("a", run_dir, segments=2) as a,
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client,
+    ):
+        client.settimeout(10)
+        client.connect(a.supervisor.share_socket)
+        client.sendall(wire.encode(Share("a", a.epoch, 0, first=1))[0])
+        data, fds, _, _ = socket.recv_fds(client, 65536, 8)
+        answer, _ = wire.decode([data])
+        size = SEGMENT_SLOTS * LAYOUT.slot_bytes
+        assert answer == Shared(a.epoch, 0, 0, [size, size], first=1)
+        assert len(fds) == 1, "segments from `first` on"
+        with pytest.raises(PermissionError):
+            mmap.mmap(fds[0], size, access=mmap.ACCESS_WRITE)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.pwrite(fds[0], b"x", 0)
+        os.close(fds[0])
 
+
+def test_share_socket_refuses_other_messages_and_is_private(run_dir):
     with Instance("a", run_dir) as a:
         path = a.supervisor.share_socket
         assert os.stat(path).st_mode & 0o777 == 0o600

@@ -180,7 +180,8 @@ def test_silence_ends_at_the_deadline(holder, run_dir):
     peer = holder.peer()
     peer.info.share_socket = f"{run_dir}/mute.share"
     with (
-        impostor(peer.info.share_socket, None), pytest.raises(MapError, match="timed out") as error,
+        impostor(peer.info.share_socket, None),
+        pytest.raises(MapError, match="timed out") as error,
         MappedPeers(LAYOUT, deadline=0.1).map(peer),
     ):
         pass

@@ -102,6 +102,8 @@ def supervisor(run_dir: str, seen: Seen) -> Supervisor:
 def test_stop_ends_the_mover_and_takes_its_sockets_along(run_dir):
     seen = Seen()
     one = supervisor(run_dir, seen)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stale:
+        stale.bind(f"{run_dir}/89abcdef-0-4.mover")  # of a worker that was killed
     one.start()
     seen.wait(lambda states: states)
     pid = one.pid
