@@ -92,6 +92,13 @@ def write_slot(
 def check_slot(address: int, layout: SlotLayout, key: bytes, generation: int) -> int:
     """A reader's whole check (header, table, segments); a SlotStatus."""
 
+def adopt_slot(address: int, layout: SlotLayout, key: bytes, theirs: int, ours: int) -> int:
+    """A puller's step after its READ: check as a reader of generation `theirs`, then seal the header
+    with generation `ours`; a SlotStatus. The slot is cleared unless it is GOOD."""
+
+def clear_slot(address: int) -> None:
+    """Word 0 becomes 0: no reader accepts the slot. First step of reuse, before a READ lands."""
+
 # ---------------------------------------------------------------- memory (csrc/memory)
 
 class Pool:
