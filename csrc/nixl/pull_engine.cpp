@@ -4,7 +4,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <new>
 #include <utility>
 
 #include "check.h"
@@ -22,9 +21,7 @@ PullEngine::PullEngine(Transport& transport, const PoolRange& pool)
     : transport_(transport),
       pool_(pool),
       read_bytes_(pool.layout().payload_offset() + pool.layout().payload_bytes()),
-      // A READ may land in it until the process ends, so it is never given back.
-      scratch_(
-          static_cast<std::byte*>(::operator new(kScratchBytes, std::align_val_t(kScratchBytes)))),
+      scratch_(pages_for_good(kScratchBytes)),
       event_fd_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
   if (event_fd_ < 0) throw SystemError("eventfd");
   transport_.register_memory(reinterpret_cast<std::uint64_t>(scratch_), kScratchBytes);

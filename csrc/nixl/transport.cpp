@@ -1,8 +1,9 @@
 #include "nixl/transport.h"
 
+#include <sys/mman.h>
+
 #include <chrono>
 #include <cstring>
-#include <new>
 #include <thread>
 
 #include "check.h"
@@ -105,11 +106,9 @@ void Transport::close() {
 
 void Transport::self_test(Transport& serve, double deadline_seconds) {
   constexpr std::size_t kPage = 4096, kBytes = 64;
-  // Registered for good, so never given back.
-  auto* theirs = static_cast<std::byte*>(::operator new(2 * kPage, std::align_val_t(kPage)));
+  std::byte* theirs = pages_for_good(2 * kPage);
   std::byte* ours = theirs + kPage;
   for (std::size_t i = 0; i < kBytes; ++i) theirs[i] = std::byte(i * 37 + 11);
-  std::memset(ours, 0, kBytes);
   const auto address = [](std::byte* at) { return reinterpret_cast<std::uint64_t>(at); };
   serve.register_memory(address(theirs), kPage);
   register_memory(address(ours), kPage);
@@ -129,6 +128,12 @@ void Transport::self_test(Transport& serve, double deadline_seconds) {
   if (std::memcmp(ours, theirs, kBytes) != 0)
     throw std::runtime_error("a READ from oneself brought other bytes");
   forget(peer);
+}
+
+std::byte* pages_for_good(std::size_t bytes) {
+  void* pages = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (pages == MAP_FAILED) throw SystemError("mmap");
+  return static_cast<std::byte*>(pages);
 }
 
 }  // namespace lmkv

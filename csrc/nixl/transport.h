@@ -6,6 +6,7 @@
 // thread, and other threads may register memory.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -74,6 +75,9 @@ class Transport {
   std::unordered_map<std::uint64_t, Transfer> transfers_;
   std::uint64_t next_ = 1;
 };
+
+// Zeroed pages that are never given back: a READ may land in them until the process ends.
+std::byte* pages_for_good(std::size_t bytes);
 
 // `library` is the path of libnixl_capi.so; `progress`: a thread answers peers while nobody polls.
 std::unique_ptr<Transport> make_nixl_transport(const std::string& name, const std::string& library,

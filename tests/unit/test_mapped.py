@@ -9,6 +9,7 @@ import socket
 import struct
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from lmkv import _native
@@ -213,13 +214,13 @@ def test_a_segment_that_could_shrink_is_never_mapped(holder, run_dir):
     peer.info.share_socket = f"{run_dir}/unsealed.share"
     fd = os.memfd_create("unsealed")
     os.ftruncate(fd, SEGMENT_SLOTS * LAYOUT.slot_bytes)
-    before = len(os.listdir("/proc/self/fd"))
     with impostor(peer.info.share_socket, _shared(), [fd]):
         with pytest.raises(MapError, match="seal") as error, MappedPeers(LAYOUT).map(peer):
             pass
     assert error.value.cause == "incompatible"
-    assert len(os.listdir("/proc/self/fd")) == before
+    links = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.exists()]
     os.close(fd)
+    assert sum("memfd:unsealed" in link for link in links) == 1, "what was received is closed"
 
 
 def test_strangers_are_refused_by_both_ends(holder, monkeypatch):
