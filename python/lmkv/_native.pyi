@@ -339,4 +339,79 @@ class Transport:
         """A TransferState; a finished number is released and may not be polled again."""
     @property
     def pending(self) -> int: ...
-    def close(self) -> None: ...
+    def self_test(self, serve: Transport, deadline: float) -> None:
+        """READ 64 bytes from `serve`, an agent of this process. RuntimeError unless they come, and
+        unchanged, within `deadline` seconds."""
+    def close(self) -> None:
+        """ValueError while a READ is under way: only the end of the process ends it."""
+
+# ---------------------------------------------------------------- pulls (csrc/nixl, mover only)
+
+def die_with_parent() -> None:
+    """This process is killed when the thread that spawned it ends (PR_SET_PDEATHSIG)."""
+
+class PullPeer:
+    """One life of a peer's rank, as last announced. `id` names that life; other metadata under the
+    same id connects anew. `address` is the pool's there, the rest counts granules."""
+
+    def __init__(
+        self, id: str, metadata: bytes, address: int, segment_granules: int, usable_granules: int
+    ) -> None: ...
+    @property
+    def id(self) -> str: ...
+
+class PullEvent:
+    """A job has been judged; or `limbo_ended`: the READs left at its deadline have ended."""
+
+    @property
+    def limbo_ended(self) -> bool: ...
+    @property
+    def job(self) -> int: ...
+    @property
+    def results(self) -> bytes:
+        """One u8 a chunk, `messages.PullResult`."""
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def bytes(self) -> int:
+        """Of good slots, with header and table."""
+    @property
+    def stale(self) -> bool:
+        """What is known of the peer is out of date, or it is dead."""
+    @property
+    def error(self) -> str: ...
+
+class PullEngine:
+    """Peers' slots into reserved ones of `pool`, READ, checked and resealed under the own
+    generation by threads of its own. `pool` is mapped writable and registered with `transport`,
+    which belongs to the engine from now on, but for `register`."""
+
+    def __init__(self, transport: Transport, pool: PoolMap) -> None: ...
+    def pull(
+        self,
+        job: int,
+        peer: PullPeer,
+        peer_epoch: int,
+        own_epoch: int,
+        keys: bytes,
+        remote_places: bytes,
+        remote_counters: bytes,
+        own_places: bytes,
+        own_counters: bytes,
+        deadline: float,
+    ) -> None:
+        """One event follows, `deadline` seconds from now at the latest; when a result in it is
+        TIMEOUT, a `limbo_ended` follows it. ValueError for own places that are no usable slots."""
+    def connect(self, peer: PullPeer) -> None:
+        """Ahead of need: the first READ from a peer costs some 10 ms more."""
+    def forget(self, id: str) -> None:
+        """Its jobs end as PEER_DEAD; the connection goes once no READ is under way on it."""
+    def take(self) -> list[PullEvent]: ...
+    @property
+    def fd(self) -> int:
+        """Readable when `take` has something."""
+    @property
+    def limbo_slots(self) -> int: ...
+    @property
+    def limbo_seconds(self) -> float:
+        """How long ago the oldest READ timed out that has not ended; 0: there is none."""
