@@ -519,7 +519,15 @@ class PullResult:
     TIMEOUT = 4  # the READ may still land: the place is in limbo
     PEER_DEAD = 5  # the READ or the post failed
     MOVER_DOWN = 6
-    CAUSES = ("hit_peer", "gone", "digest", "incompatible", "pull_timeout", "peer_dead", "mover_down")  # fmt: skip
+    CAUSES = (
+        "hit_peer",
+        "gone",
+        "digest",
+        "incompatible",
+        "pull_timeout",
+        "peer_dead",
+        "mover_down",
+    )
 
 
 class Pulled(Message, tag="pulled"):
