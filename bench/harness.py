@@ -27,7 +27,7 @@ class Figure:
 
 @dataclass
 class Row:
-    """One line of the table. `target` is DESIGN's ratio; `at_least` says on which side it is met."""
+    """One line of the table. `target` is DESIGN's ratio; `at_least` says on which side."""
 
     name: str
     unit: str

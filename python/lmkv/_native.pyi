@@ -6,7 +6,9 @@ wait. ValueError: a caller's mistake, with the value. RuntimeError: a call of th
 A test holds this file against the built module.
 """
 
-from collections.abc import Buffer, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+
+from typing_extensions import Buffer
 
 # ---------------------------------------------------------------- keys (csrc/keys)
 
@@ -297,7 +299,9 @@ class Directory:
         asker: int,
         loads: Sequence[float] | None = None,
         avoid: Sequence[int] = (),
-    ) -> tuple[list[tuple[int, int, int, int]], list[tuple[int, int, int, int]], bytes, bytes, int, int]:
+    ) -> tuple[
+        list[tuple[int, int, int, int]], list[tuple[int, int, int, int]], bytes, bytes, int, int
+    ]:
         """(runs, alternates, places, counters, found, incompatible) for the longest prefix held by
         instances of the asker's group other than the asker; runs are (first, n, instance, offset
         in the arrays). `asker` -1 is nobody: every group counts. `loads` is indexed by instance.
@@ -322,9 +326,7 @@ class Transport:
     """One-sided reads. `kind`: `nixl` (the C library, dlopened) or `loopback` (tests only: agents
     of one process find each other by name). See tests/contract/test_transport.py."""
 
-    def __init__(
-        self, kind: str, name: str, library: str = "", progress: bool = False
-    ) -> None:
+    def __init__(self, kind: str, name: str, library: str = "", progress: bool = False) -> None:
         """`library`: path of libnixl_capi.so. Raises RuntimeError naming the package to install
         when it is missing, or what failed. `progress`: a progress thread (the serve agent)."""
     def register(self, address: int, length: int) -> None: ...
@@ -333,7 +335,9 @@ class Transport:
         """The peer's agent name. RuntimeError if the metadata is not understood."""
     def forget(self, peer: str) -> None:
         """Never while a READ to that peer is pending: ValueError."""
-    def read(self, peer: str, local: Sequence[int], remote: Sequence[int], lengths: Sequence[int]) -> int:
+    def read(
+        self, peer: str, local: Sequence[int], remote: Sequence[int], lengths: Sequence[int]
+    ) -> int:
         """Post one READ of several ranges (addresses); a number. RuntimeError if the post fails."""
     def poll(self, transfer: int) -> int:
         """A TransferState; a finished number is released and may not be polled again."""

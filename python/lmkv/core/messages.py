@@ -211,7 +211,7 @@ class Left(Message, tag="left"):
 
 
 class Touched(Message, tag="touched"):
-    """Controller -> holder: slots handed out lately. Frames: keys, places, counters, others (u32)."""
+    """Controller -> holder: slots handed out lately. Frames: keys, places, counters, others u32."""
 
     epoch: U64
 
@@ -521,7 +521,15 @@ class PullResult:
     TIMEOUT = 4  # the READ may still land: the place is in limbo
     PEER_DEAD = 5  # the READ or the post failed
     MOVER_DOWN = 6
-    CAUSES = ("hit_peer", "gone", "digest", "incompatible", "pull_timeout", "peer_dead", "mover_down")
+    CAUSES = (
+        "hit_peer",
+        "gone",
+        "digest",
+        "incompatible",
+        "pull_timeout",
+        "peer_dead",
+        "mover_down",
+    )
 
 
 class Pulled(Message, tag="pulled"):
@@ -613,7 +621,7 @@ class Share(Message, tag="share"):
 
 
 class Shared(Message, tag="shared"):
-    """With one read-only descriptor per segment by SCM_RIGHTS (at most 64 an answer, `first` on)."""
+    """With one read-only descriptor per segment by SCM_RIGHTS (at most 64, `first` on)."""
 
     epoch: U64
     rank: U32

@@ -1,0 +1,31 @@
+# `make` alone lists what there is. Everything works inside this folder: .venv, .venvs, build, .demo.
+PYTHON ?= python3
+BIN := .venv/bin
+CXX_FILES := $(shell find csrc kernels tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' 2>/dev/null)
+
+.PHONY: help setup demo test bench lint format
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | while IFS='	' read -r name words; do printf '  make %-8s %s\n' "$$name" "$$words"; done
+
+setup:  ## make .venv with all that demo, tests and benches need (again: a second)
+	@$(PYTHON) tools/setup.py
+
+demo: setup  ## two vLLM servers share a prompt; KEEP=1 leaves them running
+	@$(BIN)/python -m demo $(if $(KEEP),--keep)
+
+test: setup  ## all tests: csrc under sanitizers, python, real vLLM engines
+	@$(BIN)/python tools/test.py $(if $(ONLY),--only $(ONLY))
+
+bench: setup  ## the microbenchmarks, and bench-report.json
+	@$(BIN)/python -m bench
+
+lint: setup  ## ruff, mypy, clang-format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+format:  ## let ruff and clang-format rewrite the code
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/clang-format -i $(CXX_FILES)

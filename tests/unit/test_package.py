@@ -1,0 +1,100 @@
+"""The package: built as sdist and wheel, installed where there is no compiler, and light."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*words: str | Path, **options: object) -> str:
+    ran = subprocess.run(list(map(str, words)), capture_output=True, text=True, **options)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist and the wheel that was built from the unpacked sdist."""
+    out = tmp_path_factory.mktemp("dist")
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    }
+    run(
+        sys.executable, "-m", "build", "--no-isolation", "--outdir", out, ROOT,
+        env=environment, cwd=out,
+    )  # fmt: skip
+    return out
+
+
+def test_the_sdist_holds_what_a_build_needs_and_no_tests(built: Path) -> None:
+    import tarfile
+
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    assert {"CMakeLists.txt", "LICENSE", "README.md", "csrc/check.h"} <= names
+    assert not [n for n in names if n.startswith(("tests/", "bench/", "demo/")) or ".so" in n]
+
+
+def test_the_wheel_works_in_an_empty_venv_without_a_compiler(built: Path, tmp_path: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    assert "none-any" not in wheel.name
+    run(sys.executable, "-m", "venv", tmp_path / "venv")
+    bin = tmp_path / "venv" / "bin"
+    bare = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    bare["PATH"] = str(bin)  # no cc, no cmake, nothing
+    run(bin / "python", "-m", "pip", "install", "--quiet", wheel, env=bare, cwd=tmp_path)
+    assert "0.1.0" in run(bin / "lmkv", "version", env=bare, cwd=tmp_path)
+    have = run(bin / "python", "-m", "pip", "list", env=bare, cwd=tmp_path).lower()
+    assert not [name for name in ("torch", "vllm", "nixl", "cupy", "numpy") if name in have]
+    run(bin / "python", "-c", "import lmkv._native", env=bare, cwd=tmp_path)
+
+
+def test_import_lmkv_costs_less_than_a_tenth_of_a_second() -> None:
+    """Python's own account of the imports that `import lmkv` adds, in microseconds."""
+    ran = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", "import lmkv"], capture_output=True, text=True
+    )
+    (line,) = [line for line in ran.stderr.splitlines() if line.split("|")[-1].strip() == "lmkv"]
+    cumulative = int(line.split("|")[1])
+    assert cumulative < 100_000
+
+
+def test_the_plugin_registers_once_and_may_be_called_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for vLLM's factory, which raises on a second registration of a name."""
+    import types
+
+    class KVConnectorFactory:
+        _registry: dict[str, object] = {}
+
+        @classmethod
+        def register_connector(cls, name: str, module: str, class_name: str) -> None:
+            assert name not in cls._registry
+            cls._registry[name] = (module, class_name)
+
+    factory = types.ModuleType("factory")
+    factory.KVConnectorFactory = KVConnectorFactory
+    module = "vllm.distributed.kv_transfer.kv_connector.factory"
+    for i, _ in enumerate(parts := module.split(".")):
+        monkeypatch.setitem(sys.modules, ".".join(parts[: i + 1]), factory)
+
+    from lmkv.plugin import register
+
+    register()
+    register()
+    assert KVConnectorFactory._registry == {"LmkvConnector": ("lmkv.connector", "LmkvConnector")}
+
+
+def test_vllm_finds_the_plugin_by_its_entry_point() -> None:
+    from importlib.metadata import entry_points
+
+    (entry,) = [e for e in entry_points(group="vllm.general_plugins") if e.name == "lmkv"]
+    from lmkv import plugin
+
+    assert entry.load() is plugin.register

@@ -1,0 +1,65 @@
+"""`make test`: the tiers in turn, each with its time; red when any of them is.
+
+`csrc` builds csrc's own tests with the address and undefined sanitizers; `scalar` runs the native
+tests once more with the plain instruction set; `vllm` starts real engines and comes last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+PYTEST = [sys.executable, "-m", "pytest", "-q"]
+BUILD = "build/sanitize"
+NATIVE = "key or slot or cop or digest or golden"  # what an instruction set could change
+
+TIERS: dict[str, list[list[str]]] = {
+    "csrc": [
+        [
+            "cmake", "-S", ".", "-B", BUILD, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Debug",
+            "-DLMKV_BUILD_EXTENSION=OFF", "-DLMKV_BUILD_TESTS=ON", "-DLMKV_SANITIZE=ON",
+            f"-DCMAKE_MAKE_PROGRAM={BIN / 'ninja'}", "--log-level=WARNING",
+        ],
+        ["cmake", "--build", BUILD],
+        ["ctest", "--test-dir", BUILD, "--output-on-failure"],
+    ],
+    "python": [[*PYTEST, "-m", "not vllm", "tests"]],
+    "scalar": [[*PYTEST, "-m", "not vllm", "-k", NATIVE, "tests"]],
+    "vllm": [[*PYTEST, "-m", "vllm", "tests"]],
+}  # fmt: skip
+
+
+def run(tier: str) -> bool:
+    environment = os.environ | {"PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+    if tier == "scalar":
+        environment["LMKV_ISA"] = "scalar"
+    for words in TIERS[tier]:
+        if subprocess.run(words, cwd=ROOT, env=environment).returncode != 0:
+            return False
+    return True
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Run the tests.")
+    parser.add_argument("--only", choices=TIERS, action="append", help="one tier; may be repeated")
+    tiers = parser.parse_args().only or list(TIERS)
+    lines = []
+    for tier in tiers:
+        print(f"\n==== {tier}", flush=True)
+        begin = time.monotonic()
+        good = run(tier)
+        lines.append(
+            (good, f"{tier:8} {'green' if good else 'RED':6} {time.monotonic() - begin:5.0f} s")
+        )
+    print("\n" + "\n".join(line for _, line in lines))
+    return 0 if all(good for good, _ in lines) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
