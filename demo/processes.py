@@ -13,6 +13,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,9 @@ class Process:
             if status is not None:
                 raise RuntimeError(f"{self.name} ended with {status}:\n{self.log_end()}")
             if time.monotonic() > deadline:
-                raise RuntimeError(f"{self.name} is not ready after {seconds:.0f} s:\n{self.log_end()}")
+                raise RuntimeError(
+                    f"{self.name} is not ready after {seconds:.0f} s:\n{self.log_end()}"
+                )
             time.sleep(0.2)
 
 
@@ -97,10 +100,8 @@ class Processes:
 
     @staticmethod
     def _signal(process: Process, number: signal.Signals) -> None:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.popen.pid, number)
-        except ProcessLookupError:
-            pass
 
     @staticmethod
     def _alive(process: Process) -> bool:
@@ -111,7 +112,7 @@ class Processes:
             return False
         return True
 
-    def __enter__(self) -> Processes:
+    def __enter__(self) -> Processes:  # noqa: PYI034 (Self is of 3.11)
         return self
 
     def __exit__(self, *_: object) -> None:
