@@ -105,12 +105,14 @@ class Processes:
 
     @staticmethod
     def _alive(process: Process) -> bool:
+        """Whether anyone of the group runs; who has ended but is not yet waited for does not."""
         process.popen.poll()
-        try:
-            os.killpg(process.popen.pid, 0)
-        except ProcessLookupError:
-            return False
-        return True
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                state, _, group = stat.read_text().rpartition(") ")[2].split()[:3]
+                if int(group) == process.popen.pid and state not in "ZX":
+                    return True
+        return False
 
     def __enter__(self) -> Processes:  # noqa: PYI034 (Self is of 3.11)
         return self
