@@ -25,6 +25,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[2]
 START_S = 120.0
 ANSWER_S = 120.0
 BLOCK = 64
@@ -44,7 +45,6 @@ ARGUMENTS: dict[str, Any] = {
     "max_model_len": 2048,
     "seed": 0,
     "disable_log_stats": False,
-    "kv_cache_memory_bytes": 64 << 20,
 }
 
 
@@ -180,10 +180,13 @@ class Zygote:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         script = Path(__file__).with_name("zygote.py")
         self._log = open(folder / "zygote.log", "ab")  # noqa: SIM115 (closed with the process)
+        # Hooks (`call`) are named from the root, as the tests are.
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        own = {"VLLM_CACHE_ROOT": str(folder / "cache"), "PYTHONPATH": path}
         self._process = subprocess.Popen(
             [sys.executable, str(script), str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
-            env=os.environ | ENVIRONMENT | {"VLLM_CACHE_ROOT": str(folder / "cache")},
+            env=os.environ | ENVIRONMENT | own,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
@@ -200,7 +203,7 @@ class Zygote:
         environment: Mapping[str, str] | None = None,
         **arguments: Any,
     ) -> Engine:
-        """Start an engine and do not wait; `kv_transfer_config` as a dict. One core for each rank."""
+        """Start an engine and do not wait; `kv_transfer_config` as a dict. A core for each rank."""
         ranks = arguments.get("tensor_parallel_size", 1)
         cores = sorted(os.sched_getaffinity(0))
         mine = [cores[(len(self.engines) + rank) % len(cores)] for rank in range(ranks)]

@@ -12,7 +12,7 @@ from tests.vllm.models import prompt
 Start = Callable[..., Engine]
 
 
-def block_table_of(llm: object, word: str) -> str:
+def name_of(llm: object, word: str) -> str:
     """A hook that runs in the engine: see test_a_hook_runs_inside."""
     return f"{word} {type(llm).__name__}"
 
@@ -54,7 +54,7 @@ def test_two_ranks_give_the_tokens_of_one(start_engine: Start) -> None:
 
 
 def test_a_hook_runs_inside(start_engine: Start) -> None:
-    assert start_engine("a").call("tests.vllm.test_harness:block_table_of", "an") == "an LLM"
+    assert start_engine("a").call("tests.vllm.test_harness:name_of", "an") == "an LLM"
 
 
 def test_a_killed_engine_says_so_and_its_log_is_shown(start_engine: Start) -> None:
