@@ -1,7 +1,49 @@
 #include "bindings.h"
+#include "buffer.h"
+#include "memory/pool.h"
 
 namespace lmkv {
 
-void bind_memory(nb::module_&) {}
+namespace {
+
+template <class Mapped>
+std::uintptr_t slot_address(const Mapped& pool, const nb::bytes& place) {
+  return reinterpret_cast<std::uintptr_t>(pool.slot(one_place(place)));
+}
+
+}  // namespace
+
+void bind_memory(nb::module_& m) {
+  using Release = nb::call_guard<nb::gil_scoped_release>;
+
+  nb::class_<Pool>(m, "Pool")
+      .def(nb::init<const SlotLayout&, std::uint64_t, std::uint64_t, std::uintptr_t>(),
+           nb::arg("layout"), nb::arg("slots"), nb::arg("segment_slots"), nb::arg("address") = 0)
+      .def("add_segment", &Pool::add_segment, nb::arg("populate") = true, Release())
+      .def(
+          "segment_fd",
+          [](Pool& pool, std::uint32_t segment, bool readonly) {
+            return pool.segment_fd(segment, readonly).release();
+          },
+          nb::arg("segment"), nb::arg("readonly") = false)
+      .def_prop_ro("address", &Pool::address)
+      .def_prop_ro("slots", &Pool::slots)
+      .def_prop_ro("segment_slots", &Pool::segment_slots)
+      .def_prop_ro("segments", &Pool::segments)
+      .def_prop_ro("layout", &Pool::layout, nb::rv_policy::reference_internal)
+      .def("slot_address", &slot_address<Pool>, nb::arg("place"))
+      .def("close", &Pool::close, Release());
+
+  nb::class_<PoolMap>(m, "PoolMap")
+      .def(nb::init<const SlotLayout&, std::uint64_t, std::uint64_t, std::uintptr_t, bool>(),
+           nb::arg("layout"), nb::arg("slots"), nb::arg("segment_slots"), nb::arg("address") = 0,
+           nb::arg("writable") = false)
+      .def("add_segment", &PoolMap::add_segment, nb::arg("fd"), Release())
+      .def_prop_ro("address", &PoolMap::address)
+      .def_prop_ro("segments", &PoolMap::segments)
+      .def_prop_ro("layout", &PoolMap::layout, nb::rv_policy::reference_internal)
+      .def("slot_address", &slot_address<PoolMap>, nb::arg("place"))
+      .def("close", &PoolMap::close, Release());
+}
 
 }  // namespace lmkv

@@ -13,7 +13,8 @@ from typing_extensions import Buffer
 # ---------------------------------------------------------------- keys (csrc/keys)
 
 def isa() -> str:
-    """The instruction set in use: `scalar` or `avx2`; `LMKV_ISA` forces one at import."""
+    """The instruction set in use: `scalar`, `avx2` or `avx512`; `LMKV_ISA` forces one at import.
+    A part without code for the last one takes the best below it."""
 
 def isas() -> list[str]:
     """The instruction sets that this build and processor have, `scalar` first."""
@@ -29,7 +30,8 @@ class KeyHasher:
 
     def __init__(self, namespace: str, group_specs: Sequence[str], chunk_tokens: int) -> None: ...
     def chain(self, extra: bytes = b"") -> KeyChain:
-        """A request's chain; `extra` are the items of extra_0 common to the request (salt, LoRA)."""
+        """A request's chain; `extra` are the items of extra_0 common to the request (salt, LoRA).
+        ValueError if they are torn."""
     @property
     def chunk_tokens(self) -> int: ...
     @property
@@ -44,13 +46,16 @@ class KeyChain:
         start: int = 0,
         extras: Mapping[int, bytes] | None = None,
     ) -> int:
-        """Take `tokens` (a list, or a buffer of u32), whose first element is the prompt's token
-        number `start`; tokens already taken are skipped, a gap raises ValueError, as does a token
-        outside u32. `extras` gives the items of a chunk by its number; for chunk 0 they are the
-        whole of extra_0's per-chunk items and are merged, sorted, with the chain's own. Returns the
-        number of whole chunks."""
+        """Take `tokens` (fast: a list, or a buffer of u32; any other sequence of ints works, `bytes`
+        is refused), whose first element is the prompt's token number `start`; tokens already taken
+        are skipped, a gap raises ValueError, as does a token outside u32: then none is taken.
+        `extras` gives the items of a chunk by its number; they are remembered until the chunk is
+        whole, and replace what was given for it before; for chunk 0 they are its own items and are
+        merged with the chain's. Items are sorted here. Returns the number of whole chunks."""
     def truncate(self, tokens: int) -> None:
-        """Forget all beyond the first `tokens` tokens (a session's input was cut)."""
+        """Forget all beyond the first `tokens` tokens (a session's input was cut). Tokens of whole
+        chunks are not kept: where the cut is inside one, the chain goes back to that chunk's start,
+        and `tokens` then says from where to extend again."""
     @property
     def tokens(self) -> int: ...
     def __len__(self) -> int:
@@ -93,6 +98,13 @@ def write_slot(
 
 def check_slot(address: int, layout: SlotLayout, key: bytes, generation: int) -> int:
     """A reader's whole check (header, table, segments); a SlotStatus."""
+
+def adopt_slot(address: int, layout: SlotLayout, key: bytes, theirs: int, ours: int) -> int:
+    """A puller's step after its READ: check as a reader of generation `theirs`, then seal the header
+    with generation `ours`; a SlotStatus. The slot is cleared unless it is GOOD."""
+
+def clear_slot(address: int) -> None:
+    """Word 0 becomes 0: no reader accepts the slot. First step of reuse, before a READ lands."""
 
 # ---------------------------------------------------------------- memory (csrc/memory)
 
@@ -188,6 +200,9 @@ class Copier:
         """A slot (own or a mapped peer's, read-only) to vLLM's blocks, checked as SLOT_FORMAT's
         reader; a SlotStatus. The blocks hold rubbish unless it is GOOD."""
 
+def copy_runs(to: Buffer, from_: Buffer, bytes: int) -> None:
+    """For benches: one memcpy of `bytes` bytes for each pair of addresses (u64 arrays)."""
+
 # ---------------------------------------------------------------- slot table (csrc/slots)
 
 class SlotTable:
@@ -218,7 +233,8 @@ class SlotTable:
         """Room for all the keys: (places, counters). None: nothing evictable. A key that is
         readable or reserved already raises ValueError (ask `contains` first). Consecutive keys
         prefer consecutive slots. Reuse takes the oldest retired slot (older than `reuse_age`
-        where possible), then retires the least recently used prefix tail."""
+        where possible), then retires the least recently used prefix tail. OverflowError: the
+        epoch's counters are used up, begin another."""
     def admit(self, places: bytes, counters: bytes, front: bool = True) -> int:
         """Make reserved slots readable; returns how many were (a slot of an ended epoch or an
         aborted one is not). `front` False: first in line for retirement (a pulled copy)."""
@@ -234,8 +250,9 @@ class SlotTable:
     def retire(self, keys: bytes) -> int:
         """Take readable, unpinned slots out of use; returns how many."""
     def take_changes(self) -> list[tuple[bool, bytes, bytes, bytes]]:
-        """What must be announced (True) or retracted (False) since the last call, in order, as
-        (announce, keys, places, counters)."""
+        """What must be announced (True) or retracted (False) since the last call, as (announce,
+        keys, places, counters) of at most 4,096 slots, in the order in which to send them. It is
+        the difference to what was told before: what came and went in between is not in it."""
     def sums(self) -> tuple[int, int, int]:
         """(count, first, second) over readable slots (`place.h`), minus changes not yet taken: it
         is the state that a listener of `take_changes` has."""
@@ -326,4 +343,79 @@ class Transport:
         """A TransferState; a finished number is released and may not be polled again."""
     @property
     def pending(self) -> int: ...
-    def close(self) -> None: ...
+    def self_test(self, serve: Transport, deadline: float) -> None:
+        """READ 64 bytes from `serve`, an agent of this process. RuntimeError unless they come, and
+        unchanged, within `deadline` seconds."""
+    def close(self) -> None:
+        """ValueError while a READ is under way: only the end of the process ends it."""
+
+# ---------------------------------------------------------------- pulls (csrc/nixl, mover only)
+
+def die_with_parent() -> None:
+    """This process is killed when the thread that spawned it ends (PR_SET_PDEATHSIG)."""
+
+class PullPeer:
+    """One life of a peer's rank, as last announced. `id` names that life; other metadata under the
+    same id connects anew. `address` is the pool's there, the rest counts granules."""
+
+    def __init__(
+        self, id: str, metadata: bytes, address: int, segment_granules: int, usable_granules: int
+    ) -> None: ...
+    @property
+    def id(self) -> str: ...
+
+class PullEvent:
+    """A job has been judged; or `limbo_ended`: the READs left at its deadline have ended."""
+
+    @property
+    def limbo_ended(self) -> bool: ...
+    @property
+    def job(self) -> int: ...
+    @property
+    def results(self) -> bytes:
+        """One u8 a chunk, `messages.PullResult`."""
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def bytes(self) -> int:
+        """Of good slots, with header and table."""
+    @property
+    def stale(self) -> bool:
+        """What is known of the peer is out of date, or it is dead."""
+    @property
+    def error(self) -> str: ...
+
+class PullEngine:
+    """Peers' slots into reserved ones of `pool`, READ, checked and resealed under the own
+    generation by threads of its own. `pool` is mapped writable and registered with `transport`,
+    which belongs to the engine from now on, but for `register`."""
+
+    def __init__(self, transport: Transport, pool: PoolMap) -> None: ...
+    def pull(
+        self,
+        job: int,
+        peer: PullPeer,
+        peer_epoch: int,
+        own_epoch: int,
+        keys: bytes,
+        remote_places: bytes,
+        remote_counters: bytes,
+        own_places: bytes,
+        own_counters: bytes,
+        deadline: float,
+    ) -> None:
+        """One event follows, `deadline` seconds from now at the latest; when a result in it is
+        TIMEOUT, a `limbo_ended` follows it. ValueError for own places that are no usable slots."""
+    def connect(self, peer: PullPeer) -> None:
+        """Ahead of need: the first READ from a peer costs some 10 ms more."""
+    def forget(self, id: str) -> None:
+        """Its jobs end as PEER_DEAD; the connection goes once no READ is under way on it."""
+    def take(self) -> list[PullEvent]: ...
+    @property
+    def fd(self) -> int:
+        """Readable when `take` has something."""
+    @property
+    def limbo_slots(self) -> int: ...
+    @property
+    def limbo_seconds(self) -> float:
+        """How long ago the oldest READ timed out that has not ended; 0: there is none."""

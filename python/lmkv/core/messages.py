@@ -10,7 +10,7 @@ ignored; a message that is declared and not served is answered `Unsupported` by 
 seconds unless the field's name says otherwise; times of day never travel.
 
 Sections: controller <-> instance, clients -> controller, operations, agent <-> worker,
-agent <-> mover, share socket.
+agent <-> mover, worker <-> mover, share socket.
 """
 
 from __future__ import annotations
@@ -440,6 +440,7 @@ class Attach(Message, tag="attach"):
 
     instance: Name
     epoch: U64
+    data_version: U64 = 0  # as the worker last told it; what the share socket answers
 
 
 class WorkerState(Message, tag="worker_state"):
@@ -483,6 +484,7 @@ class MoverState(Message, tag="mover_state"):
     share_socket: str = ""
     stream_address: str = ""
     rdma: bool = False
+    segments: U32 = 0  # that metadata and share socket cover: what may be announced as usable
     error: str = ""  # why NIXL is missing, for people
     versions: dict[str, str] = {}
 
@@ -560,6 +562,39 @@ class Forget(Message, tag="forget"):
     epoch: U64
 
 
+# ---------------------------------------------------------------- worker <-> mover
+# A SOCK_SEQPACKET pair, made before the mover is spawned. The worker sends `MoverConfig` first,
+# then `Segments`, `Attach` and `Stop`; the mover sends `MoverState`. The worker's end ends both.
+
+
+class MoverConfig(Message, tag="mover_config"):
+    """What a mover is told once. The pool is mapped at its own address, always."""
+
+    rank: U32
+    agent: Name  # of NIXL; never used twice
+    control_socket: str  # path of the ROUTER to bind
+    share_socket: str
+    pool_address: U64
+    slots: U64
+    segment_slots: U64
+    segments: U64  # of the slot layout, as the next three
+    segment_bytes: U64
+    page_format: U32
+    fingerprint: U64
+    usable_segments: U32 = 0  # they follow at once: no MoverState before they are there
+    data_interface: str = "lo"
+    uids: list[U32] = []  # that may map the pool, beside the mover's own
+    limbo_seconds: Seconds = 60.0  # past either the mover ends, and with it the READs
+    limbo_share: Seconds = 1 / 16  # of the pool's slots
+
+
+class Segments(Message, tag="segments"):
+    """Worker -> mover: segments `first` on are usable; one writable descriptor each (SCM_RIGHTS)."""
+
+    first: U32
+    count: U32
+
+
 class Stop(Message, tag="stop"):
     """Worker -> mover: end."""
 
@@ -582,6 +617,7 @@ class Share(Message, tag="share"):
     instance: Name  # the holder it means
     epoch: U64
     rank: U32
+    first: U32 = 0  # segments from here on
 
 
 class Shared(Message, tag="shared"):
@@ -600,5 +636,5 @@ AnyMessage = Union[
     Resync, SyncSlice, SyncEnd, Leave, Left, Touched, Probe, ProbeOk, Locate, Located, Peer,
     PeerInfo, Status, StatusInfo, Lookup, LookupInfo, Instances, Controllers, Prefixes, Subscribe,
     Event, Command, Job, Jobs, Attach, WorkerState, Stored, Alarm, MoverState, Pull, Pulled,
-    LimboEnded, Connect, Forget, Stop, Ping, Pong, Share, Shared,
+    LimboEnded, Connect, Forget, MoverConfig, Segments, Stop, Ping, Pong, Share, Shared,
 ]  # fmt: skip

@@ -1,0 +1,60 @@
+#include "copy/pages.h"
+
+#include "check.h"
+#include "layout.h"
+
+namespace lmkv {
+
+void Pages::check() const {
+  REQUIRE(!layers.empty(), "layers: there are none");
+  REQUIRE(blocks >= 1 && blocks <= 0xFFFFFFFFull, "blocks: ", blocks, " is not in 1 .. 2^32 - 1");
+  REQUIRE(heads >= 1 && heads < (1u << 24), "heads: ", heads, " is not in 1 .. 2^24 - 1");
+  REQUIRE(tokens >= 1 && tokens < (1u << 24), "tokens: ", tokens, " is not in 1 .. 2^24 - 1");
+  REQUIRE(planes >= 1 && planes <= 16, "planes: ", planes, " is not in 1 .. 16");
+  REQUIRE(run_bytes >= 16 && run_bytes % 16 == 0 && run_bytes < (1ull << 36),
+          "run_bytes: ", run_bytes, " is not a multiple of 16 in 16 .. 2^36 - 16");
+  const auto aligned = [](const char* name, std::int64_t stride) {
+    REQUIRE(stride % 16 == 0, name, ": ", stride, " is not a multiple of 16");
+  };
+  aligned("block_stride", block_stride);
+  aligned("head_stride", head_stride);
+  aligned("token_stride", token_stride);
+  aligned("plane_stride", plane_stride);
+  for (const std::byte* layer : layers) {
+    REQUIRE(layer != nullptr && reinterpret_cast<std::uintptr_t>(layer) % 16 == 0,
+            "layers: address ", static_cast<const void*>(layer), " is not a multiple of 16");
+  }
+}
+
+std::uint64_t Pages::content_bytes(std::uint64_t blocks_per_chunk) const {
+  return planes * blocks_per_chunk * tokens * run_bytes;
+}
+
+std::uint64_t Pages::segment_bytes(std::uint64_t blocks_per_chunk) const {
+  return round_up(content_bytes(blocks_per_chunk), 64);
+}
+
+void segment_runs(const Pages& pages, std::uint32_t segment, std::span<const std::uint32_t> blocks,
+                  std::vector<Run>& runs) {
+  runs.clear();
+  std::byte* base =
+      pages.layers[segment / pages.heads] + std::int64_t(segment % pages.heads) * pages.head_stride;
+  const bool whole = pages.token_stride == std::int64_t(pages.run_bytes);
+  const std::uint64_t tokens = whole ? 1 : pages.tokens;
+  const std::size_t bytes = pages.run_bytes * (whole ? pages.tokens : 1);
+  for (std::uint64_t plane = 0; plane < pages.planes; ++plane) {
+    for (const std::uint32_t block : blocks) {
+      std::byte* at = base + std::int64_t(plane) * pages.plane_stride +
+                      std::int64_t(block) * pages.block_stride;
+      for (std::uint64_t token = 0; token < tokens; ++token, at += pages.token_stride) {
+        if (!runs.empty() && runs.back().at + runs.back().bytes == at) {
+          runs.back().bytes += bytes;
+        } else {
+          runs.push_back({at, bytes});
+        }
+      }
+    }
+  }
+}
+
+}  // namespace lmkv

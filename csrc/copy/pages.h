@@ -1,0 +1,38 @@
+// How vLLM's paged KV lies in memory, and the runs of one segment in slot order.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace lmkv {
+
+// For layer l, plane p (K, V, or one opaque plane), block b, head h, token t the `run_bytes` bytes
+// at layers[l] + p*plane_stride + b*block_stride + h*head_stride + t*token_stride. `tokens` counts
+// runs in a block: opaque pages have one plane and one "token", the whole (block, head) page.
+struct Pages {
+  std::vector<std::byte*> layers;
+  std::uint64_t blocks = 0, heads = 0, tokens = 0, run_bytes = 0;
+  std::int64_t block_stride = 0, head_stride = 0, token_stride = 0;
+  std::uint64_t planes = 1;
+  std::int64_t plane_stride = 0;
+
+  // std::invalid_argument for what cannot be copied in 16-byte units.
+  void check() const;
+  // Bytes of a chunk's segment before and with its padding to 64.
+  std::uint64_t content_bytes(std::uint64_t blocks_per_chunk) const;
+  std::uint64_t segment_bytes(std::uint64_t blocks_per_chunk) const;
+};
+
+struct Run {
+  std::byte* at;
+  std::size_t bytes;
+};
+
+// The runs of segment (layer, head) of a chunk in these blocks: plane, block, token; adjacent ones
+// are merged. `runs` is overwritten.
+void segment_runs(const Pages& pages, std::uint32_t segment, std::span<const std::uint32_t> blocks,
+                  std::vector<Run>& runs);
+
+}  // namespace lmkv

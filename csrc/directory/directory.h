@@ -1,0 +1,91 @@
+// The controller's index: which instances hold a key, and where (DESIGN.md 6). One thread.
+//
+// An entry belongs to a life of an instance and to one of its syncs by its stamp: it is visible
+// while its stamp is at least the instance's `oldest`. So end_sync() hides all that was not stated
+// by raising `oldest`, and drop() hides all by raising it beyond every stamp; what is hidden is
+// taken away when a sweep or an announcement comes across it. A number is given out again only when
+// no entry of its last life is left.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "directory/holder_lists.h"
+#include "directory/key_table.h"
+#include "slots/place.h"
+
+namespace lmkv {
+
+// Keys [first, first + n) at one instance; its places begin at `offset` in the answer's arrays.
+struct Run {
+  std::uint32_t first, n;
+  int instance;
+  std::uint32_t offset;
+};
+
+struct Located {
+  std::vector<Run> runs, alternates;
+  std::vector<Place> places;
+  std::vector<std::uint32_t> counters;
+  std::size_t found = 0;
+  int incompatible = -1;
+};
+
+class Directory {
+ public:
+  using Keys = std::span<const Key>;
+  using Places = std::span<const Place>;
+  using Counters = std::span<const std::uint32_t>;
+
+  int add(std::int64_t group, std::int64_t host);
+  void drop(int instance);
+  std::size_t announce(int instance, Keys keys, Places places, Counters counters);
+  std::size_t retract(int instance, Keys keys, Places places, Counters counters);
+  void begin_sync(int instance);
+  void sync_slice(int instance, std::uint32_t first, std::uint32_t last, Keys keys, Places places,
+                  Counters counters);
+  std::size_t end_sync(int instance);
+  Sums sums(int instance) const;
+  Located locate(Keys keys, int asker, std::span<const double> loads, std::span<const int> avoid);
+  std::vector<int> holders(const Key& key);
+  bool sweep(std::size_t entries);
+  std::size_t size();
+  std::size_t bytes() const;
+
+ private:
+  static constexpr std::uint32_t kDead = 1 << 16;  // above every stamp
+
+  struct Instance {
+    std::uint32_t oldest = kDead;
+    std::uint16_t stamp = 0;
+    bool syncing = false, avoid = false, used = false;  // the last two during one locate()
+    std::int64_t group = 0, host = 0;
+    std::uint64_t held = 0;  // entries, hidden ones too
+    Sums visible, stated;    // stated: with the current stamp
+  };
+
+  // What one locate() knows of itself and of the keys before it chooses (locate.cpp).
+  struct Choice;
+
+  const Instance& live(int instance) const;  // refuses one that is not there
+  Instance& live(int instance);
+  bool visible(const Holder& holder) const {
+    return holder.stamp >= instances_[holder.instance].oldest;
+  }
+  void gain(const Key& key, const Holder& holder);
+  void lose(const Key& key, const Holder& holder);
+  bool put(const Key& key, std::uint64_t hash, Entry* entry, const Holder& holder);
+  bool drop_hidden(Entry& entry);  // false: nothing is left of it
+  void restamp(int instance);
+  void free_if_gone(int instance);
+
+  KeyTable table_;
+  HolderLists lists_;
+  std::vector<Instance> instances_;
+  std::vector<int> free_numbers_;
+  std::uint64_t hidden_ = 0;  // holders that no one sees
+  int swept_ = 0;             // the sub-table where the next sweep begins
+};
+
+}  // namespace lmkv

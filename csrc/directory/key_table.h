@@ -1,0 +1,162 @@
+// The directory's table: 32-byte entries, open addressing, load about 0.85, grown in steps.
+//
+// 512 sub-tables by the first bits of the key's hash grow alone, by a quarter, so that no insertion
+// waits for more than its own 1/512 of a rebuild. A sub-table is groups of 15 entries; a group has
+// 16 bytes of tags: one byte of hash per entry (0: empty), and how many keys had to go on past the
+// group (255: too many to count, until the next rebuild). A search ends at a group that none went
+// past, so there are no tombstones. Groups lie in pages of equal size that growing sub-tables hand
+// to each other through a free list: the heap never sees them, and cannot be torn by them.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "slots/place.h"
+
+namespace lmkv {
+
+// One holder of a key: an instance and where in its pool. `stamp` is of the instance's last sync.
+struct Holder {
+  enum Kind : std::uint8_t { one = 0, many = 1 };
+
+  std::uint32_t first = 0, counter = 0;
+  std::uint16_t instance = 0, stamp = 0;
+  std::uint8_t granules = 0, tier = 0;
+  std::uint8_t kind = one;  // many: see holder_lists.h for what the fields mean then
+  std::uint8_t spare = 0;
+
+  Place place() const { return {first, granules, tier}; }
+};
+static_assert(sizeof(Holder) == 16);
+
+struct Entry {
+  Key key;
+  Holder holder;
+};
+static_assert(sizeof(Entry) == 32);
+
+class KeyTable {
+ public:
+  static constexpr int kLanes = 15, kPageGroups = 32;
+  static constexpr int kPageEntries = kLanes * kPageGroups;
+  static constexpr int kSubTables = 512;
+  static constexpr std::size_t kBatch = 16;
+
+  KeyTable() : subs_(kSubTables) {}
+  ~KeyTable();
+  KeyTable(const KeyTable&) = delete;
+  KeyTable& operator=(const KeyTable&) = delete;
+
+  static std::uint64_t hash(const Key& key) { return mix64(key.lo + mix64(key.hi)); }
+
+  // Calls `visit(i, hash, entry or nullptr)` for each key until it says false. Batches of keys are
+  // taken through three steps, one batch apart: hash and ask for the tags' cache line, read the
+  // tags and ask for the entry's, visit.
+  template <class Visit>
+  void walk(std::span<const Key> keys, const Visit& visit) const;
+
+  Entry* find(const Key& key, std::uint64_t hash) const;
+  Entry& insert(const Key& key, std::uint64_t hash);  // the key is not there
+  void erase(const Key& key, std::uint64_t hash);     // the key is there
+
+  // Calls `visit(entry)` for all of sub-table `sub`'s entries; those for which it says false go.
+  // Then the sub-table is rebuilt if too little is left in it.
+  template <class Visit>
+  void filter(int sub, const Visit& visit);
+  template <class Visit>
+  void each(const Visit& visit) const;
+
+  std::size_t size() const { return size_; }
+  std::size_t sub_size(int sub) const { return subs_[sub].used; }
+  std::size_t bytes() const;
+
+ private:
+  struct Page {
+    std::uint8_t tags[kPageGroups][kLanes + 1];
+    Entry entries[kPageGroups][kLanes];
+  };
+  struct SubTable {
+    std::vector<Page*> pages;
+    std::uint32_t groups = 0, used = 0;
+  };
+  static constexpr std::size_t kSlabBytes = std::size_t{2} << 20;
+  static constexpr std::size_t kSlabPages = kSlabBytes / sizeof(Page);
+
+  static std::uint8_t tag(std::uint64_t hash) { return (hash & 0xFF) ? hash & 0xFF : 1; }
+  static SubTable& sub_of(std::vector<SubTable>& subs, std::uint64_t hash) {
+    return subs[hash >> 55];
+  }
+  static std::uint32_t home(const SubTable& sub, std::uint64_t hash) {
+    return static_cast<std::uint32_t>((hash >> 23 & 0xFFFFFFFF) * sub.groups >> 32);
+  }
+  static std::uint32_t next(const SubTable& sub, std::uint32_t group) {
+    return group + 1 == sub.groups ? 0 : group + 1;
+  }
+  static std::uint8_t* tags(const SubTable& sub, std::uint32_t group) {
+    return sub.pages[group / kPageGroups]->tags[group % kPageGroups];
+  }
+  static Entry* entries(const SubTable& sub, std::uint32_t group) {
+    return sub.pages[group / kPageGroups]->entries[group % kPageGroups];
+  }
+  static Entry& place(SubTable& sub, const Key& key, std::uint64_t hash);
+  static void remove(SubTable& sub, std::uint64_t hash, std::uint32_t group, int lane);
+  void want_tags(std::span<const Key> keys, std::uint64_t* hashes) const;
+  void want_entries(std::span<const std::uint64_t> hashes) const;
+  void rebuild(SubTable& sub, std::size_t pages);
+  void shrink(SubTable& sub);
+  Page* new_page();
+
+  std::vector<SubTable> subs_;
+  std::vector<Page*> free_pages_;
+  std::vector<void*> slabs_;
+  std::size_t size_ = 0;
+};
+
+template <class Visit>
+void KeyTable::filter(int number, const Visit& visit) {
+  SubTable& sub = subs_[number];
+  for (std::uint32_t group = 0; group < sub.groups; ++group) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      if (tags(sub, group)[lane] == 0) continue;
+      Entry& entry = entries(sub, group)[lane];
+      if (visit(entry)) continue;
+      remove(sub, hash(entry.key), group, lane);
+      --size_;
+    }
+  }
+  shrink(sub);
+}
+
+template <class Visit>
+void KeyTable::walk(std::span<const Key> keys, const Visit& visit) const {
+  std::uint64_t ring[4][kBatch];
+  const auto part = [&](std::size_t batch) {
+    const std::size_t begin = std::min(batch * kBatch, keys.size());
+    return keys.subspan(begin, std::min(kBatch, keys.size() - begin));
+  };
+  const std::size_t batches = (keys.size() + kBatch - 1) / kBatch;
+  want_tags(part(0), ring[0]);
+  want_tags(part(1), ring[1]);
+  want_entries({ring[0], part(0).size()});
+  for (std::size_t batch = 0; batch < batches; ++batch) {
+    want_tags(part(batch + 2), ring[(batch + 2) % 4]);
+    want_entries({ring[(batch + 1) % 4], part(batch + 1).size()});
+    const std::uint64_t* hashes = ring[batch % 4];
+    for (std::size_t i = 0; i < part(batch).size(); ++i) {
+      const std::size_t at = batch * kBatch + i;
+      if (!visit(at, hashes[i], find(keys[at], hashes[i]))) return;
+    }
+  }
+}
+
+template <class Visit>
+void KeyTable::each(const Visit& visit) const {
+  for (const SubTable& sub : subs_)
+    for (std::uint32_t group = 0; group < sub.groups; ++group)
+      for (int lane = 0; lane < kLanes; ++lane)
+        if (tags(sub, group)[lane] != 0) visit(entries(sub, group)[lane]);
+}
+
+}  // namespace lmkv

@@ -1,0 +1,115 @@
+#include "memory/pool.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "check.h"
+
+namespace lmkv {
+namespace {
+
+std::uint64_t pool_bytes(const SlotLayout& layout, std::uint64_t slots,
+                         std::uint64_t segment_slots) {
+  REQUIRE(slots >= 1 && slots <= 0xFFFFFFFFull / kGranulesPerSlot, "slots: ", slots,
+          " is not in 1 .. ", 0xFFFFFFFFull / kGranulesPerSlot);
+  REQUIRE(segment_slots >= 1 && segment_slots <= 0xFFFFFFFFull / kGranulesPerSlot,
+          "segment_slots: ", segment_slots, " is not in 1 .. ", 0xFFFFFFFFull / kGranulesPerSlot);
+  REQUIRE(slots < (1ull << 46) / layout.slot_bytes(), "slots: ", slots, " of ", layout.slot_bytes(),
+          " bytes are more than 2^46 bytes");
+  return slots * layout.slot_bytes();
+}
+
+}  // namespace
+
+PoolRange::PoolRange(const SlotLayout& layout, std::uint64_t slots, std::uint64_t segment_slots,
+                     std::uintptr_t address)
+    : layout_(layout),
+      slots_(slots),
+      segment_slots_(segment_slots),
+      range_(pool_bytes(layout, slots, segment_slots), address) {}
+
+std::uint32_t PoolRange::segments_at_most() const {
+  return std::uint32_t((slots_ + segment_slots_ - 1) / segment_slots_);
+}
+
+std::uint64_t PoolRange::segment_offset(std::uint32_t segment) const {
+  return segment * segment_slots_ * layout_.slot_bytes();
+}
+
+std::uint64_t PoolRange::segment_bytes(std::uint32_t segment) const {
+  const std::uint64_t rest = slots_ - segment * segment_slots_;  // the last may be shorter
+  return std::min(segment_slots_, rest) * layout_.slot_bytes();
+}
+
+std::byte* PoolRange::slot(const Place& place) const {
+  REQUIRE(place.tier == std::uint8_t(Tier::host), "place: tier ", int(place.tier),
+          " is not 0 (host)");
+  REQUIRE(place.granules >= 1 && place.granules <= kGranulesPerSlot, "place: ", int(place.granules),
+          " granules are not in 1 .. 16");
+  const std::uint64_t per_segment = segment_slots_ * kGranulesPerSlot;
+  const std::uint64_t last = std::uint64_t{place.first} + place.granules - 1;
+  const std::uint64_t usable = std::min(segments() * per_segment, slots_ * kGranulesPerSlot);
+  REQUIRE(last < usable, "place: granules ", place.first, " .. ", last, ", but ", usable,
+          " are usable");
+  REQUIRE(place.first / per_segment == last / per_segment, "place: granules ", place.first, " .. ",
+          last, " cross segments of ", per_segment);
+  return range_.data() + place.first * layout_.granule_bytes();
+}
+
+std::uint32_t PoolRange::next_segment() const {
+  REQUIRE(range_.data() != nullptr, "pool: it is closed");
+  const std::uint32_t next = segments();
+  REQUIRE(next < segments_at_most(), "pool: all ", next, " segments are there");
+  return next;
+}
+
+void PoolRange::close_range() {
+  usable_ = 0;
+  range_.unmap();
+}
+
+std::uint32_t Pool::add_segment(bool populate) {
+  const std::lock_guard lock(adding_);
+  const std::uint32_t segment = next_segment();
+  const std::uint64_t offset = segment_offset(segment), bytes = segment_bytes(segment);
+  fds_.reserve(segment + 1);
+  Descriptor fd = create_segment(bytes);
+  range_.map(fd.get(), offset, bytes, true);
+  try {
+    if (populate) range_.populate(offset, bytes);
+  } catch (...) {
+    range_.hide(offset, bytes);
+    throw;
+  }
+  fds_.push_back(std::move(fd));
+  usable_.store(segment + 1, std::memory_order_release);
+  return segment;
+}
+
+Descriptor Pool::segment_fd(std::uint32_t segment, bool readonly) {
+  const std::lock_guard lock(adding_);
+  REQUIRE(segment < fds_.size(), "segment ", segment, " of ", fds_.size());
+  return duplicate_segment(fds_[segment].get(), readonly);
+}
+
+void Pool::close() {
+  const std::lock_guard lock(adding_);
+  close_range();
+  fds_.clear();
+}
+
+std::uint32_t PoolMap::add_segment(int fd) {
+  const std::lock_guard lock(adding_);
+  const std::uint32_t segment = next_segment();
+  check_segment(fd, segment_bytes(segment));
+  range_.map(fd, segment_offset(segment), segment_bytes(segment), writable_);
+  usable_.store(segment + 1, std::memory_order_release);
+  return segment;
+}
+
+void PoolMap::close() {
+  const std::lock_guard lock(adding_);
+  close_range();
+}
+
+}  // namespace lmkv

@@ -1,0 +1,69 @@
+// A pool: slots in memfd segments at one address, the worker's own (Pool) or mapped (PoolMap).
+//
+// add_segment() may run in a background thread: a segment counts once it can be used. close()
+// invalidates every address that was handed out; the caller knows that no copy is running.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <mutex>
+#include <vector>
+
+#include "memory/segment.h"
+#include "slots/slot_format.h"
+
+namespace lmkv {
+
+// What both have: where slot and segment lie.
+class PoolRange {
+ public:
+  PoolRange(const SlotLayout& layout, std::uint64_t slots, std::uint64_t segment_slots,
+            std::uintptr_t address);
+
+  std::uintptr_t address() const { return reinterpret_cast<std::uintptr_t>(range_.data()); }
+  std::uint64_t slots() const { return slots_; }
+  std::uint64_t segment_slots() const { return segment_slots_; }
+  std::uint32_t segments() const { return usable_.load(std::memory_order_acquire); }
+  std::uint32_t segments_at_most() const;
+  const SlotLayout& layout() const { return layout_; }
+  // std::invalid_argument for a place outside the usable segments, or across two.
+  std::byte* slot(const Place& place) const;
+
+ protected:
+  std::uint64_t segment_bytes(std::uint32_t segment) const;
+  std::uint64_t segment_offset(std::uint32_t segment) const;
+  // The number of the segment to add next; std::invalid_argument when all are there or closed.
+  std::uint32_t next_segment() const;
+  void close_range();
+
+  SlotLayout layout_;
+  std::uint64_t slots_, segment_slots_;
+  AddressRange range_;
+  std::atomic<std::uint32_t> usable_ = 0;
+  std::mutex adding_;
+};
+
+class Pool : public PoolRange {
+ public:
+  using PoolRange::PoolRange;
+  std::uint32_t add_segment(bool populate);
+  Descriptor segment_fd(std::uint32_t segment, bool readonly);
+  void close();
+
+ private:
+  std::vector<Descriptor> fds_;  // guarded by adding_
+};
+
+class PoolMap : public PoolRange {
+ public:
+  PoolMap(const SlotLayout& layout, std::uint64_t slots, std::uint64_t segment_slots,
+          std::uintptr_t address, bool writable)
+      : PoolRange(layout, slots, segment_slots, address), writable_(writable) {}
+  std::uint32_t add_segment(int fd);
+  void close();
+
+ private:
+  bool writable_;
+};
+
+}  // namespace lmkv

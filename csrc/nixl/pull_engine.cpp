@@ -1,0 +1,252 @@
+#include "nixl/pull_engine.h"
+
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "check.h"
+
+namespace lmkv {
+namespace {
+
+constexpr auto kSpin = std::chrono::milliseconds(5);
+constexpr auto kNap = std::chrono::microseconds(50);
+constexpr auto kLongNap = std::chrono::milliseconds(1);
+
+}  // namespace
+
+PullEngine::PullEngine(Transport& transport, const PoolRange& pool)
+    : transport_(transport),
+      pool_(pool),
+      read_bytes_(pool.layout().payload_offset() + pool.layout().payload_bytes()),
+      scratch_(pages_for_good(kScratchBytes)),
+      event_fd_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
+  if (event_fd_ < 0) throw SystemError("eventfd");
+  transport_.register_memory(reinterpret_cast<std::uint64_t>(scratch_), kScratchBytes);
+  engine_ = std::thread([this] { run(); });
+  checker_ = std::thread([this] { run_checks(); });
+}
+
+PullEngine::~PullEngine() {
+  {
+    std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  wake_.notify_all();
+  check_.notify_all();
+  engine_.join();
+  checker_.join();
+  ::close(event_fd_);
+}
+
+// ---------------------------------------------------------------- callers' threads
+
+void PullEngine::pull(std::uint64_t id, PullPeer peer, std::vector<PullChunk> chunks,
+                      double deadline) {
+  REQUIRE(!chunks.empty(), "pull ", id, ": no chunks");
+  REQUIRE(deadline >= 0 && deadline < 1e6, "pull ", id, ": deadline ", deadline, " s");
+  for (const PullChunk& chunk : chunks) {
+    REQUIRE(chunk.own.granules == kGranulesPerSlot, "pull ", id, ": own place of ",
+            int(chunk.own.granules), " granules, ", kGranulesPerSlot, " are a slot");
+    pool_.slot(chunk.own);
+  }
+  auto job = std::make_shared<Job>();
+  job->id = id;
+  job->peer = peer.id;
+  job->begin = Clock::now();
+  job->deadline = job->begin + std::chrono::duration_cast<Clock::duration>(
+                                   std::chrono::duration<double>(deadline));
+  job->unresolved = chunks.size();
+  job->states.assign(chunks.size(), State::waiting);
+  job->results.assign(chunks.size(), PullResult::timeout);
+  job->again.assign(chunks.size(), false);
+  job->chunks = std::move(chunks);
+  std::lock_guard lock(mutex_);
+  commands_.push_back({Command::Kind::pull, std::move(peer), std::move(job)});
+  wake_.notify_all();
+}
+
+void PullEngine::connect(PullPeer peer) {
+  std::lock_guard lock(mutex_);
+  commands_.push_back({Command::Kind::connect, std::move(peer), nullptr});
+  wake_.notify_all();
+}
+
+void PullEngine::forget(std::string id) {
+  PullPeer peer;
+  peer.id = std::move(id);
+  std::lock_guard lock(mutex_);
+  commands_.push_back({Command::Kind::forget, std::move(peer), nullptr});
+  wake_.notify_all();
+}
+
+std::vector<PullEvent> PullEngine::take() {
+  std::uint64_t ignored;
+  [[maybe_unused]] auto drained = ::read(event_fd_, &ignored, sizeof ignored);
+  std::lock_guard lock(mutex_);
+  return std::exchange(events_, {});
+}
+
+double PullEngine::limbo_seconds() const {
+  const Clock::rep since = limbo_since_;
+  if (since == 0) return 0;
+  return std::chrono::duration<double>(Clock::now().time_since_epoch() - Clock::duration(since))
+      .count();
+}
+
+// ---------------------------------------------------------------- the engine's thread
+
+void PullEngine::run() {
+  last_progress_ = Clock::now();
+  std::unique_lock lock(mutex_);
+  while (!stop_) {
+    std::deque<Command> commands = std::exchange(commands_, {});
+    lock.unlock();
+    bool progress = !commands.empty();
+    for (Command& command : commands) serve(command);
+    std::vector<std::string> ids;
+    for (const auto& [id, peer] : peers_)
+      if (!peer.jobs.empty()) ids.push_back(id);
+    for (const std::string& id : ids)
+      if (auto found = peers_.find(id); found != peers_.end()) progress |= post(found->second);
+    progress |= poll();
+    progress |= judged();
+    expire(Clock::now());
+    forget_idle();
+    lock.lock();
+    rest(progress, lock);
+  }
+}
+
+// Spin while a READ moves, nap while it does not, sleep when there is none.
+void PullEngine::rest(bool progress, std::unique_lock<std::mutex>& lock) {
+  const auto ready = [this] { return stop_ || !commands_.empty() || !checked_.empty(); };
+  if (reads_.empty() && jobs_.empty() && leaving_.empty()) {
+    wake_.wait(lock, ready);
+    last_progress_ = Clock::now();
+    return;
+  }
+  const auto now = Clock::now();
+  if (progress) last_progress_ = now;
+  if (progress || ready()) return;
+  const bool live =
+      std::any_of(jobs_.begin(), jobs_.end(), [](auto& job) { return !job->expired; });
+  if (live && now - last_progress_ < kSpin) {
+    lock.unlock();
+    std::this_thread::yield();
+    lock.lock();
+  } else if (live && !reads_.empty()) {
+    wake_.wait_for(lock, kNap, ready);
+  } else {
+    wake_.wait_for(lock, kLongNap, ready);
+  }
+}
+
+void PullEngine::serve(Command& command) {
+  if (command.kind == Command::Kind::forget) {
+    fail_peer(command.peer.id, "the peer was forgotten");
+    return;
+  }
+  std::string error;
+  Peer* peer = connected(command.peer, error);
+  if (command.kind == Command::Kind::connect) {
+    if (peer) warm(*peer);
+    return;
+  }
+  jobs_.push_back(command.job);
+  if (peer) {
+    peer->jobs.push_back(command.job);
+    return;
+  }
+  command.job->stale = true;
+  command.job->error = error;
+  for (std::size_t i = 0; i < command.job->chunks.size(); ++i)
+    resolve(*command.job, i, PullResult::peer_dead);
+}
+
+void PullEngine::expire(Clock::time_point now) {
+  for (std::size_t i = 0; i < jobs_.size();) {
+    const JobPtr job = jobs_[i];
+    if (!job->expired && job->unresolved != 0 && now >= job->deadline) {
+      job->expired = true;
+      for (std::size_t chunk = 0; chunk < job->chunks.size(); ++chunk) {
+        const State state = job->states[chunk];
+        if (state == State::reading) ++limbo_slots_;
+        if (state != State::waiting && state != State::reading) continue;
+        job->timed_out = true;
+        resolve(*job, chunk, PullResult::timeout);
+      }
+    }
+    const bool ended = job->reported && job->reads == 0;
+    if (ended && job->timed_out) emit({PullEvent::Kind::limbo_ended, job->id, {}, 0, 0, false, ""});
+    if (ended)
+      jobs_.erase(jobs_.begin() + i);
+    else
+      ++i;
+  }
+  Clock::time_point oldest = Clock::time_point::max();
+  for (const Read& read : reads_)
+    if (read.job && read.job->expired) oldest = std::min(oldest, read.job->deadline);
+  limbo_since_ = oldest == Clock::time_point::max() ? 0 : oldest.time_since_epoch().count();
+}
+
+// Its jobs end here but for READs under way, whose memory is not free before they end.
+// By value: the caller's string may lie in the peer that is erased here.
+void PullEngine::fail_peer(std::string id, const std::string& error) {
+  const auto found = peers_.find(id);
+  if (found == peers_.end()) return;
+  retire(found->second.agent);
+  peers_.erase(found);
+  for (const JobPtr& job : jobs_) {
+    if (job->peer != id || job->unresolved == 0) continue;
+    job->stale = true;
+    if (job->error.empty()) job->error = error;
+    for (std::size_t chunk = 0; chunk < job->chunks.size(); ++chunk)
+      if (job->states[chunk] == State::waiting) resolve(*job, chunk, PullResult::peer_dead);
+  }
+}
+
+void PullEngine::resolve(Job& job, std::size_t chunk, PullResult result) {
+  job.states[chunk] = State::resolved;
+  job.results[chunk] = result;
+  if (--job.unresolved == 0) report(job);
+}
+
+void PullEngine::report(Job& job) {
+  job.reported = true;
+  const std::chrono::duration<double> seconds = Clock::now() - job.begin;
+  emit({PullEvent::Kind::pulled, job.id, job.results, seconds.count(), job.bytes, job.stale,
+        job.error});
+}
+
+void PullEngine::retire(const std::string& agent) {
+  if (std::find(leaving_.begin(), leaving_.end(), agent) == leaving_.end())
+    leaving_.push_back(agent);
+}
+
+void PullEngine::forget_idle() {
+  std::erase_if(leaving_, [this](const std::string& agent) {
+    for (const Read& read : reads_)
+      if (read.agent == agent) return false;
+    for (const auto& [id, peer] : peers_)
+      if (peer.agent == agent) return true;
+    try {
+      transport_.forget(agent);
+    } catch (const std::exception&) {  // NIXL has dropped a dead peer by itself
+    }
+    return true;
+  });
+}
+
+void PullEngine::emit(PullEvent event) {
+  {
+    std::lock_guard lock(mutex_);
+    events_.push_back(std::move(event));
+  }
+  const std::uint64_t one = 1;
+  [[maybe_unused]] auto written = ::write(event_fd_, &one, sizeof one);
+}
+
+}  // namespace lmkv

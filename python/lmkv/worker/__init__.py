@@ -1,0 +1,1 @@
+"""The worker: creates the pool, copies between it and vLLM's blocks, spawns its mover."""

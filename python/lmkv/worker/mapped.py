@@ -1,0 +1,185 @@
+"""Same-host peers' pools, mapped read-only: map() -> scatter from it -> release; forget() unmaps.
+
+A peer's mover hands out read-only descriptors on its share socket; the socket must belong to an
+allowed user and answer with the epoch and rank that we mean, and seals and sizes are checked before
+a byte is mapped. A map is kept per (instance, epoch, rank) and grown when the peer has more
+segments; a map keeps a dead holder's memory alive, so it goes when the peer's life is over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from lmkv import _native
+from lmkv.core import wire
+from lmkv.core.messages import PullPeer, Share, Shared
+
+GRANULES_A_SLOT = 16
+FDS_AN_ANSWER = 64
+MAX_ANSWER = 1 << 20
+
+
+class MapError(RuntimeError):
+    """The peer cannot be mapped; `cause` is one of core/causes.py, the text is for people."""
+
+    def __init__(self, cause: str, text: str) -> None:
+        super().__init__(text)
+        self.cause = cause
+
+
+@dataclass
+class _Mapping:
+    lock: threading.Lock = field(default_factory=threading.Lock)  # held while it grows
+    pool: _native.PoolMap | None = None
+    users: int = 0
+    over: bool = False  # unmap when the last user has gone
+
+
+class MappedPeers:
+    """Thread-safe. `layout` is our own: a peer of another is incompatible before it comes here."""
+
+    def __init__(
+        self, layout: _native.SlotLayout, deadline: float = 1.0, uids: tuple[int, ...] = ()
+    ) -> None:
+        self._layout = layout
+        self._deadline = deadline
+        self._uids = {os.getuid(), *uids}
+        self._lock = threading.Lock()
+        self._peers: dict[tuple[str, int, int], _Mapping] = {}
+
+    @contextlib.contextmanager
+    def map(self, peer: PullPeer) -> Iterator[_native.PoolMap]:
+        """The peer's pool, with all segments that `peer` names, for the length of the block.
+
+        MapError: `peer_dead` when nobody or another answers, `incompatible` for other sizes.
+        """
+        key = peer.instance, peer.epoch, peer.info.rank
+        with self._lock:
+            mapping = self._peers.setdefault(key, _Mapping())
+            mapping.users += 1
+        try:
+            with mapping.lock:
+                if mapping.pool is None:
+                    mapping.pool = self._new(peer)
+                if mapping.pool.segments < peer.info.usable_segments:
+                    self._grow(mapping.pool, peer)
+            yield mapping.pool
+        finally:
+            with self._lock:
+                mapping.users -= 1
+                self._unmap_unused(key, mapping)
+
+    def forget(self, instance: str, epoch: int) -> None:
+        """That life is over: its maps go now, or with their last user."""
+        with self._lock:
+            for key, mapping in list(self._peers.items()):
+                if key[:2] == (instance, epoch):
+                    mapping.over = True
+                    self._unmap_unused(key, mapping)
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._peers)
+
+    def close(self) -> None:
+        with self._lock:
+            for key, mapping in list(self._peers.items()):
+                mapping.over = True
+                self._unmap_unused(key, mapping)
+
+    def _unmap_unused(self, key: tuple[str, int, int], mapping: _Mapping) -> None:
+        if mapping.users or not (mapping.over or mapping.pool is None):
+            return
+        if mapping.pool is not None:
+            mapping.pool.close()
+            mapping.pool = None
+        if self._peers.get(key) is mapping:
+            del self._peers[key]
+
+    def _new(self, peer: PullPeer) -> _native.PoolMap:
+        info = peer.info
+        if info.granule_bytes != self._layout.granule_bytes:
+            raise MapError(
+                "incompatible",
+                f"{peer.instance}: granules of {info.granule_bytes} bytes, here "
+                f"{self._layout.granule_bytes}",
+            )
+        try:
+            return _native.PoolMap(
+                self._layout,
+                info.granules // GRANULES_A_SLOT,
+                info.segment_granules // GRANULES_A_SLOT,
+            )
+        except ValueError as error:
+            raise MapError("incompatible", f"{peer.instance}: {error}") from None
+        except RuntimeError as error:
+            raise MapError("no_room", f"{peer.instance}: {error}") from None
+
+    def _grow(self, pool: _native.PoolMap, peer: PullPeer) -> None:
+        while pool.segments < peer.info.usable_segments:
+            fds = self._descriptors(peer, pool.segments)
+            try:
+                for fd in fds:
+                    pool.add_segment(fd)
+            except (RuntimeError, ValueError) as error:
+                raise MapError("incompatible", f"{peer.instance}: {error}") from None
+            finally:
+                for fd in fds:
+                    os.close(fd)
+
+    def _descriptors(self, peer: PullPeer, first: int) -> list[int]:
+        path = peer.info.share_socket
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+            client.settimeout(self._deadline)
+            fds: list[int] = []
+            try:
+                client.connect(path)
+                self._check_user(client, path)
+                ask = Share(peer.instance, peer.epoch, peer.info.rank, first)
+                client.sendall(wire.encode(ask)[0])
+                data, fds, _, _ = socket.recv_fds(
+                    client, MAX_ANSWER, FDS_AN_ANSWER, socket.MSG_CMSG_CLOEXEC
+                )
+                return self._checked(peer, data, first, list(fds))
+            except OSError as error:
+                raise MapError("peer_dead", f"{path}: {error or 'no answer'}") from None
+            except MapError:
+                for fd in fds:
+                    os.close(fd)
+                raise
+
+    def _check_user(self, client: socket.socket, path: str) -> None:
+        raw = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        uid = struct.unpack("3i", raw)[1]
+        if uid not in self._uids:
+            raise MapError("peer_dead", f"{path} belongs to user {uid}, who is not allowed")
+
+    def _checked(self, peer: PullPeer, data: bytes, first: int, fds: list[int]) -> list[int]:
+        path = peer.info.share_socket
+        try:
+            answer = wire.decode([data])[0]
+        except wire.WireError as error:
+            raise MapError("peer_dead", f"{path}: {error}") from None
+        if not isinstance(answer, Shared):
+            raise MapError("peer_dead", f"{path} answered {type(answer).__name__}")
+        if answer.error:
+            raise MapError("peer_dead", f"{path}: {answer.error}")
+        if (answer.epoch, answer.rank, answer.first) != (peer.epoch, peer.info.rank, first):
+            raise MapError(
+                "peer_dead",
+                f"{path}: epoch {answer.epoch:016x}, rank {answer.rank} answered for "
+                f"{peer.epoch:016x}, {peer.info.rank}",
+            )
+        if not fds:
+            raise MapError(
+                "peer_dead",
+                f"{path} has {len(answer.segment_bytes)} segments, "
+                f"{peer.info.usable_segments} were announced",
+            )
+        return fds

@@ -1,0 +1,341 @@
+"""Keep one mover running: spawn -> config, segments, attach -> `on_state` -> (it dies) -> again.
+
+`Supervisor` runs one thread, which lives as long as the worker: PR_SET_PDEATHSIG counts the thread
+that spawned, not the process. A mover that ends is restarted at once, then after 0.1 s doubling to
+10 s, always under a new NIXL agent name and control socket; vLLM never waits for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import secrets
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmkv import _native
+from lmkv.core import wire
+from lmkv.core.messages import Attach, Message, MoverConfig, MoverState, Segments, Stop
+
+MAX_PATH = 100  # bytes of a unix socket's path, with room to spare
+MAX_MESSAGE = 1 << 20
+FDS_A_MESSAGE = 64
+READY_DEADLINE = 30.0  # seconds from spawn to its first MoverState
+STOP_DEADLINE = 3.0
+TICK_MS = 1000  # how late a death is seen that does not close the socket
+
+
+@dataclass(frozen=True)
+class MoverSettings:
+    """`data_ports` is first-last, at least 64: a port just left cannot be bound for a minute."""
+
+    run_dir: str
+    data_interface: str = "lo"
+    data_ports: str = "20000-29999"
+    nixl_tls: str = ""  # UCX_TLS; "": what UCX prefers
+    uids: tuple[int, ...] = ()  # other users that may map the pool
+    limbo_seconds: float = 60.0
+    limbo_share: float = 1 / 16
+
+
+def environment(settings: MoverSettings, base: Mapping[str, str]) -> dict[str, str]:
+    """The mover's: UCX takes it over all else, and ignores misspelt names silently."""
+    kept = {k: v for k, v in base.items() if not k.startswith(("UCX_", "NIXL_"))}
+    kept |= {
+        "UCX_NET_DEVICES": settings.data_interface,
+        "UCX_TCP_PORT_RANGE": settings.data_ports,
+        # 8 KiB by default: a fifth of the rate, and a reader's death can kill the holder's mover.
+        "UCX_TCP_TX_SEG_SIZE": "512k",
+        "UCX_TCP_RX_SEG_SIZE": "512k",
+        "UCX_MEM_MMAP_HOOK_MODE": "none",  # 0.4 s of start
+        "UCX_LOG_LEVEL": "fatal",  # lmkv says what failed, once, in its own words
+        "NIXL_LOG_LEVEL": "FATAL",
+    }
+    if settings.nixl_tls:
+        kept["UCX_TLS"] = settings.nixl_tls
+    return kept
+
+
+class Backoff:
+    """0 for the first restart, then 0.1 s doubling to 10 s; a life of 10 s makes it forget."""
+
+    FIRST, LAST, HEALTHY = 0.1, 10.0, 10.0
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._born = clock()
+        self._next = 0.0
+
+    def born(self) -> None:
+        self._born = self._clock()
+
+    def died(self) -> float:
+        """Seconds to wait before the next one."""
+        if self._clock() - self._born >= self.HEALTHY:
+            self._next = 0.0
+        delay = self._next
+        self._next = min(max(self._next * 2, self.FIRST), self.LAST)
+        return delay
+
+
+def remove_stale_sockets(run_dir: str) -> None:
+    """Unlink mover and share sockets that nobody listens on any more."""
+    for path in Path(run_dir).iterdir():
+        if path.suffix not in (".mover", ".share") or not path.is_socket():
+            continue
+        kind = socket.SOCK_STREAM if path.suffix == ".mover" else socket.SOCK_SEQPACKET
+        with socket.socket(socket.AF_UNIX, kind) as probe:
+            probe.setblocking(False)
+            try:
+                probe.connect(str(path))
+            except ConnectionRefusedError:
+                path.unlink(missing_ok=True)
+            except OSError:  # busy, or not ours: leave it
+                pass
+
+
+class Supervisor:
+    """`tag` is 8 hex digits of the instance. `on_state` gets each MoverState, and None when a mover
+    has died; it is called from the supervisor's thread and must not block."""
+
+    def __init__(
+        self,
+        pool: _native.Pool,
+        rank: int,
+        tag: str,
+        settings: MoverSettings,
+        on_state: Callable[[MoverState | None], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._pool = pool
+        self._rank = rank
+        self._tag = tag
+        self._settings = settings
+        self._on_state = on_state
+        self._backoff = Backoff(clock)
+        self._commands: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._thread = threading.Thread(target=self._run, name="lmkv-supervisor", daemon=True)
+        self._stopping = False
+        self._attached: Attach | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._sent = 0  # segments told to this mover
+        self.generation = 0  # counts the movers
+        for path in (self.share_socket, self._path("99999.mover")):
+            if len(os.fsencode(path)) > MAX_PATH:
+                raise ValueError(
+                    f"run_dir {settings.run_dir!r}: the socket {path!r} has "
+                    f"{len(os.fsencode(path))} bytes, at most {MAX_PATH} are allowed"
+                )
+
+    def _path(self, end: str) -> str:
+        joint = "." if end == "share" else "-"
+        return os.path.join(self._settings.run_dir, f"{self._tag}-{self._rank}{joint}{end}")
+
+    @property
+    def share_socket(self) -> str:
+        return self._path("share")
+
+    @property
+    def control_socket(self) -> str:
+        """Path of the present mover's control socket."""
+        return self._path(f"{self.generation}.mover")
+
+    @property
+    def pid(self) -> int | None:
+        """Of the present mover."""
+        process = self._process
+        return None if process is None else process.pid
+
+    # ------------------------------------------------------------ any thread
+
+    def start(self) -> None:
+        remove_stale_sockets(self._settings.run_dir)
+        self._thread.start()
+
+    def attach(self, instance: str, epoch: int, data_version: int = 0) -> None:
+        """What the share socket answers for; told to every later mover too."""
+        self._commands.put(Attach(instance, epoch, data_version))
+        self._wake()
+
+    def segment_added(self) -> None:
+        """The pool has grown."""
+        self._wake()
+
+    def stop(self) -> None:
+        """End the mover, and wait for its end; harmless when repeated."""
+        if self._stopping:
+            return
+        self._stopping = True
+        self._wake()
+        if self._thread.is_alive():
+            self._thread.join(STOP_DEADLINE + 2)
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # full: it is awake
+            os.write(self._wake_write, b"1")
+
+    # ------------------------------------------------------------ the supervisor's thread
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._spawn()
+            self._watch()
+            if self._stopping:
+                break
+            self._bury()
+            self._on_state(None)
+            self._pause(self._backoff.died())
+        self._end()
+
+    def _spawn(self) -> None:
+        self.generation += 1
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket = ours
+        self._sent = 0
+        self._backoff.born()
+        with theirs:
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "lmkv.mover.main", str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    env=environment(self._settings, os.environ),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                )
+            except OSError as error:  # no process to be had: try again later
+                print(f"lmkv: the mover does not start: {error}", file=sys.stderr)
+        self._send(self._config())
+        if self._attached is not None:
+            self._send(self._attached)
+        self._send_segments()
+
+    def _config(self) -> MoverConfig:
+        layout = self._pool.layout
+        settings = self._settings
+        return MoverConfig(
+            rank=self._rank,
+            agent=f"lmkv-{self._tag}-{self._rank}-{self.generation}-{secrets.token_hex(4)}",
+            control_socket=self.control_socket,
+            share_socket=self.share_socket,
+            pool_address=self._pool.address,
+            slots=self._pool.slots,
+            segment_slots=self._pool.segment_slots,
+            segments=layout.segments,
+            segment_bytes=layout.segment_bytes,
+            page_format=layout.page_format,
+            fingerprint=layout.fingerprint,
+            usable_segments=self._pool.segments,
+            data_interface=settings.data_interface,
+            uids=list(settings.uids),
+            limbo_seconds=settings.limbo_seconds,
+            limbo_share=settings.limbo_share,
+        )
+
+    def _send(self, message: Message, fds: list[int] | None = None) -> bool:
+        """False: it has ended, which `_watch` will see too."""
+        assert self._socket is not None
+        try:
+            self._socket.settimeout(STOP_DEADLINE)
+            socket.send_fds(self._socket, wire.encode(message), fds or [])
+        except OSError:
+            return False
+        return True
+
+    def _send_segments(self) -> None:
+        while self._sent < self._pool.segments:
+            count = min(self._pool.segments - self._sent, FDS_A_MESSAGE)
+            fds = [self._pool.segment_fd(self._sent + i) for i in range(count)]
+            try:
+                if not self._send(Segments(self._sent, count), fds):
+                    return
+            finally:
+                for fd in fds:
+                    os.close(fd)
+            self._sent += count
+
+    def _watch(self) -> None:
+        """Until the mover ends, or we shall."""
+        assert self._socket is not None
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        poll.register(self._wake_read, select.POLLIN)
+        ready_by: float | None = time.monotonic() + READY_DEADLINE
+        while not self._stopping:
+            ready = {fd for fd, _ in poll.poll(TICK_MS)}
+            if self._wake_read in ready:
+                self._obey()
+            if self._socket.fileno() in ready:
+                state = self._received()
+                if state is None:
+                    return
+                ready_by = None
+                self._on_state(state)
+            if self._process is None or self._process.poll() is not None:
+                return
+            if ready_by is not None and time.monotonic() > ready_by:
+                print(f"lmkv: the mover is not ready after {READY_DEADLINE} s", file=sys.stderr)
+                return
+
+    def _obey(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
+        while not self._commands.empty():
+            message = self._commands.get()
+            if isinstance(message, Attach):
+                self._attached = message
+            self._send(message)
+        self._send_segments()
+
+    def _received(self) -> MoverState | None:
+        """None: the mover has ended, or speaks nonsense and shall."""
+        assert self._socket is not None
+        try:
+            data = self._socket.recv(MAX_MESSAGE)
+            message = wire.decode([data])[0] if data else None
+        except (OSError, wire.WireError):
+            return None
+        return message if isinstance(message, MoverState) else None
+
+    def _bury(self) -> None:
+        """Whatever is left of it; its control socket's path is not used again."""
+        process, self._process = self._process, None
+        if process is not None:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.control_socket)
+
+    def _pause(self, seconds: float) -> None:
+        """Back-off, cut short by stop(); other commands are kept for the next mover."""
+        end = time.monotonic() + seconds
+        poll = select.poll()
+        poll.register(self._wake_read, select.POLLIN)
+        while not self._stopping and (left := end - time.monotonic()) > 0:
+            if poll.poll(int(left * 1000) + 1):
+                os.read(self._wake_read, 4096)
+        while not self._commands.empty():
+            message = self._commands.get()
+            if isinstance(message, Attach):
+                self._attached = message
+
+    def _end(self) -> None:
+        if self._socket is not None and self._send(Stop()) and self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_DEADLINE)
+        self._bury()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.share_socket)

@@ -1,0 +1,186 @@
+"""One rank of an instance without vLLM: a real pool, a real mover, and its agent's socket."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import struct
+import threading
+import time
+
+import numpy as np
+import zmq
+from lmkv import _native
+from lmkv.core import wire
+from lmkv.core.messages import (
+    Attach,
+    HostIdentity,
+    Message,
+    MoverState,
+    Pull,
+    PullPeer,
+    RankInfo,
+)
+from lmkv.worker.supervise import MoverSettings, Supervisor
+
+LAYOUT = _native.SlotLayout(4, 16384, 1, 0x1122334455667788)
+SLOTS, SEGMENT_SLOTS = 24, 8
+HERE = HostIdentity("boot", 1, 1)
+
+
+def place(slot: int) -> bytes:
+    return struct.pack("<IBBH", 16 * slot, 16, 0, 0)
+
+
+def counters(*numbers: int) -> bytes:
+    return struct.pack(f"<{len(numbers)}I", *numbers)
+
+
+def key(n: int) -> bytes:
+    return n.to_bytes(2, "little") * 8
+
+
+def payload(n: int) -> np.ndarray:
+    return np.random.default_rng(n).integers(0, 256, LAYOUT.payload_bytes, dtype=np.uint8)
+
+
+def generation(epoch: int, counter: int) -> int:
+    return (epoch & 0xFFFFFFFF) << 32 | counter
+
+
+class Instance:
+    """`with Instance(name, run_dir) as a:` has an attached mover that is ready."""
+
+    def __init__(self, name: str, run_dir: str, segments: int = 3, **settings: object) -> None:
+        self.name = name
+        self.epoch = secrets.randbits(64) | 1
+        self.pool = _native.Pool(LAYOUT, SLOTS, SEGMENT_SLOTS)
+        for _ in range(segments):
+            self.pool.add_segment()
+        self.states: list[MoverState | None] = []
+        self._changed = threading.Condition()
+        self.supervisor = Supervisor(
+            self.pool,
+            0,
+            secrets.token_hex(4),
+            MoverSettings(run_dir, **settings),  # type: ignore[arg-type]
+            self._on_state,
+        )
+        self.agent = zmq.Context.instance().socket(zmq.DEALER)
+        self.agent.linger = 0
+        self._connected = ""
+
+    def _on_state(self, state: MoverState | None) -> None:
+        with self._changed:
+            self.states.append(state)
+            self._changed.notify_all()
+
+    def __enter__(self) -> Instance:
+        self.supervisor.attach(self.name, self.epoch)
+        self.supervisor.start()
+        self.state(lambda s: s.nixl_metadata or s.error)
+        self.attach()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.supervisor.stop()
+        self.agent.close()
+        self.pool.close()
+
+    def state(self, wanted, deadline: float = 20.0) -> MoverState:
+        """The first state from now, or the present one, that is as `wanted`."""
+        end = time.monotonic() + deadline
+        with self._changed:
+            while not (self.states and self.states[-1] and wanted(self.states[-1])):
+                assert self._changed.wait(end - time.monotonic()), self.states[-1:]
+            return self.states[-1]
+
+    def deaths(self) -> int:
+        return self.states.count(None)
+
+    def attach(self) -> MoverState:
+        """Speak to the present mover."""
+        if self._connected:
+            with contextlib.suppress(zmq.ZMQError):
+                self.agent.disconnect(self._connected)
+        self._connected = f"ipc://{self.supervisor.control_socket}"
+        self.agent.connect(self._connected)
+        self.send(Attach(self.name, self.epoch))
+        answer, _ = self.receive()
+        assert isinstance(answer, MoverState), answer
+        return answer
+
+    def send(self, message: Message, *arrays: bytes) -> None:
+        self.agent.send_multipart(wire.encode(message, *arrays))
+
+    def receive(self, deadline: float = 20.0) -> tuple[Message, list[bytes]]:
+        assert self.agent.poll(int(deadline * 1000)), "no answer from the mover"
+        return wire.decode(self.agent.recv_multipart())
+
+    def write(self, slot: int, n: int, counter: int) -> None:
+        """Slot `slot` holds chunk `n`, admitted as `counter`."""
+        _native.write_slot(
+            self.pool.slot_address(place(slot)),
+            LAYOUT,
+            key(n),
+            generation(self.epoch, counter),
+            payload(n),
+        )
+
+    def check(self, slot: int, n: int, counter: int) -> int:
+        return _native.check_slot(
+            self.pool.slot_address(place(slot)), LAYOUT, key(n), generation(self.epoch, counter)
+        )
+
+    def bytes_of(self, slot: int) -> np.ndarray:
+        """A view of the slot's payload in the pool."""
+        import ctypes
+
+        address = self.pool.slot_address(place(slot)) + LAYOUT.payload_offset
+        buffer = (ctypes.c_uint8 * LAYOUT.payload_bytes).from_address(address)
+        return np.frombuffer(buffer, np.uint8)
+
+    def peer(self, **changes: object) -> PullPeer:
+        """What the controller would tell others of this rank."""
+        info = RankInfo(
+            0,
+            HERE,
+            self.pool.address,
+            LAYOUT.granule_bytes,
+            16 * SLOTS,
+            16 * SEGMENT_SLOTS,
+            self.pool.segments,
+            self.supervisor.share_socket,
+            self.state(lambda s: True).nixl_metadata,
+        )
+        for name, value in changes.items():
+            setattr(info, name, value)
+        return PullPeer(self.name, self.epoch, 1, info)
+
+    def pull(
+        self,
+        job: int,
+        peer: PullPeer,
+        chunks: list[tuple[int, int, int]],
+        own: list[tuple[int, int]],
+        deadline: float = 10.0,
+        fingerprint: int = LAYOUT.fingerprint,
+    ) -> None:
+        """`chunks`: (chunk, remote slot, remote counter); `own`: (slot, counter)."""
+        self.send(
+            Pull(job, peer, deadline, fingerprint),
+            b"".join(key(n) for n, _, _ in chunks),
+            b"".join(place(slot) for _, slot, _ in chunks),
+            counters(*(counter for _, _, counter in chunks)),
+            b"".join(place(slot) for slot, _ in own),
+            counters(*(counter for _, counter in own)),
+        )
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

@@ -1,0 +1,232 @@
+// Slots, pools and copies under the sanitizers: runs that end where their memory ends, a writer
+// that overwrites under a reader, and segments that are refused.
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+#include "copy/copier.h"
+#include "copy/runs.h"
+#include "isa.h"
+#include "memory/pool.h"
+
+using namespace lmkv;
+
+#define CHECK(condition)                                                   \
+  do {                                                                     \
+    if (!(condition)) {                                                    \
+      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+      std::exit(1);                                                        \
+    }                                                                      \
+  } while (0)
+
+namespace {
+
+struct Free {
+  void operator()(std::byte* memory) const { std::free(memory); }
+};
+using Memory = std::unique_ptr<std::byte, Free>;
+
+// Exactly `bytes` bytes: what is read or written behind them is found by the sanitizer.
+Memory exactly(std::size_t bytes, unsigned seed) {
+  void* memory = nullptr;
+  CHECK(posix_memalign(&memory, 64, bytes) == 0);
+  auto* out = static_cast<std::byte*>(memory);
+  for (std::size_t i = 0; i < bytes; ++i) {
+    seed = seed * 1664525 + 1013904223;
+    out[i] = std::byte(seed >> 24);
+  }
+  return Memory(out);
+}
+
+void runs_of_any_length_agree_with_scalar() {
+  for (std::size_t bytes = 16; bytes <= 4608; bytes += 16) {
+    for (const std::uint32_t unit : {0u, 1u, 1000u}) {
+      const Memory from = exactly(bytes, unsigned(bytes)), to = exactly(bytes, 1);
+      Lmx64 expected, copied, read;
+      kScalarRuns.read(from.get(), bytes, unit, nullptr, expected);
+      active_runs().copy(to.get(), from.get(), bytes, unit, from.get(), copied);
+      active_runs().fence();
+      active_runs().read(to.get(), bytes, unit, to.get(), read);
+      CHECK(std::memcmp(from.get(), to.get(), bytes) == 0);
+      CHECK(copied.t0 == expected.t0 && copied.t1 == expected.t1);
+      CHECK(read.t0 == expected.t0 && read.t1 == expected.t1);
+    }
+  }
+}
+
+void a_digest_may_be_split_anywhere() {
+  const Memory data = exactly(1600, 5);
+  const std::uint64_t whole = lmx64(data.get(), 1600, 9);
+  for (std::size_t cut = 16; cut < 1600; cut += 16) {
+    Lmx64 sums;
+    active_runs().read(data.get() + cut, 1600 - cut, std::uint32_t(cut / 16), nullptr, sums);
+    active_runs().read(data.get(), cut, 0, nullptr, sums);
+    CHECK(lmx64_finish(sums, 1600, 9) == whole);
+  }
+}
+
+void chunks_come_back_from_pages_of_exactly_their_size() {
+  for (const std::uint64_t run : {16ull, 80ull, 128ull, 2064ull}) {
+    const std::uint64_t planes = 2, blocks = 5, heads = 3, tokens = 2;
+    const std::uint64_t head = run * tokens, block = head * heads, plane = block * blocks;
+    const Memory first = exactly(plane * planes, 1), second = exactly(plane * planes, 2);
+    const Pages pages{.layers = {first.get(), second.get()},
+                      .blocks = blocks,
+                      .heads = heads,
+                      .tokens = tokens,
+                      .run_bytes = run,
+                      .block_stride = std::int64_t(block),
+                      .head_stride = std::int64_t(head),
+                      .token_stride = std::int64_t(run),
+                      .planes = planes,
+                      .plane_stride = std::int64_t(plane)};
+    const SlotLayout layout(6, pages.segment_bytes(2), kPageFormatTokens, 7);
+    const Copier copier(layout, pages, 2);
+    Pool pool(layout, 2, 1, 0);
+    pool.add_segment(true);
+    std::byte* slot = pool.slot({.first = 0, .granules = 16});
+    const Key key{1, 2};
+    copier.gather(slot, key, 3, std::vector<std::uint32_t>{4, 1});
+    CHECK(check_slot(slot, layout, key, 3) == SlotStatus::good);
+    CHECK(copier.audit(slot, std::vector<std::uint32_t>{4, 1}));
+    CHECK(copier.scatter(slot, key, 3, std::vector<std::uint32_t>{0, 4}) == SlotStatus::good);
+    // Block 4 went to block 0, then block 1 to block 4.
+    for (const std::byte* layer : {first.get(), second.get()}) {
+      for (std::uint64_t p = 0; p < planes; ++p, layer += plane) {
+        CHECK(std::memcmp(layer + 4 * block, layer + block, block) == 0);
+        CHECK(std::memcmp(layer, layer + block, block) != 0);
+      }
+    }
+  }
+}
+
+// A holder reuses its slot over and over while a reader scatters from it: what the reader calls
+// good is always the whole chunk that it asked for.
+void a_reader_is_safe_from_a_writer() {
+  constexpr std::uint64_t kPage = 4096, kBlocks = 16;
+  const Memory source = exactly(kPage * kBlocks, 1), target = exactly(kPage * kBlocks, 2);
+  for (std::uint64_t b = 0; b < kBlocks; ++b) {
+    std::memset(source.get() + b * kPage, int(b), kPage);
+  }
+  const auto pages = [&](const Memory& memory) {
+    return Pages{.layers = {memory.get()},
+                 .blocks = kBlocks,
+                 .heads = 1,
+                 .tokens = 1,
+                 .run_bytes = kPage,
+                 .block_stride = kPage,
+                 .head_stride = kPage};
+  };
+  const SlotLayout layout(1, 4 * kPage, kPageFormatBlocks, 7);
+  const Copier writer(layout, pages(source), 4), reader(layout, pages(target), 4);
+  Pool pool(layout, 1, 1, 0);
+  pool.add_segment(true);
+  PoolMap map(layout, 1, 1, 0, false);
+  map.add_segment(pool.segment_fd(0, true).get());
+  std::byte* slot = pool.slot({.first = 0, .granules = 16});
+  const std::byte* mapped = map.slot({.first = 0, .granules = 16});
+
+  std::atomic<std::uint64_t> generation = 0;
+  std::atomic<bool> stop = false;
+  std::thread holder([&] {
+    for (std::uint64_t g = 1; !stop; ++g) {
+      const std::uint32_t b = g % 12;
+      writer.gather(slot, Key{g, 0}, g, std::vector<std::uint32_t>{b, b + 1, b + 2, b + 3});
+      generation = g;
+    }
+  });
+  int good = 0, gone = 0;
+  while (good + gone < 3000 || generation < 3000) {
+    const std::uint64_t g = generation;
+    const SlotStatus status =
+        reader.scatter(mapped, Key{g, 0}, g, std::vector<std::uint32_t>{0, 1, 2, 3});
+    (status == SlotStatus::good ? good : gone) += 1;
+    // The holder clears word 0 before it touches the rest: too late, and never corrupt.
+    CHECK(status == SlotStatus::good || status == SlotStatus::gone);
+    if (status != SlotStatus::good) continue;
+    for (std::uint64_t i = 0; i < 4; ++i) {
+      CHECK(std::memcmp(target.get() + i * kPage, source.get() + (g % 12 + i) * kPage, kPage) == 0);
+    }
+  }
+  stop = true;
+  holder.join();
+  std::printf("reader: %d good, %d gone\n", good, gone);
+}
+
+// What a reader makes of a mismatch depends on what it finds in the header afterwards.
+void a_mismatch_is_read_once_more() {
+  const SlotLayout layout(1, 64, kPageFormatTokens, 7);
+  Pool pool(layout, 1, 1, 0);
+  pool.add_segment(true);
+  std::byte* slot = pool.slot({.first = 0, .granules = 16});
+  const Key key{1, 2};
+  const std::vector<std::byte> payload(64);
+  const auto read = [&](auto&& at_first, auto&& at_second) {
+    write_slot(slot, layout, key, 3, payload);
+    int reads = 0;
+    return read_slot(slot, layout, key, 3, [&](std::uint32_t n, const std::byte* bytes) {
+      return (++reads == 1 ? at_first() : at_second()) ? lmx64(bytes, 64, n) : 0;
+    });
+  };
+  const auto good = [] { return true; };
+  const auto bad = [] { return false; };
+  CHECK(read(good, bad) == SlotStatus::good);
+  CHECK(read(bad, good) == SlotStatus::good);
+  CHECK(read(bad, bad) == SlotStatus::digest);
+  const auto cleared = [&] { return clear_slot(slot), false; };
+  CHECK(read(cleared, good) == SlotStatus::gone);
+  const auto reused = [&] { return write_slot(slot, layout, key, 4, payload), false; };
+  CHECK(read(reused, good) == SlotStatus::gone);
+  // Rubbish in the word of the generation is a changed header, so it is not called corrupt.
+  const auto writing = [&] { return slot[32] ^= std::byte(1), false; };
+  CHECK(read(writing, good) == SlotStatus::gone);
+}
+
+template <class Error, class Call>
+void refused(Call&& call, const char* text) {
+  try {
+    call();
+  } catch (const Error& error) {
+    CHECK(std::strstr(error.what(), text) != nullptr);
+    return;
+  }
+  CHECK(!"it was not refused");
+}
+
+void what_is_no_pool_segment_is_refused() {
+  const SlotLayout layout(1, 64, kPageFormatTokens, 1);
+  PoolMap map(layout, 2, 1, 0, false);
+  const Descriptor unsealed(memfd_create("test", MFD_ALLOW_SEALING));
+  CHECK(ftruncate(unsealed.get(), off_t(layout.slot_bytes())) == 0);
+  refused<std::runtime_error>([&] { map.add_segment(unsealed.get()); }, "not sealed");
+  const Descriptor small = create_segment(4096);
+  refused<std::runtime_error>([&] { map.add_segment(small.get()); }, "announced are");
+  refused<std::runtime_error>([&] { map.add_segment(-1); }, "has no seals");
+  refused<std::invalid_argument>([&] { map.slot({.first = 0, .granules = 16}); }, "usable");
+  CHECK(map.segments() == 0);
+  const Descriptor right = create_segment(layout.slot_bytes());
+  CHECK(map.add_segment(right.get()) == 0);
+}
+
+}  // namespace
+
+int main() {
+  for (const Isa isa : available_isas()) {
+    set_isa(name(isa));
+    runs_of_any_length_agree_with_scalar();
+    a_digest_may_be_split_anywhere();
+    chunks_come_back_from_pages_of_exactly_their_size();
+    a_reader_is_safe_from_a_writer();
+  }
+  a_mismatch_is_read_once_more();
+  what_is_no_pool_segment_is_refused();
+  std::puts("slots: good");
+}

@@ -1,0 +1,212 @@
+// Slot table and directory under sanitizers: threads on one table, growth, shrinking and sweeping
+// of the directory against a std::map, and the end of the counters.
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <random>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+#include "directory/directory.h"
+#include "slots/slot_table.h"
+
+using namespace lmkv;
+
+#define CHECK(condition)                                                   \
+  do {                                                                     \
+    if (!(condition)) {                                                    \
+      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+      std::exit(1);                                                        \
+    }                                                                      \
+  } while (0)
+
+namespace {
+
+Key key(std::uint64_t number) { return {number, ~number}; }
+
+std::vector<Key> keys(std::uint64_t first, std::size_t n) {
+  std::vector<Key> out;
+  for (std::size_t i = 0; i < n; ++i) out.push_back(key(first + i));
+  return out;
+}
+
+// Stores, prefix lookups, pins and announcements from several threads; then the books must balance.
+void threads_share_a_slot_table() {
+  SlotTable table(256, 100, 0.05, 0.1);
+  table.grow(128);
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&table, t] {
+      std::mt19937_64 random(t);
+      for (int i = 0; i < 2000; ++i) {
+        const auto mine = keys(std::uint64_t(t) << 32 | i * 8, 1 + random() % 8);
+        const auto got = table.reserve(mine, i);
+        if (!got) continue;
+        if (random() % 8 == 0) {
+          table.abort(got->places, got->counters, true);
+          table.end_limbo(got->places, got->counters);
+          continue;
+        }
+        CHECK(table.admit(got->places, got->counters, random() % 2) == mine.size());
+        const std::size_t pinned = table.pin(mine);
+        const std::vector<Key> held(mine.begin(), mine.begin() + pinned);
+        const SlotArrays where = table.places(held);
+        CHECK(where.places.size() == pinned);
+        table.lookup(mine, true);
+        table.touch(got->places, got->counters);
+        table.unpin(where.places, where.counters);
+        if (random() % 16 == 0) table.retire(mine);
+      }
+    });
+  }
+  // One listener, as the agent's background thread is.
+  Sums heard;
+  const auto listen = [&] {
+    for (const auto& change : table.take_changes()) {
+      for (std::size_t i = 0; i < change.slots.keys.size(); ++i) {
+        const Sums one =
+            term(change.slots.keys[i], change.slots.places[i], change.slots.counters[i]);
+        change.announce ? heard += one : heard -= one;
+      }
+    }
+    CHECK(heard == table.sums());
+  };
+  for (int i = 0; i < 200; ++i) {
+    listen();
+    if (i == 100) table.grow(256);
+    std::this_thread::yield();
+  }
+  for (auto& thread : threads) thread.join();
+  listen();
+  const auto granules = table.granules();
+  CHECK(granules.reserved == 0 && granules.pinned == 0 && granules.limbo == 0);
+  CHECK(granules.free + granules.readable + granules.retired == 256 * 16);
+  CHECK(table.pins() == 0);
+  CHECK(table.slice(0, 256 * 16).keys.size() == heard.count);
+}
+
+void counters_end_before_they_wrap() {
+  SlotTable table(4, 4, 0, 0.1, 3);
+  table.grow(4);
+  CHECK(table.reserve(keys(1, 3), 0));
+  bool refused = false;
+  try {
+    table.reserve(keys(9, 1), 0);
+  } catch (const std::overflow_error&) {
+    refused = true;
+  }
+  CHECK(refused);
+  CHECK(table.granules().free == 16);
+  table.begin_epoch();
+  CHECK(table.reserve(keys(9, 1), 0)->counters[0] == 1);
+}
+
+struct Model {
+  Directory directory;
+  std::vector<int> instances;
+  std::map<std::uint64_t, std::map<int, std::uint32_t>> held;  // key -> instance -> counter
+
+  void announce(int instance, std::uint64_t number, std::uint32_t counter) {
+    const Key k = key(number);
+    const Place place{static_cast<std::uint32_t>(number * 16), 16, 0, 0};
+    directory.announce(instance, {&k, 1}, {&place, 1}, {&counter, 1});
+    held[number][instance] = counter;
+  }
+
+  bool retract(int instance, std::uint64_t number) {
+    const auto it = held.find(number);
+    const bool there = it != held.end() && it->second.count(instance);
+    const std::uint32_t counter = there ? it->second[instance] : 1;
+    const Key k = key(number);
+    const Place place{static_cast<std::uint32_t>(number * 16), 16, 0, 0};
+    CHECK(directory.retract(instance, {&k, 1}, {&place, 1}, {&counter, 1}) == there);
+    if (!there) return false;
+    it->second.erase(instance);
+    if (it->second.empty()) held.erase(it);
+    return true;
+  }
+
+  void drop(std::size_t at) {
+    directory.drop(instances[at]);
+    for (auto it = held.begin(); it != held.end();) {
+      it->second.erase(instances[at]);
+      it = it->second.empty() ? held.erase(it) : std::next(it);
+    }
+    instances.erase(instances.begin() + at);
+  }
+
+  void check() {
+    CHECK(directory.size() == held.size());
+    std::map<int, Sums> sums;
+    for (const auto& [number, holders] : held) {
+      std::vector<int> expected;
+      for (const auto& [instance, counter] : holders) {
+        expected.push_back(instance);
+        sums[instance] +=
+            term(key(number), {static_cast<std::uint32_t>(number * 16), 16, 0, 0}, counter);
+      }
+      CHECK(directory.holders(key(number)) == expected);
+    }
+    for (const int instance : instances) CHECK(directory.sums(instance) == sums[instance]);
+  }
+};
+
+// Far more keys than a page holds, so that sub-tables grow, overflow their groups and shrink again.
+void a_directory_grows_and_shrinks() {
+  Model model;
+  std::mt19937_64 random(1);
+  for (int i = 0; i < 20; ++i) model.instances.push_back(model.directory.add(0, i));
+  constexpr std::uint64_t kNumbers = 400'000;
+  const auto some = [&] { return model.instances[random() % model.instances.size()]; };
+  for (int i = 0; i < 450'000; ++i) model.announce(some(), random() % kNumbers, 1 + i % 7);
+  model.check();
+  for (int i = 0; i < 450'000; ++i) model.retract(some(), random() % kNumbers);
+  model.check();
+  for (int i = 0; i < 12; ++i) model.drop(3);
+  CHECK(!model.directory.sweep(1000));
+  for (int i = 0; i < 100'000; ++i) model.announce(some(), random() % kNumbers, 1 + i % 7);
+  model.check();
+  while (!model.directory.sweep(10'000)) {
+  }
+  model.check();
+  const int again = model.directory.add(0, 0);  // a number of one that is swept
+  CHECK(again < 20);
+  model.instances.push_back(again);
+  for (int i = 0; i < 100'000; ++i) model.announce(some(), random() % kNumbers, 9);
+  model.check();
+  while (model.instances.size() > 1) model.drop(0);
+  while (!model.directory.sweep(1'000'000)) {
+  }
+  model.check();
+}
+
+// Keys that share the bits by which a group is chosen: groups overflow into their neighbours.
+void keys_of_one_group_overflow() {
+  KeyTable table;
+  std::vector<Key> same;
+  for (std::uint64_t n = 0; same.size() < 400; ++n)
+    if ((KeyTable::hash(key(n)) >> 50) == 77) same.push_back(key(n));
+  for (std::size_t i = 0; i < same.size(); ++i)
+    table.insert(same[i], KeyTable::hash(same[i])).holder.first = i;
+  for (std::size_t i = 0; i < same.size(); i += 2) table.erase(same[i], KeyTable::hash(same[i]));
+  for (std::size_t i = 0; i < same.size(); ++i) {
+    const Entry* entry = table.find(same[i], KeyTable::hash(same[i]));
+    CHECK(i % 2 ? entry && entry->holder.first == i : !entry);
+  }
+  for (std::size_t i = 0; i < same.size(); i += 2)
+    table.insert(same[i], KeyTable::hash(same[i])).holder.first = i;
+  for (std::size_t i = 0; i < same.size(); ++i)
+    CHECK(table.find(same[i], KeyTable::hash(same[i]))->holder.first == i);
+  CHECK(table.size() == same.size());
+}
+
+}  // namespace
+
+int main() {
+  counters_end_before_they_wrap();
+  threads_share_a_slot_table();
+  keys_of_one_group_overflow();
+  a_directory_grows_and_shrinks();
+  std::puts("tables: good");
+}

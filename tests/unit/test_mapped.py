@@ -1,0 +1,241 @@
+"""A same-host peer's pool: mapped once, grown, refused, forgotten. The peer is a thread here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import struct
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from lmkv import _native
+from lmkv.core import wire
+from lmkv.core.messages import HostIdentity, Ping, PullPeer, RankInfo, Shared
+from lmkv.mover.share import ShareServer
+from lmkv.worker.mapped import MapError, MappedPeers
+
+LAYOUT = _native.SlotLayout(2, 4096, 1, 99)
+SLOTS, SEGMENT_SLOTS = 8, 4
+EPOCH = 0xABCD
+KEY = bytes(range(16))
+
+
+def place(slot: int) -> bytes:
+    return struct.pack("<IBBH", 16 * slot, 16, 0, 0)
+
+
+class Holder:
+    """A pool with one segment, and a share server in a thread."""
+
+    def __init__(self, run_dir: str, segments: int = 1) -> None:
+        self.pool = _native.Pool(LAYOUT, SLOTS, SEGMENT_SLOTS)
+        self.server = ShareServer(f"{run_dir}/h.share", 0, [], time.monotonic)
+        self.server.instance, self.server.epoch = "h", EPOCH
+        self.served = 0
+        for _ in range(segments):
+            self.grow()
+        self._stop, self._stopped = os.pipe()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def grow(self) -> None:
+        fd = self.pool.segment_fd(self.pool.add_segment())
+        self.server.add_segment(fd)
+        os.close(fd)
+
+    def _serve(self) -> None:
+        while self._stop not in select.select([self.server, self._stop], [], [])[0]:
+            client = self.server.accept()
+            if client is not None:
+                select.select([client], [], [], 5)
+                self.served += 1
+                self.server.serve(client)
+
+    def close(self) -> None:
+        os.close(self._stopped)
+        self._thread.join()
+        os.close(self._stop)
+        self.server.close()
+
+    def peer(self, usable: int = 1, epoch: int = EPOCH) -> PullPeer:
+        info = RankInfo(
+            0,
+            HostIdentity("boot", 1, 1),
+            self.pool.address,
+            LAYOUT.granule_bytes,
+            16 * SLOTS,
+            16 * SEGMENT_SLOTS,
+            usable,
+            self.server.path,
+        )
+        return PullPeer("h", epoch, 1, info)
+
+
+@pytest.fixture
+def holder(run_dir):
+    holder = Holder(run_dir)
+    yield holder
+    holder.close()
+
+
+def test_mapped_once_and_read(holder):
+    _native.write_slot(holder.pool.slot_address(place(1)), LAYOUT, KEY, 5, bytes(8192))
+    peers = MappedPeers(LAYOUT)
+    for _ in range(3):
+        with peers.map(holder.peer()) as pool:
+            at = pool.slot_address(place(1))
+            assert _native.check_slot(at, LAYOUT, KEY, 5) == _native.SlotStatus.GOOD
+    assert holder.served == 1
+    assert len(peers) == 1
+    peers.close()
+    assert len(peers) == 0
+
+
+def test_grown_when_the_peer_announces_more(holder):
+    peers = MappedPeers(LAYOUT)
+    with peers.map(holder.peer()) as pool:
+        assert pool.segments == 1
+        with pytest.raises(ValueError, match="usable"):
+            pool.slot_address(place(SEGMENT_SLOTS))
+    holder.grow()
+    with peers.map(holder.peer(usable=2)) as pool:
+        assert pool.segments == 2
+        pool.slot_address(place(SEGMENT_SLOTS))
+    assert holder.served == 2
+
+
+def test_fewer_segments_than_announced_are_refused(holder):
+    peers = MappedPeers(LAYOUT)
+    with (
+        pytest.raises(MapError, match="has 1 segments, 2 were announced") as error,
+        peers.map(holder.peer(usable=2)),
+    ):
+        pass
+    assert error.value.cause == "peer_dead"
+
+
+def test_another_epoch_is_refused_and_leaves_nothing(holder):
+    peers = MappedPeers(LAYOUT)
+    with (
+        pytest.raises(MapError, match="epoch 000000000000abcd, rank 0, not 'h', 0000000000000001"),
+        peers.map(holder.peer(epoch=1)),
+    ):
+        pass
+    peers.forget("h", 1)
+    assert len(peers) == 0
+
+
+def test_a_life_that_is_over_is_unmapped_when_its_last_user_has_gone(holder):
+    peers = MappedPeers(LAYOUT)
+    with peers.map(holder.peer()) as pool:
+        peers.forget("h", EPOCH)
+        assert len(peers) == 1
+        pool.slot_address(place(0))
+    assert len(peers) == 0
+
+
+def test_nobody_there_is_a_dead_peer(holder, run_dir):
+    peer = holder.peer()
+    peer.info.share_socket = f"{run_dir}/nobody.share"
+    with pytest.raises(MapError, match=r"nobody\.share") as error, MappedPeers(LAYOUT).map(peer):
+        pass
+    assert error.value.cause == "peer_dead"
+
+
+def test_other_granules_are_incompatible(holder):
+    peer = holder.peer()
+    peer.info.granule_bytes *= 2
+    with pytest.raises(MapError, match="granules of") as error, MappedPeers(LAYOUT).map(peer):
+        pass
+    assert error.value.cause == "incompatible"
+
+
+@contextlib.contextmanager
+def impostor(path: str, answer: bytes | None, fds: list[int] | None = None):
+    """A socket that answers once with `answer`, or never."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(path)
+    listener.listen(1)
+
+    def serve() -> None:
+        client, _ = listener.accept()
+        with client:
+            client.recv(65536)
+            if answer is None:
+                client.recv(1)  # until the other end gives up
+            else:
+                socket.send_fds(client, [answer], fds or [])
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield
+    thread.join()
+    listener.close()
+
+
+def test_silence_ends_at_the_deadline(holder, run_dir):
+    peer = holder.peer()
+    peer.info.share_socket = f"{run_dir}/mute.share"
+    with (
+        impostor(peer.info.share_socket, None),
+        pytest.raises(MapError, match="timed out") as error,
+        MappedPeers(LAYOUT, deadline=0.1).map(peer),
+    ):
+        pass
+    assert error.value.cause == "peer_dead"
+
+
+def _shared(epoch: int = EPOCH) -> bytes:
+    return wire.encode(Shared(epoch, 0, 1, [1 << 20]))[0]
+
+
+def test_rubbish_and_other_answers_are_refused(holder, run_dir):
+    for n, (answer, match) in enumerate(
+        [
+            (b"\xc1", "message of no type"),
+            (wire.encode(Ping())[0], "answered Ping"),
+            (_shared(epoch=3), "epoch 0000000000000003"),
+            (_shared(), "has 1 segments, 1 were announced"),  # and no descriptor with it
+        ]
+    ):
+        peer = holder.peer()
+        peer.info.share_socket = f"{run_dir}/{n}.share"
+        with impostor(peer.info.share_socket, answer), pytest.raises(MapError, match=match):
+            with MappedPeers(LAYOUT).map(peer):
+                pass
+
+
+def test_a_segment_that_could_shrink_is_never_mapped(holder, run_dir):
+    peer = holder.peer()
+    peer.info.share_socket = f"{run_dir}/unsealed.share"
+    fd = os.memfd_create("unsealed")
+    os.ftruncate(fd, SEGMENT_SLOTS * LAYOUT.slot_bytes)
+    with impostor(peer.info.share_socket, _shared(), [fd]):
+        with pytest.raises(MapError, match="seal") as error, MappedPeers(LAYOUT).map(peer):
+            pass
+    assert error.value.cause == "incompatible"
+    links = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.exists()]
+    os.close(fd)
+    assert sum("memfd:unsealed" in link for link in links) == 1, "what was received is closed"
+
+
+def test_strangers_are_refused_by_both_ends(holder, monkeypatch):
+    monkeypatch.setattr(holder.server, "_uids", {os.getuid() + 1})
+    with (
+        pytest.raises(MapError, match=r"no answer|reset|Broken|has 0"),
+        MappedPeers(LAYOUT).map(holder.peer()),
+    ):
+        pass
+    assert holder.served == 0
+    monkeypatch.undo()
+    peers = MappedPeers(LAYOUT)
+    monkeypatch.setattr(peers, "_uids", {os.getuid() + 1})
+    with (
+        pytest.raises(MapError, match=f"belongs to user {os.getuid()}, who is not allowed"),
+        peers.map(holder.peer()),
+    ):
+        pass
