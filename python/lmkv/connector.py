@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 try:
     from vllm.v1.metrics.cache_hit_source import CacheHitSource
 except ImportError:  # before 0.32
-    CacheHitSource = None  # type: ignore[assignment, misc]
+    CacheHitSource = None
 
 logger = init_logger("vllm.lmkv")
 
@@ -143,7 +143,7 @@ class LmkvConnector(KVConnectorBase_V1):
 
     def _chunk_tokens(self) -> int:
         """256, or the smallest multiple of the block size above it."""
-        block = self._kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
+        block: int = self._kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
         asked = self._config.chunk_tokens if self._config else None
         if asked is None:
             return -(-CHUNK_TOKENS // block) * block

@@ -22,6 +22,8 @@ PULL_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 class LmkvStats(KVConnectorStats):
     """data: hit, miss (tokens by cause), pull_seconds (list), pull_bytes, granules (by state)."""
 
+    data: dict[str, Any]
+
     def reset(self) -> None:
         self.data = {}
 

@@ -255,7 +255,7 @@ class Agent:
         state.next_store = last
         per = self._engine.geometry.blocks_per_chunk
         have = self.table.contains(state.keys(first, last))
-        chunks = []
+        chunks: list[tuple[bytes, list[int]]] = []
         for chunk in range(first, last):
             key = state.keys(chunk, chunk + 1)
             if have[chunk - first] or chunk in state.mapped or key in self._mapped_keys:

@@ -108,7 +108,7 @@ class Background:
             assert link is not None
             poller.register(link.socket, zmq.POLLIN)
         longest = BUSY if self._agent.pulls.open else LONGEST
-        poller.poll(1000 * min(longest, self._agent.stream.due() + 0.001))
+        poller.poll(int(1000 * min(longest, self._agent.stream.due())) + 1)
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake_read, 4096)
 

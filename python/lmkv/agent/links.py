@@ -32,7 +32,7 @@ class Link:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.socket = zmq.Context.instance().socket(zmq.DEALER)
+        self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         for option, value in SILENCE_OPTIONS.items():
             self.socket.setsockopt(option, value)
         self.socket.connect(address)

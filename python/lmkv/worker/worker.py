@@ -248,7 +248,7 @@ class Worker:
             os.write(self._wake_write, b"1")
 
     def _control(self) -> None:
-        router = zmq.Context.instance().socket(zmq.ROUTER)
+        router: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
         router.setsockopt(zmq.LINGER, 0)
         router.bind(f"ipc://{self._path}")
         os.chmod(self._path, 0o600)
