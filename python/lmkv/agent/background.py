@@ -173,7 +173,7 @@ class Background:
         assert self._state is not None
         if self.ready and self._state.send(Leave(self._agent.epoch)):
             end = time.monotonic() + LEAVE_DEADLINE
-            while (left := end - time.monotonic()) > 0 and self._state.socket.poll(1000 * left):
+            while (left := end - time.monotonic()) > 0 and self._state.socket.poll(int(1000 * left) + 1):
                 if any(isinstance(message, Left) for message, _ in self._state.receive()):
                     break
         for link in (self._state, *self._workers):
