@@ -109,7 +109,7 @@ class Agent:
         self.data_version = 0
         self._info_lock = threading.Lock()
         self.stream = Stream(self.table, self.registration, self.stats, clock)
-        self.locator = Locator(config.cluster, engine.instance, connect, clock)
+        self.locator = Locator(config.cluster, engine.instance, clock)
         self.pulls = Pulls(
             self.table,
             [rank.fingerprint for rank in engine.ranks],
@@ -200,8 +200,9 @@ class Agent:
         )
         self._requests[request] = state
         self.reader.controller_ready = self.background.ready
-        if self.background.ready:
-            self.locator.connect(self.background.query_address, self.background.address)
+        links = self.background.take_links()
+        if links is not None:
+            self.locator.use(*links)
         self.reader.begin(state)
 
     def match(self, request: str, computed: int, tokens: int) -> int | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -52,6 +53,8 @@ class Background:
         self._next_attach = 0.0
         self._restart = False
         self._said: set[str] = set()
+        self._linked = ""  # query address that links were made for
+        self._links: queue.SimpleQueue[tuple[Link, Link]] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name="lmkv-agent", daemon=True)
@@ -61,11 +64,16 @@ class Background:
         """Whether the controller may be asked."""
         return self._agent.stream.ready
 
-    @property
-    def query_address(self) -> str:
-        welcome = self._agent.stream.welcome
-        host, _ = split_address(self.address)
-        return f"tcp://{host}:{welcome.query_port}" if welcome else ""
+    def take_links(self) -> tuple[Link, Link] | None:
+        """Query and state link for the scheduler thread, made ahead so that they are connected
+        when the first request needs them; None while those that it has are right."""
+        found = None
+        while not self._links.empty():
+            if found is not None:
+                for link in found:
+                    link.close()
+            found = self._links.get()
+        return found
 
     def start(self) -> None:
         self._thread.start()
@@ -135,9 +143,19 @@ class Background:
                 self._state.send_frames(answer)
         for frames in self._agent.stream.pump():
             self._state.send_frames(frames)
+        self._make_links()
         refused = self._agent.stream.refused
         if refused:
             self._say(f"lmkv: the controller at {self.address} refuses this instance: {refused}")
+
+    def _make_links(self) -> None:
+        welcome = self._agent.stream.welcome
+        if welcome is None:
+            return
+        address = f"tcp://{split_address(self.address)[0]}:{welcome.query_port}"
+        if address != self._linked:
+            self._linked = address
+            self._links.put((self._connect(address), self._connect(self.address)))
 
     def _worker_says(self, message: AnyMessage, frames: list[bytes]) -> None:
         if isinstance(message, Stored):

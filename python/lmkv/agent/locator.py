@@ -39,12 +39,9 @@ class Answer:
 
 
 class Locator:
-    def __init__(
-        self, cluster: str, instance: str, connect: Callable[[str], Link], clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, cluster: str, instance: str, clock: Callable[[], float]) -> None:
         self._cluster = cluster
         self._instance = instance
-        self._connect = connect
         self._clock = clock
         self._query: Link | None = None
         self._state: Link | None = None
@@ -56,14 +53,10 @@ class Locator:
         self._avoid: dict[str, tuple[float, float]] = {}  # instance -> until, interval
         self.sent = 0  # locates, for tests and metrics
 
-    def connect(self, query: str, state: str) -> None:
-        """Where the controller listens; the same addresses change nothing."""
-        for name, address in (("_query", query), ("_state", state)):
-            link = getattr(self, name)
-            if link is None or link.address != address:
-                if link is not None:
-                    link.close()
-                setattr(self, name, self._connect(address))
+    def use(self, query: Link, state: Link) -> None:
+        """Links to the controller's sockets; they are this thread's from now on."""
+        self.close()
+        self._query, self._state = query, state
 
     # ------------------------------------------------------------ locate
 

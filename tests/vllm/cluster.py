@@ -1,0 +1,109 @@
+"""A controller and the engines that share through it, for tests. All waits have deadlines."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.vllm.engine import Engine, Zygote
+
+READY_S = 30.0
+# Deadlines that no busy machine meets by chance.
+GENEROUS = {"locate_deadline": 5.0, "pull_deadline_min": 10.0, "pull_deadline_max": 20.0}
+
+
+def free_port() -> int:
+    """Of two free ports in a row, the first."""
+    import socket
+
+    while True:
+        with socket.socket() as one, socket.socket() as two:
+            one.bind(("127.0.0.1", 0))
+            port: int = one.getsockname()[1]
+            try:
+                two.bind(("127.0.0.1", port + 1))
+            except (OSError, OverflowError):
+                continue
+            return port
+
+
+class Cluster:
+    def __init__(self, zygote: Zygote, model: Path, folder: Path) -> None:
+        self._zygote, self._model, self._folder = zygote, model, folder
+        self._port = free_port()
+        self._runs = Path(f"/tmp/lmkv-test-{os.getpid()}")  # paths of sockets are short
+        self._runs.mkdir(mode=0o700, exist_ok=True)
+        self._plain: Engine | None = None
+        self.controller = self.start_controller()
+
+    def start_controller(self) -> subprocess.Popen[bytes]:
+        log = open(self._folder / "controller.log", "ab")  # noqa: SIM115 (the process's)
+        command = [sys.executable, "-m", "lmkv.cli.main", "controller", "--no-web"]
+        self.controller = subprocess.Popen(
+            [*command, "--port", str(self._port)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+        log.close()
+        return self.controller
+
+    def start(self, name: str, extra: dict[str, Any] | None = None, **arguments: Any) -> Engine:
+        settings = {
+            "controllers": f"tcp://127.0.0.1:{self._port}",
+            "pool_gib": 0.3,
+            "run_dir": str(self._runs),
+            "instance_id": name,
+            **GENEROUS,
+            **(extra or {}),
+        }
+        transfer = {
+            "kv_connector": "LmkvConnector",
+            "kv_role": "kv_both",
+            "kv_connector_extra_config": settings,
+        }
+        arguments.setdefault("enable_prefix_caching", False)
+        return self._zygote.engine(name, self._model, kv_transfer_config=transfer, **arguments)
+
+    def reference(self, tokens: list[int]) -> list[int]:
+        """What an engine without lmkv answers."""
+        if self._plain is None:
+            self._plain = self._zygote.engine("plain", self._model, enable_prefix_caching=False)
+        return self._plain.generate(tokens).tokens
+
+    def wait_up(self, *engines: Engine) -> None:
+        """Engines whose workers are other processes: pools and movers are there."""
+        self.wait(lambda: all(self._state(e)["usable"] and self._state(e)["movers"] for e in engines))
+
+    def wait_ready(self, *engines: Engine) -> None:
+        """Registered, pools usable, movers there, and each known to the controller."""
+        self.wait(
+            lambda: all(
+                state["usable"] and state["movers"] and state["ready"]
+                for state in map(self._state, engines)
+            )
+        )
+        time.sleep(1.5)  # a heartbeat: data versions and syncs have arrived
+
+    def settle(self, *engines: Engine) -> None:
+        """Stores have ended, and their announcements are out."""
+        self.wait(lambda: all(not self._state(e)["pending"]["stores"] for e in engines))
+        time.sleep(0.3)
+
+    def wait(self, true: Callable[[], bool]) -> None:
+        end = time.monotonic() + READY_S
+        while not true():
+            assert time.monotonic() < end, "not ready in time"
+            time.sleep(0.05)
+
+    def _state(self, engine: Engine) -> dict[str, Any]:
+        return engine.call("tests.vllm.inside:state")
+
+    def __enter__(self) -> Cluster:  # noqa: PYI034 (Self is of 3.11)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.controller.terminate()
+        self.controller.wait(10)

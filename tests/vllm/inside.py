@@ -1,0 +1,73 @@
+"""Hooks that tests run inside an engine's process (`engine.call("tests.vllm.inside:...")`)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+
+def _connector(llm: Any) -> Any:
+    return llm.llm_engine.engine_core.engine_core.scheduler.connector
+
+
+def _worker(llm: Any) -> Any:
+    from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+    return get_kv_transfer_group()._worker
+
+
+def state(llm: Any) -> dict[str, Any]:
+    """What the agent counts; all of `pending` is zero at rest."""
+    agent = _connector(llm)._agent
+    if agent is None:
+        return {"off": _connector(llm)._off}
+    return {
+        "off": _connector(llm)._off,
+        "ready": agent.background.ready,
+        "usable": agent.table.usable,
+        "movers": agent.pulls.ready,
+        "readable": agent.table.sums()[0],
+        "locates": agent.locator.sent,
+        "pulls": agent.pulls.posted,
+        "pending": agent.pending,
+        "granules": agent.table.granules(),
+        "instance": agent._engine.instance,
+    }
+
+
+def mover_pid(llm: Any) -> int:
+    return _worker(llm).supervisor.pid
+
+
+def flip_all(llm: Any) -> int:
+    """Flip one bit in the payload of every readable slot; how many there were."""
+    import ctypes
+
+    agent, worker = _connector(llm)._agent, _worker(llm)
+    _, places, _ = agent.table.slice(0, agent.table.usable * 16)
+    for at in range(0, len(places), 8):
+        address = worker.pool.slot_address(places[at : at + 8])
+        byte = ctypes.c_ubyte.from_address(address + worker.pool.layout.payload_offset + 4097)
+        byte.value ^= 0x10
+    return len(places) // 8
+
+
+def libraries(llm: Any) -> list[str]:
+    """Files mapped into this process whose names say NIXL or UCX."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    names = {line.split(maxsplit=5)[5] for line in lines if len(line.split(maxsplit=5)) == 6}
+    found = (n for n in names if any(w in os.path.basename(n) for w in ("nixl", "ucp", "ucs", "uct")))
+    return sorted(found)
+
+
+def maps_of_peers(llm: Any) -> int:
+    return len(_worker(llm)._mapped)
+
+
+def reset_cache(llm: Any) -> bool:
+    return bool(_connector(llm).reset_cache())
+
+
+def close_agent(llm: Any) -> None:
+    _connector(llm)._agent.close()

@@ -1,0 +1,263 @@
+"""Real engines share: cold, pool, mapped and pulled hits with equal outputs, faults included.
+
+A prompt of 700 tokens has two whole chunks of 256. vLLM's own prefix cache is off, unless a test is
+about it, so that every hit is lmkv's.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.vllm.cluster import Cluster
+from tests.vllm.engine import Engine
+from tests.vllm.models import prompt
+
+NIXL = {"lmkv": {"transfer": "nixl"}}
+MAPPED = {"lmkv": {"transfer": "mapped"}}
+
+
+@pytest.fixture(scope="module")
+def cluster(zygote: Any, llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with Cluster(zygote, llama, tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def pair(cluster: Cluster) -> tuple[Engine, Engine]:
+    a, b = cluster.start("a"), cluster.start("b")
+    cluster.wait_ready(a, b)
+    return a, b
+
+
+def hits(output: Any) -> dict[str, int]:
+    return {k: v for k, v in output.kv_transfer_params["lmkv"]["hit_tokens"].items() if v}
+
+
+def misses(output: Any) -> dict[str, int]:
+    return {k: v for k, v in output.kv_transfer_params["lmkv"]["miss_tokens"].items() if v}
+
+
+def test_cold_then_the_own_pool(cluster: Cluster, pair: tuple[Engine, Engine]) -> None:
+    a, _ = pair
+    cold = a.generate(prompt(10, 700))
+    assert misses(cold) == {"cold": 512, "too_short": 188}
+    cluster.settle(a)
+    before = a.call("tests.vllm.inside:state")["locates"]
+    again = a.generate(prompt(10, 700))
+    assert hits(again) == {"hit_pool": 512}
+    assert again.tokens == cold.tokens
+    assert again.num_cached_tokens == 512
+    state = a.call("tests.vllm.inside:state")
+    assert state["locates"] == before, "a local chunk causes no locate"
+    assert set(state["pending"].values()) == {0}
+
+
+@pytest.mark.parametrize(("wish", "cause"), [(NIXL, "hit_peer"), (MAPPED, "hit_mapped"), (None, "hit_mapped")])
+def test_a_peer_hit(cluster: Cluster, pair: tuple[Engine, Engine], wish: Any, cause: str) -> None:
+    a, b = pair
+    text = prompt({"hit_peer": 20, "hit_mapped": 21}[cause] + (10 if wish is None else 0), 700)
+    cold = a.generate(text)
+    cluster.settle(a)
+    warm = b.generate(text, kv_transfer_params=wish)
+    assert hits(warm) == {cause: 512}
+    assert warm.tokens == cold.tokens
+    cluster.settle(b)
+    assert set(b.call("tests.vllm.inside:state")["pending"].values()) == {0}
+
+
+def test_a_pulled_chunk_stays_and_a_mapped_one_does_not(
+    cluster: Cluster, pair: tuple[Engine, Engine]
+) -> None:
+    a, b = pair
+    for seed, wish, then in ((40, NIXL, {"hit_pool": 512}), (41, MAPPED, {"hit_mapped": 512})):
+        a.generate(prompt(seed, 700))
+        cluster.settle(a)
+        b.generate(prompt(seed, 700), kv_transfer_params=wish)
+        cluster.settle(b)
+        assert hits(b.generate(prompt(seed, 700))) == then
+
+
+def test_the_second_turn_of_a_chat_hits_the_generated_tokens(
+    cluster: Cluster, pair: tuple[Engine, Engine]
+) -> None:
+    a, b = pair
+    first = prompt(50, 250)
+    answer = a.generate(first, max_tokens=300).tokens
+    cluster.settle(a)
+    second = first + answer + prompt(51, 30)
+    warm = b.generate(second)
+    assert hits(warm) == {"hit_mapped": 512}
+    assert warm.tokens == cluster.reference(second)
+
+
+def test_salt_isolates(cluster: Cluster, pair: tuple[Engine, Engine]) -> None:
+    a, b = pair
+    a.generate(prompt(60, 700), salt="one")
+    cluster.settle(a)
+    assert hits(b.generate(prompt(60, 700), salt="two")) == {}
+    assert hits(b.generate(prompt(60, 700), salt="one")) == {"hit_mapped": 512}
+
+
+def test_a_request_may_opt_out(cluster: Cluster, pair: tuple[Engine, Engine]) -> None:
+    a, b = pair
+    a.generate(prompt(70, 700), kv_transfer_params={"lmkv": {"skip_store": True}})
+    cluster.settle(a)
+    assert hits(b.generate(prompt(70, 700))) == {}
+    a.generate(prompt(71, 700))
+    cluster.settle(a)
+    out = b.generate(prompt(71, 700), kv_transfer_params={"lmkv": {"skip_load": True}})
+    assert hits(out) == {}
+    assert misses(out)["opted_out"] > 0
+
+
+def test_causes_are_in_vllms_metrics(cluster: Cluster, pair: tuple[Engine, Engine]) -> None:
+    a, b = pair
+    before = b.tokens_by_cause().get("hit_mapped", 0)
+    a.generate(prompt(80, 700))
+    cluster.settle(a)
+    b.generate(prompt(80, 700))
+    assert b.tokens_by_cause()["hit_mapped"] == before + 512
+
+
+def test_vllm_never_loads_nixl_or_ucx(pair: tuple[Engine, Engine]) -> None:
+    for engine in pair:
+        assert engine.call("tests.vllm.inside:libraries") == []
+
+
+@pytest.mark.parametrize("wish", [NIXL, MAPPED])
+def test_one_flipped_bit_in_a_peers_slot_is_a_miss(
+    cluster: Cluster, pair: tuple[Engine, Engine], wish: Any
+) -> None:
+    a, b = pair
+    text = prompt(90 if wish is NIXL else 91, 700)
+    cold = a.generate(text)
+    cluster.settle(a)
+    assert a.call("tests.vllm.inside:flip_all") >= 2
+    warm = b.generate(text, kv_transfer_params=wish)
+    a.call("tests.vllm.inside:flip_all")  # as it was
+    assert warm.tokens == cold.tokens
+    assert hits(warm) == {}
+    assert misses(warm)["digest"] == 512
+
+
+def test_a_third_instance_joins_and_hits_and_leaves(
+    cluster: Cluster, pair: tuple[Engine, Engine]
+) -> None:
+    a, b = pair
+    cold = a.generate(prompt(100, 700))
+    cluster.settle(a)
+    c = cluster.start("c")
+    cluster.wait_ready(c)
+    assert hits(c.generate(prompt(100, 700))) == {"hit_mapped": 512}
+    mine = c.generate(prompt(101, 700))
+    cluster.settle(c)
+    c.call("tests.vllm.inside:close_agent")
+    time.sleep(0.2)
+    late = b.generate(prompt(101, 700))
+    assert hits(late) == {}, "one that left is handed out no more"
+    assert late.tokens == mine.tokens
+    assert cold.tokens == b.generate(prompt(100, 700)).tokens
+    c.stop()
+
+
+def test_a_killed_mover_costs_pulls_and_nothing_else(
+    cluster: Cluster, pair: tuple[Engine, Engine]
+) -> None:
+    a, b = pair
+    text = prompt(110, 700)
+    cold = a.generate(text)
+    cluster.settle(a)
+    os.kill(b.call("tests.vllm.inside:mover_pid"), signal.SIGKILL)
+    now = b.generate(text, kv_transfer_params=NIXL)
+    assert now.tokens == cold.tokens
+    cluster.wait_ready(b)
+    other = prompt(111, 700)
+    a.generate(other)
+    cluster.settle(a)
+    assert hits(b.generate(other, kv_transfer_params=NIXL)) == {"hit_peer": 512}
+
+
+def test_the_controller_dies_and_comes_back(
+    cluster: Cluster, pair: tuple[Engine, Engine]
+) -> None:
+    a, b = pair
+    text = prompt(120, 700)
+    cold = a.generate(text)
+    cluster.settle(a)
+    cluster.controller.kill()
+    alone = b.generate(text)
+    assert alone.tokens == cold.tokens
+    assert misses(alone).keys() <= {"no_controller", "locate_timeout", "too_short"}
+    cluster.start_controller()
+    cluster.wait_ready(a, b)
+    other = prompt(121, 700)
+    a.generate(other)
+    cluster.settle(a)
+    assert hits(b.generate(other)) == {"hit_mapped": 512}
+
+
+def test_reset_begins_a_new_epoch(cluster: Cluster, pair: tuple[Engine, Engine]) -> None:
+    """Of weights that may have changed, nothing is shared any more."""
+    a, b = pair
+    text = prompt(130, 700)
+    a.generate(text)
+    cluster.settle(a)
+    assert a.call("tests.vllm.inside:reset_cache")
+    assert hits(b.generate(text)) == {}
+    assert hits(a.generate(text)) == {}
+
+
+def test_a_killed_peer_is_a_miss(cluster: Cluster) -> None:
+    a, b = cluster.start("k1"), cluster.start("k2")
+    cluster.wait_ready(a, b)
+    texts = [prompt(140 + i, 700) for i in range(2)]
+    cold = [a.generate(text) for text in texts]
+    cluster.settle(a)
+    a.kill()
+    for text, wish, expected in zip(texts, (NIXL, MAPPED), cold):
+        out = b.generate(text, kv_transfer_params=wish)
+        assert out.tokens == expected.tokens
+        assert hits(out) == {}
+    b.stop()
+
+
+def test_two_ranks_share(cluster: Cluster) -> None:
+    a, b = (cluster.start(n, tensor_parallel_size=2) for n in ("t1", "t2"))
+    cluster.wait_up(a, b)
+    for seed, wish, cause in ((150, MAPPED, "hit_mapped"), (151, NIXL, "hit_peer")):
+        cold = a.generate(prompt(seed, 700))
+        time.sleep(1.0)
+        warm = b.generate(prompt(seed, 700), kv_transfer_params=wish)
+        assert hits(warm) == {cause: 512}
+        assert warm.tokens == cold.tokens
+    a.stop()
+    b.stop()
+
+
+Start = Callable[..., Engine]
+
+
+@pytest.mark.parametrize(
+    ("extra", "sentence"),
+    [
+        ({"pol_gib": 1}, "pol_gib"),
+        ({"pool_gib": 1e4}, "pool_gib"),
+        ({"transfer": "carrier pigeon"}, "carrier pigeon"),
+        ({"chunk_tokens": 100}, "chunk_tokens"),
+    ],
+)
+def test_bad_settings_are_one_sentence_and_vllm_serves(
+    cluster: Cluster, extra: dict[str, Any], sentence: str
+) -> None:
+    a = cluster.start("bad", extra=extra)
+    assert a.generate(prompt(160, 300)).tokens == cluster.reference(prompt(160, 300))
+    assert sentence in a.log.read_text()
+    assert "lmkv shares nothing here" in a.log.read_text()
+    a.stop()
