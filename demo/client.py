@@ -1,4 +1,4 @@
-"""Asks a server as a user would: streamed chat completions, timed at the first token; `/metrics`."""
+"""Asks a server as a user would: streamed chat, timed at the first token; reads `/metrics`."""
 
 from __future__ import annotations
 

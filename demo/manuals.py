@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain
 
 QUESTIONS = (
     "What is this manual about? Answer in two short sentences.",
@@ -33,24 +33,17 @@ def manuals(count: int, tokens: int, measure: Callable[[str], int]) -> list[Manu
     """`count` manuals of nearly `tokens` tokens; `measure` counts the tokens of a text."""
     from pydoc_data.topics import topics
 
-    made: list[Manual] = []
-    names = iter(sorted(topics, key=lambda name: -len(topics[name])))
-    while len(made) < count:
-        title = next(names)
+    names = iter(sorted(topics, key=lambda name: (-len(topics[name]), name)))
+
+    def fill(title: str) -> Manual:
         lines: list[str] = []
         total = 0
-        text = topics[title].splitlines()
-        while True:
-            for line in text:
-                cost = measure(line + "\n")
-                if total + cost > tokens:
-                    break
+        for name in chain([title], names):
+            for line in topics[name].splitlines():
+                total += measure(line + "\n")
+                if total > tokens:
+                    return Manual(title, "\n".join(lines))
                 lines.append(line)
-                total += cost
-            else:
-                text = next((topics[name].splitlines() for name in islice(names, 1)), [])
-                if text:
-                    continue
-            break
-        made.append(Manual(title, "\n".join(lines)))
-    return made
+        raise RuntimeError("this Python's own manual is too short")
+
+    return [fill(next(names)) for _ in range(count)]

@@ -41,7 +41,10 @@ def make_model(folder: Path, log: Path) -> None:
             stderr=subprocess.STDOUT,
             env=os.environ | {"HF_HUB_OFFLINE": "1"},
             timeout=300,
+            check=False,
         )
     if ran.returncode != 0:
-        raise RuntimeError("the model could not be made:\n" + "\n".join(log.read_text().splitlines()[-10:]))
+        raise RuntimeError(
+            "the model could not be made:\n" + "\n".join(log.read_text().splitlines()[-10:])
+        )
     half.rename(folder)

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +54,9 @@ class Process:
             if status is not None:
                 raise RuntimeError(f"{self.name} ended with {status}:\n{self.log_end()}")
             if time.monotonic() > deadline:
-                raise RuntimeError(f"{self.name} is not ready after {seconds:.0f} s:\n{self.log_end()}")
+                raise RuntimeError(
+                    f"{self.name} is not ready after {seconds:.0f} s:\n{self.log_end()}"
+                )
             time.sleep(0.2)
 
 
@@ -97,21 +100,21 @@ class Processes:
 
     @staticmethod
     def _signal(process: Process, number: signal.Signals) -> None:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.popen.pid, number)
-        except ProcessLookupError:
-            pass
 
     @staticmethod
     def _alive(process: Process) -> bool:
+        """Whether anyone of the group runs; who has ended but is not yet waited for does not."""
         process.popen.poll()
-        try:
-            os.killpg(process.popen.pid, 0)
-        except ProcessLookupError:
-            return False
-        return True
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                state, _, group = stat.read_text().rpartition(") ")[2].split()[:3]
+                if int(group) == process.popen.pid and state not in "ZX":
+                    return True
+        return False
 
-    def __enter__(self) -> Processes:
+    def __enter__(self) -> Processes:  # noqa: PYI034 (Self is of 3.11)
         return self
 
     def __exit__(self, *_: object) -> None:

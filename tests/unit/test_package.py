@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -46,14 +47,14 @@ def test_the_wheel_works_in_an_empty_venv_without_a_compiler(built: Path, tmp_pa
     (wheel,) = built.glob("*.whl")
     assert "none-any" not in wheel.name
     run(sys.executable, "-m", "venv", tmp_path / "venv")
-    bin = tmp_path / "venv" / "bin"
+    scripts = tmp_path / "venv" / "bin"
     bare = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    bare["PATH"] = str(bin)  # no cc, no cmake, nothing
-    run(bin / "python", "-m", "pip", "install", "--quiet", wheel, env=bare, cwd=tmp_path)
-    assert "0.1.0" in run(bin / "lmkv", "version", env=bare, cwd=tmp_path)
-    have = run(bin / "python", "-m", "pip", "list", env=bare, cwd=tmp_path).lower()
+    bare["PATH"] = str(scripts)  # no cc, no cmake, nothing
+    run(scripts / "python", "-m", "pip", "install", "--quiet", wheel, env=bare, cwd=tmp_path)
+    assert "0.1.0" in run(scripts / "lmkv", "version", env=bare, cwd=tmp_path)
+    have = run(scripts / "python", "-m", "pip", "list", env=bare, cwd=tmp_path).lower()
     assert not [name for name in ("torch", "vllm", "nixl", "cupy", "numpy") if name in have]
-    run(bin / "python", "-c", "import lmkv._native", env=bare, cwd=tmp_path)
+    run(scripts / "python", "-c", "import lmkv._native", env=bare, cwd=tmp_path)
 
 
 def test_import_lmkv_costs_less_than_a_tenth_of_a_second() -> None:
@@ -71,7 +72,7 @@ def test_the_plugin_registers_once_and_may_be_called_again(monkeypatch: pytest.M
     import types
 
     class KVConnectorFactory:
-        _registry: dict[str, object] = {}
+        _registry: ClassVar[dict[str, object]] = {}
 
         @classmethod
         def register_connector(cls, name: str, module: str, class_name: str) -> None:

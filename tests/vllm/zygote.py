@@ -1,0 +1,153 @@
+"""The process that imports vLLM once and forks an engine whenever it is asked.
+
+A request is one datagram on the socket whose descriptor is the only argument: JSON with the
+engine's arguments, environment and log file, and by SCM_RIGHTS the engine's end of a pipe. The
+answer is the engine's pid. The zygote reaps its engines, and ends (they with it) when the socket
+does. In the engine every command of the pipe is (name, arguments), the answer (good, result).
+Tensor-parallel workers are spawned by vLLM, so nothing here may run at import.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any
+
+PR_SET_PDEATHSIG = 1
+
+
+class Commands:
+    """What an engine answers: each method is a command."""
+
+    def __init__(self, llm: Any) -> None:
+        self.llm = llm
+
+    def generate(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """All at once; greedy. A request has prompt, max_tokens, kv_transfer_params, salt."""
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+
+        prompts, params = [], []
+        for request in requests:
+            tokens = TokensPrompt(prompt_token_ids=request["prompt"])
+            if request.get("salt"):
+                tokens["cache_salt"] = request["salt"]
+            prompts.append(tokens)
+            chosen = request.get("kv_transfer_params")
+            params.append(
+                SamplingParams(
+                    max_tokens=request["max_tokens"],
+                    temperature=0,
+                    detokenize=False,
+                    ignore_eos=True,
+                    extra_args={"kv_transfer_params": chosen} if chosen else None,
+                )
+            )
+        return [
+            {
+                "tokens": list(output.outputs[0].token_ids),
+                "num_cached_tokens": output.num_cached_tokens or 0,
+                "kv_transfer_params": output.kv_transfer_params or {},
+                "finish_reason": output.outputs[0].finish_reason,
+            }
+            for output in self.llm.generate(prompts, params, use_tqdm=False)
+        ]
+
+    def metrics(self) -> list[tuple[str, dict[str, str], float]]:
+        """(name, labels, value) of every sample of vLLM's own registry."""
+        from prometheus_client import REGISTRY
+
+        samples = (sample for family in REGISTRY.collect() for sample in family.samples)
+        return [(s.name, dict(s.labels), s.value) for s in samples if s.name.startswith("vllm:")]
+
+    def reset_prefix_cache(self) -> bool:
+        """vLLM's own cache alone: lmkv's pool keeps what it has."""
+        return bool(self.llm.reset_prefix_cache())
+
+    def call(self, function: str, arguments: tuple[Any, ...]) -> Any:
+        """`module:function(llm, *arguments)` inside the engine: a test's hook."""
+        module, name = function.split(":")
+        return getattr(importlib.import_module(module), name)(self.llm, *arguments)
+
+
+def serve(pipe: Connection, commands: Commands) -> None:
+    while True:
+        try:
+            name, arguments = pipe.recv()
+        except EOFError:
+            return
+        if name == "stop":
+            return
+        try:
+            answer = (True, getattr(commands, name)(*arguments))
+        except Exception:
+            answer = (False, traceback.format_exc())
+        pipe.send(answer)
+
+
+def engine(spec: dict[str, Any], pipe: Connection) -> None:
+    """In the forked child: the whole life of an engine. Ends the process."""
+    os.setsid()  # a group of its own, with its workers and movers
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    log = os.open(spec["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ.update(spec["environment"])
+    status = 1
+    try:
+        from vllm import LLM
+
+        llm = LLM(**spec["arguments"])
+        pipe.send((True, os.getpid()))
+        serve(pipe, Commands(llm))
+        llm.llm_engine.engine_core.shutdown()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+        pipe.send((False, traceback.format_exc()))
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def main() -> None:
+    control = socket.socket(fileno=int(sys.argv[1]))
+    import vllm
+    import vllm.v1.engine.llm_engine
+    import vllm.v1.executor.uniproc_executor
+    import vllm.v1.worker.cpu_worker  # noqa: F401
+
+    signal.signal(signal.SIGCHLD, lambda *_: reap())
+    control.send(b"ready")
+    while True:
+        data, descriptors, _, _ = socket.recv_fds(control, 1 << 20, 1)
+        if not data:
+            return
+        spec = json.loads(data)
+        pid = os.fork()
+        if pid == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            control.close()
+            engine(spec, Connection(descriptors[0]))
+        os.close(descriptors[0])
+        control.send(str(pid).encode())
+
+
+def reap() -> None:
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
+if __name__ == "__main__":
+    main()
