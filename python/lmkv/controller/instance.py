@@ -86,6 +86,16 @@ def group(registration: Register) -> tuple[object, ...]:
     )
 
 
+def unreadable(texts: Sequence[str]) -> str | None:
+    """What is wrong with texts that should be `name=value` lines, None if they are."""
+    try:
+        for text in texts:
+            geometry.fields(text)
+    except ValueError as error:
+        return str(error).removeprefix("layout: ")
+    return None
+
+
 def differs(a: Register, b: Register) -> str:
     """The first field, by name, in which two registrations cannot share; "" if there is none."""
     mine, theirs = geometry.fields(a.namespace), geometry.fields(b.namespace)

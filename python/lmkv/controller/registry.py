@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lmkv.controller import views
-from lmkv.controller.instance import Instance, differs, group, hosts
+from lmkv.controller.instance import Instance, group, hosts, unreadable
 from lmkv.controller.placement import Placement
 from lmkv.controller.syncs import Syncs
 from lmkv.core import wire
@@ -111,7 +111,7 @@ class Registry:
         if handler is None:
             return [(connection, unsupported(message), ())]
         instance = self._connections.get(connection)
-        if instance is None or getattr(message, "epoch") != instance.epoch:
+        if instance is None or message.epoch != instance.epoch:  # type: ignore[union-attr]
             return self._stranger(connection)
         self._alive(instance)
         if isinstance(message, (Announce, Retract, SyncSlice, SyncEnd, Heartbeat)):
@@ -174,11 +174,9 @@ class Registry:
         if here is not None and here.name != message.instance:
             text = f"instance {message.instance!r}: this connection is {here.name!r}'s"
             return Refused("field", text, "instance")
-        for field in ("namespace", "layouts"):
-            try:
-                differs(message, message)  # reads both
-            except ValueError as error:
-                return Refused("field", f"{field}: {error}", field)
+        for field, texts in (("namespace", [message.namespace]), ("layouts", message.layouts)):
+            if (wrong := unreadable(texts)) is not None:
+                return Refused("field", f"{field}: {wrong}", field)
         return None
 
     def _welcome(self, instance: Instance) -> list[Out]:
@@ -337,9 +335,8 @@ class Registry:
         if not self.placement.pending or now - self._told < self.config.touched_interval:
             return []
         self._told = now
-        return [
-            (to.connection, message, arrays) for to, message, arrays in self.placement.touched()
-        ]
+        told = self.placement.touched()
+        return [(holder.connection, message, arrays) for holder, message, arrays in told]
 
     # ------------------------------------------------------------ questions
 

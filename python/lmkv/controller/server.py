@@ -11,6 +11,8 @@ from __future__ import annotations
 import ipaddress
 import socket as sockets
 from collections.abc import Callable
+from contextlib import suppress
+from math import ceil
 
 import zmq
 
@@ -25,8 +27,8 @@ LOCATES = 256  # in a row, before a state message has its turn
 SWEPT = 1 << 14  # entries at a time, while there is nothing else to do
 
 
-class CannotListen(Exception):  # noqa: N818 - one sentence for the operator
-    """The sockets cannot be had."""
+class CannotListen(Exception):
+    """The sockets cannot be had; the text is one sentence for the operator."""
 
 
 class Server:
@@ -89,7 +91,7 @@ class Server:
             self._time(busy)
             if not busy:
                 idle = self.registry.placement.directory.sweep(SWEPT)
-                poller.poll(self._wait() * 1000 if idle else 0)
+                poller.poll(ceil(self._wait() * 1000) if idle else 0)
 
     def close(self) -> None:
         self._context.destroy(linger=0)
@@ -167,10 +169,8 @@ def receive(socket: zmq.Socket[bytes]) -> list[bytes] | None:
 
 
 def reply(socket: zmq.Socket[bytes], connection: bytes, message: Message, *arrays: bytes) -> None:
-    try:
+    with suppress(zmq.ZMQError):  # it is gone
         socket.send_multipart([connection, *wire.encode(message, *arrays)], zmq.NOBLOCK)
-    except zmq.ZMQError:  # it is gone
-        pass
 
 
 def asked(frames: list[bytes]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from types import TracebackType
 
 import zmq
+from typing_extensions import Self
 
 from lmkv.core import wire
 from lmkv.core.clock import Deadline
@@ -16,7 +17,7 @@ from lmkv.core.config import split_address
 from lmkv.core.messages import AnyMessage, Message
 
 
-class Unreachable(Exception):  # noqa: N818 - a finding about the network
+class Unreachable(Exception):
     """Nobody answered in time; the text is one sentence with the address."""
 
 
@@ -27,7 +28,7 @@ class Client:
         host, _ = split_address(address)
         self.address = address
         self.deadline = deadline
-        self._socket = zmq.Context.instance().socket(zmq.DEALER)
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)
         self._socket.setsockopt(zmq.CONNECT_TIMEOUT, 1000)
@@ -66,7 +67,7 @@ class Client:
     def close(self) -> None:
         self._socket.close()
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
