@@ -6,15 +6,19 @@ registered: what only instances may ask is answered `Refused`.
 
 from __future__ import annotations
 
+from math import ceil
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import zmq
-from typing_extensions import Self
 
 from lmkv.core import wire
 from lmkv.core.clock import Deadline
 from lmkv.core.config import split_address
 from lmkv.core.messages import AnyMessage, Message
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Unreachable(Exception):
@@ -53,14 +57,14 @@ class Client:
     def send(self, message: Message, *arrays: bytes, until: Deadline | None = None) -> None:
         """Raises Unreachable when nobody is connected in time."""
         until = until or Deadline(self.deadline)
-        if not self._socket.poll(until.left() * 1000, zmq.POLLOUT):
+        if not self._socket.poll(ceil(until.left() * 1000), zmq.POLLOUT):
             raise Unreachable(f"no controller listens at {self.address}")
         self._socket.send_multipart(wire.encode(message, *arrays), zmq.NOBLOCK)
 
     def receive(self, until: Deadline | None = None) -> tuple[AnyMessage, list[bytes]]:
         """The next message. Raises Unreachable, WireError for what is no message of ours."""
         until = until or Deadline(self.deadline)
-        if not self._socket.poll(until.left() * 1000, zmq.POLLIN):
+        if not self._socket.poll(ceil(until.left() * 1000), zmq.POLLIN):
             raise Unreachable(f"{self.address} did not answer in {self.deadline:g} s")
         return wire.decode(self._socket.recv_multipart(zmq.NOBLOCK))
 
