@@ -1,0 +1,1 @@
+"""The controller: who is there (registry), who holds what (placement), and the two sockets."""

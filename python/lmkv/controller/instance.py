@@ -1,0 +1,109 @@
+"""What a controller knows of one life of an instance, and whether two may share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lmkv.core import geometry
+from lmkv.core.messages import Heartbeat, PeerRef, RankInfo, Register
+
+# A run handed out: places, counters, and how many other holders the answer knew (u32 each).
+Handed = tuple[bytes, bytes, bytes]
+
+
+@dataclass(eq=False)
+class Instance:
+    """`connection` is its routing id on the state socket; `number` the directory's, -1 when dead.
+    `seq` is the last of its stream that was applied, `heard` when anything came from it."""
+
+    registration: Register
+    connection: bytes
+    heard: float
+    number: int = -1
+    seq: int = 0
+    state: str = "live"  # or suspect, dead
+    synced: bool = False
+    probes: int = 0  # sent and not answered
+    probed: float = 0.0  # when the last one was sent
+    heartbeat: Heartbeat | None = None
+    hit_tokens: dict[str, int] = field(default_factory=dict)  # since it registered
+    miss_tokens: dict[str, int] = field(default_factory=dict)
+    handed: dict[bytes, Handed] = field(default_factory=dict)  # by keys, since the last `Touched`
+    handed_keys: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.registration.instance
+
+    @property
+    def epoch(self) -> int:
+        return self.registration.epoch
+
+    @property
+    def pullable(self) -> bool:
+        ranks = self.registration.ranks
+        return bool(ranks) and all(rank.nixl_metadata for rank in ranks)
+
+    @property
+    def load(self) -> float:
+        beat = self.heartbeat
+        return (beat.running + beat.waiting) / 16 if beat else 0.0
+
+    def ref(self, asker: Instance) -> PeerRef:
+        here, there = hosts(asker.registration.ranks), hosts(self.registration.ranks)
+        return PeerRef(
+            self.name, self.epoch, self.registration.data_version, here == there, self.pullable
+        )
+
+    def count(self, beat: Heartbeat) -> None:
+        """Take a heartbeat's numbers; tokens come as differences."""
+        self.heartbeat = beat
+        add(self.hit_tokens, beat.hit_tokens)
+        add(self.miss_tokens, beat.miss_tokens)
+
+
+def add(totals: dict[str, int], more: Mapping[str, int]) -> None:
+    for cause, tokens in more.items():
+        if cause in totals or len(totals) < 64:  # whatever is sent, it stays small
+            totals[cause] = totals.get(cause, 0) + tokens
+
+
+def hosts(ranks: Sequence[RankInfo]) -> tuple[object, ...]:
+    """Equal for instances whose ranks reach each other's share sockets, one by one. Without ranks
+    an instance is on no host that another is on."""
+    found = tuple(rank.host for rank in sorted(ranks, key=lambda rank: rank.rank))
+    return found or (object(),)
+
+
+def group(registration: Register) -> tuple[object, ...]:
+    """Equal for instances that may hold for each other."""
+    return (
+        registration.namespace,
+        tuple(registration.layouts),
+        tuple(registration.group_specs),
+        registration.chunk_tokens,
+    )
+
+
+def unreadable(texts: Sequence[str]) -> str | None:
+    """What is wrong with texts that should be `name=value` lines, None if they are."""
+    try:
+        for text in texts:
+            geometry.fields(text)
+    except ValueError as error:
+        return str(error).removeprefix("layout: ")
+    return None
+
+
+def differs(a: Register, b: Register) -> str:
+    """The first field, by name, in which two registrations cannot share; "" if there is none."""
+    mine, theirs = geometry.fields(a.namespace), geometry.fields(b.namespace)
+    for name in sorted({*mine, *theirs}):
+        if mine.get(name) != theirs.get(name):
+            return name
+    if a.chunk_tokens != b.chunk_tokens:
+        return "chunk_tokens"
+    if a.group_specs != b.group_specs:
+        return "group_specs"
+    return geometry.compatible(a.layouts, b.layouts, heads_apart=False) or ""

@@ -1,0 +1,196 @@
+"""The controller's two ROUTER sockets around a `Registry`.
+
+serve(stop): the loop empties the query socket, then takes one message of the state socket, so that
+no flood of announcements delays a lookup; with nothing to do it waits in poll. What is no message
+of ours is counted and answered by name. Sends never wait: a connection that does not read loses
+messages, and its stream's own checks find that.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket as sockets
+from collections.abc import Callable
+from contextlib import suppress
+from math import ceil
+
+import zmq
+
+from lmkv.controller.registry import Out, Registry, unsupported
+from lmkv.core import wire
+from lmkv.core.clock import Clock, monotonic
+from lmkv.core.config import ControllerConfig
+from lmkv.core.messages import Locate, Message, Refused, Unsupported
+
+TICKS = 4  # per heartbeat
+LOCATES = 256  # in a row, before a state message has its turn
+SWEPT = 1 << 14  # entries at a time, while there is nothing else to do
+
+
+class CannotListen(Exception):
+    """The sockets cannot be had; the text is one sentence for the operator."""
+
+
+class Server:
+    """Binds both sockets. Raises CannotListen."""
+
+    def __init__(self, config: ControllerConfig, clock: Clock = monotonic) -> None:
+        self._config = config
+        self._clock = clock
+        self._context = zmq.Context()
+        self.garbage = 0  # messages that were none of ours
+        try:
+            host = loopback(config)
+            self._state, port = self._listen(host, config.port, "port")
+            wanted = config.query_port or (port + 1 if config.port else 0)
+            self._query, query_port = self._listen(host, wanted, "query_port")
+        except BaseException:
+            self._context.destroy(linger=0)
+            raise
+        self.state_address = f"tcp://{host}:{port}"
+        self.query_address = f"tcp://{host}:{query_port}"
+        self.registry = Registry(config, clock, query_port)
+        if not config.controller_id:
+            self.registry.name = f"{sockets.gethostname()}-{port}"
+        self._next_tick = 0.0
+
+    def _listen(self, host: str, port: int, setting: str) -> tuple[zmq.Socket[bytes], int]:
+        socket = self._context.socket(zmq.ROUTER)
+        options = {
+            zmq.LINGER: 0,
+            zmq.HEARTBEAT_IVL: 1000,
+            zmq.HEARTBEAT_TIMEOUT: 3000,
+            zmq.HANDSHAKE_IVL: 3000,
+            zmq.SNDHWM: self._config.queue_messages,
+            zmq.RCVHWM: self._config.queue_messages,
+            zmq.MAXMSGSIZE: self._config.max_frame_bytes,
+            zmq.IPV6: int(":" in host),
+        }
+        for option, value in options.items():
+            socket.setsockopt(option, value)
+        try:
+            socket.bind(f"tcp://{host}:{port or '*'}")
+        except zmq.ZMQError as error:
+            raise CannotListen(
+                f"{setting} = {port}: cannot listen at {host}:{port}: {error.strerror}"
+            ) from None
+        endpoint = socket.getsockopt(zmq.LAST_ENDPOINT)
+        assert isinstance(endpoint, bytes)
+        return socket, int(endpoint.rstrip(b"\0").rpartition(b":")[2])
+
+    # ------------------------------------------------------------ loop
+
+    def serve(self, stop: Callable[[], bool]) -> None:
+        """Until `stop()`, which is asked at least every quarter of a second."""
+        poller = zmq.Poller()
+        poller.register(self._query, zmq.POLLIN)
+        poller.register(self._state, zmq.POLLIN)
+        while not stop():
+            busy = self._answer_queries()
+            busy = self._hear_one() or busy
+            self._time(busy)
+            if not busy:
+                idle = self.registry.placement.directory.sweep(SWEPT)
+                poller.poll(ceil(self._wait() * 1000) if idle else 0)
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)
+
+    def _wait(self) -> float:
+        wait = min(0.25, max(0.0, self._next_tick - self._clock()))
+        if self.registry.placement.pending:
+            wait = min(wait, self._config.touched_interval)
+        return wait
+
+    def _time(self, busy: bool) -> None:
+        self._send(self.registry.touched())
+        now = self._clock()
+        beat = self._config.heartbeat
+        # Ageing comes after hearing what has arrived; under load it waits, though not for ever.
+        if now >= self._next_tick and (not busy or now >= self._next_tick + beat / 2):
+            self._next_tick = now + min(1.0, beat / TICKS)
+            self._send(self.registry.tick())
+
+    def _answer_queries(self) -> bool:
+        for done in range(LOCATES):
+            frames = receive(self._query)
+            if frames is None:
+                return done > 0
+            self._guard(self._query, frames, self._query_answer)
+        return True
+
+    def _hear_one(self) -> bool:
+        frames = receive(self._state)
+        if frames is None:
+            return False
+        self._guard(self._state, frames, self._state_answer)
+        return True
+
+    def _query_answer(self, frames: list[bytes]) -> None:
+        message, arrays = wire.decode(frames[1:])
+        answer: tuple[Message, tuple[bytes, ...]] = (unsupported(message), ())
+        if isinstance(message, Locate):
+            answer = self.registry.locate(message, arrays)
+        reply(self._query, frames[0], answer[0], *answer[1])
+
+    def _state_answer(self, frames: list[bytes]) -> None:
+        message, arrays = wire.decode(frames[1:])
+        self._send(self.registry.hear(frames[0], message, arrays))
+
+    def _guard(
+        self,
+        socket: zmq.Socket[bytes],
+        frames: list[bytes],
+        answer: Callable[[list[bytes]], None],
+    ) -> None:
+        """Whatever arrives, the controller goes on."""
+        try:
+            answer(frames)
+        except ValueError as error:  # WireError, and what the native part refuses
+            self.garbage += 1
+            request = asked(frames)
+            name = error.name if isinstance(error, wire.WireError) else ""
+            said: Message = Refused("field", str(error), request=request)
+            if name and "is not known" in str(error):
+                said = Unsupported(name, request)
+            reply(socket, frames[0], said)
+
+    def _send(self, out: list[Out]) -> None:
+        for connection, message, arrays in out:
+            reply(self._state, connection, message, *arrays)
+
+
+def receive(socket: zmq.Socket[bytes]) -> list[bytes] | None:
+    """Routing id and frames, None when nothing is there."""
+    try:
+        return socket.recv_multipart(zmq.NOBLOCK)
+    except zmq.Again:
+        return None
+
+
+def reply(socket: zmq.Socket[bytes], connection: bytes, message: Message, *arrays: bytes) -> None:
+    with suppress(zmq.ZMQError):  # it is gone
+        socket.send_multipart([connection, *wire.encode(message, *arrays)], zmq.NOBLOCK)
+
+
+def asked(frames: list[bytes]) -> int:
+    """The request number of a message that could be read, else 0."""
+    try:
+        return getattr(wire.decode(frames[1:])[0], "request", 0)
+    except wire.WireError:
+        return 0
+
+
+def loopback(config: ControllerConfig) -> str:
+    """The address to listen at."""
+    host = "127.0.0.1" if config.host == "localhost" else config.host.strip("[]")
+    try:
+        good = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        good = False
+    if not good:
+        raise CannotListen(
+            f"host = {config.host!r}: allowed is a loopback address (127.0.0.1, ::1, localhost), "
+            f"since connections are not authenticated"
+        )
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,83 @@
+"""A controller's client that waits: for the CLI, tools and tests.
+
+`ask(message, *arrays)` sends and takes the answer; every wait ends at the deadline. Nothing is
+registered: what only instances may ask is answered `Refused`.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import zmq
+
+from lmkv.core import wire
+from lmkv.core.clock import Deadline
+from lmkv.core.config import split_address
+from lmkv.core.messages import AnyMessage, Message
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Unreachable(Exception):
+    """Nobody answered in time; the text is one sentence with the address."""
+
+
+class Client:
+    """`address` is tcp://HOST:PORT (ValueError if not), `deadline` seconds for each answer."""
+
+    def __init__(self, address: str, deadline: float = 3.0) -> None:
+        host, _ = split_address(address)
+        self.address = address
+        self.deadline = deadline
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)
+        self._socket.setsockopt(zmq.CONNECT_TIMEOUT, 1000)
+        self._socket.setsockopt(zmq.HEARTBEAT_IVL, 1000)
+        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3000)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 100)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
+        self._socket.setsockopt(zmq.IPV6, int(":" in host))
+        self._socket.connect(address)
+
+    def ask(self, message: Message, *arrays: bytes) -> tuple[AnyMessage, list[bytes]]:
+        """The answer to `message`: the next one, or the one with its `request` where it has one.
+        Raises Unreachable."""
+        until = Deadline(self.deadline)
+        self.send(message, *arrays, until=until)
+        request = getattr(message, "request", 0)
+        while True:
+            answer, frames = self.receive(until)
+            if not request or getattr(answer, "request", request) == request:
+                return answer, frames
+
+    def send(self, message: Message, *arrays: bytes, until: Deadline | None = None) -> None:
+        """Raises Unreachable when nobody is connected in time."""
+        until = until or Deadline(self.deadline)
+        if not self._socket.poll(ceil(until.left() * 1000), zmq.POLLOUT):
+            raise Unreachable(f"no controller listens at {self.address}")
+        self._socket.send_multipart(wire.encode(message, *arrays), zmq.NOBLOCK)
+
+    def receive(self, until: Deadline | None = None) -> tuple[AnyMessage, list[bytes]]:
+        """The next message. Raises Unreachable, WireError for what is no message of ours."""
+        until = until or Deadline(self.deadline)
+        if not self._socket.poll(ceil(until.left() * 1000), zmq.POLLIN):
+            raise Unreachable(f"{self.address} did not answer in {self.deadline:g} s")
+        return wire.decode(self._socket.recv_multipart(zmq.NOBLOCK))
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
