@@ -71,6 +71,7 @@ void bind_copy(nb::module_& m) {
 
   m.def("copy_runs", copy_runs, nb::arg("to"), nb::arg("from_"), nb::arg("bytes"));
 
+  m.attr("SKIPPED_BLOCK") = kSkippedBlock;
   nb::class_<Copier>(m, "Copier")
       .def(nb::init<const SlotLayout&, Pages, std::uint64_t>(), nb::arg("layout"), nb::arg("pages"),
            nb::arg("blocks_per_chunk"))
@@ -97,7 +98,7 @@ void bind_copy(nb::module_& m) {
           [](const Copier& copier, std::uintptr_t slot_address, const nb::bytes& key,
              std::uint64_t generation, const Blocks& blocks) {
             const Key name = one_key(key);
-            copier.check_blocks(blocks);
+            copier.check_blocks(blocks, true);
             nb::gil_scoped_release release;
             return int(copier.scatter(slot_at(slot_address), name, generation, blocks));
           },

@@ -61,11 +61,11 @@ Copier::Copier(const SlotLayout& layout, Pages pages, std::uint64_t blocks_per_c
   padding_ = bytes - pages_.content_bytes(blocks_per_chunk);
 }
 
-void Copier::check_blocks(std::span<const std::uint32_t> blocks) const {
+void Copier::check_blocks(std::span<const std::uint32_t> blocks, bool may_skip) const {
   REQUIRE(blocks.size() == blocks_per_chunk_, "blocks: ", blocks.size(), ", a chunk has ",
           blocks_per_chunk_);
   for (const std::uint32_t block : blocks) {
-    REQUIRE(block < pages_.blocks, "blocks: ", block, " of ", pages_.blocks);
+    REQUIRE(block < pages_.blocks || (may_skip && block == kSkippedBlock), "blocks: ", block, " of ", pages_.blocks);
   }
 }
 
@@ -125,7 +125,11 @@ SlotStatus Copier::scatter(const std::byte* slot, const Key& key, std::uint64_t 
       // Short runs prefetch the same offset of what lies 2 KiB ahead; long ones go on at their end.
       const auto* next = reinterpret_cast<const std::byte*>(reinterpret_cast<std::uintptr_t>(from) +
                                                             std::max(run.bytes, kPrefetchAhead));
-      kernels.copy(run.at, from, run.bytes, unit, next, sums);
+      if (run.at == nullptr) {
+        kernels.read(from, run.bytes, unit, next, sums);
+      } else {
+        kernels.copy(run.at, from, run.bytes, unit, next, sums);
+      }
       from += run.bytes;
       unit += std::uint32_t(run.bytes / 16);
     }

@@ -27,7 +27,7 @@ class Copier {
 
   std::uint64_t blocks_per_chunk() const { return blocks_per_chunk_; }
   // std::invalid_argument for another number of blocks, or a block that is not there.
-  void check_blocks(std::span<const std::uint32_t> blocks) const;
+  void check_blocks(std::span<const std::uint32_t> blocks, bool may_skip = false) const;
 
  private:
   SlotLayout layout_;

@@ -44,10 +44,15 @@ void segment_runs(const Pages& pages, std::uint32_t segment, std::span<const std
   const std::size_t bytes = pages.run_bytes * (whole ? pages.tokens : 1);
   for (std::uint64_t plane = 0; plane < pages.planes; ++plane) {
     for (const std::uint32_t block : blocks) {
+      if (block == kSkippedBlock) {
+        runs.push_back({nullptr, pages.run_bytes * pages.tokens});
+        continue;
+      }
       std::byte* at = base + std::int64_t(plane) * pages.plane_stride +
                       std::int64_t(block) * pages.block_stride;
       for (std::uint64_t token = 0; token < tokens; ++token, at += pages.token_stride) {
-        if (!runs.empty() && runs.back().at + runs.back().bytes == at) {
+        if (!runs.empty() && runs.back().at != nullptr &&
+            runs.back().at + runs.back().bytes == at) {
           runs.back().bytes += bytes;
         } else {
           runs.push_back({at, bytes});

@@ -25,6 +25,9 @@ struct Pages {
   std::uint64_t segment_bytes(std::uint64_t blocks_per_chunk) const;
 };
 
+// In a scatter: this block is left alone, its bytes in the slot are only checked.
+inline constexpr std::uint32_t kSkippedBlock = 0xFFFFFFFFu;
+
 struct Run {
   std::byte* at;
   std::size_t bytes;

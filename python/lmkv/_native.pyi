@@ -188,6 +188,8 @@ class Pages:
     blocks: int
     def segment_bytes(self, blocks_per_chunk: int) -> int: ...
 
+SKIPPED_BLOCK: int  # see Copier.scatter
+
 class Copier:
     """Host gather and scatter, digests in the same pass. Thread-safe; drops the lock."""
 
@@ -198,7 +200,8 @@ class Copier:
         """Digest the blocks again and compare with the slot's table."""
     def scatter(self, slot_address: int, key: bytes, generation: int, blocks: Sequence[int]) -> int:
         """A slot (own or a mapped peer's, read-only) to vLLM's blocks, checked as SLOT_FORMAT's
-        reader; a SlotStatus. The blocks hold rubbish unless it is GOOD."""
+        reader; a SlotStatus. The blocks hold rubbish unless it is GOOD. A block SKIPPED_BLOCK is
+        left alone: its part of the slot is only checked."""
 
 def copy_runs(to: Buffer, from_: Buffer, bytes: int) -> None:
     """For benches: one memcpy of `bytes` bytes for each pair of addresses (u64 arrays)."""

@@ -56,7 +56,7 @@ class InstanceConfig(Config, kw_only=True, frozen=True):
     controllers: Annotated[
         list[str],
         Meta(min_length=1, max_length=16, description="1 to 16 addresses tcp://HOST:PORT"),
-    ] = ["tcp://127.0.0.1:7550"]
+    ] = msgspec.field(default_factory=lambda: ["tcp://127.0.0.1:7550"])
     instance_id: OptionalWord = ""  # "": host name, 8 hex of the engine id, -dpN
     serving_url: Annotated[
         str, Meta(pattern=r"^(https?://\S+)?$", description="empty, or http://... or https://...")
@@ -66,10 +66,12 @@ class InstanceConfig(Config, kw_only=True, frozen=True):
     on_reset: Annotated[Literal["isolate", "keep"], Meta(description="isolate or keep")] = "isolate"
 
     pool_gib: Annotated[
-        float | None, Meta(gt=0, le=65536, description="auto, or GiB above 0, at most 65536")
+        Annotated[float, Meta(gt=0, le=65536)] | None,
+        Meta(description="auto, or GiB above 0, at most 65536"),
     ] = None
     chunk_tokens: Annotated[
-        int | None, Meta(ge=1, le=65536, description="auto, or a whole number from 1 to 65536")
+        Annotated[int, Meta(ge=1, le=65536)] | None,
+        Meta(description="auto, or a whole number from 1 to 65536"),
     ] = None
     min_tokens: Annotated[
         int, Meta(ge=0, le=10_000_000, description="a whole number from 0 to 10000000")

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from lmkv import _native
 from lmkv.core.messages import PullPeer, PullResult
+
+SKIPPED = _native.SKIPPED_BLOCK
 
 
 @dataclass
@@ -24,7 +27,7 @@ class Store:
 
 @dataclass
 class LoadChunk:
-    """One slot to scatter; a block -1 is left alone. `peer` -1 is the own pool."""
+    """One slot to scatter; a block SKIPPED is left alone. `peer` -1 is the own pool."""
 
     key: bytes
     place: bytes

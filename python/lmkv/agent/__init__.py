@@ -1,0 +1,1 @@
+"""The deciding half of an instance, in vLLM's scheduler process: keys, slot table, plans."""

@@ -1,0 +1,328 @@
+"""The agent of one instance: begin -> match -> allocated -> step -> loaded -> finished.
+
+The calls of vLLM's scheduler come from its one thread and never block. `Background` carries the
+rest in a thread of its own: the stream to the controller, reports of workers, and pulls while
+nobody waits for them. `turn()` is one round of it, so that a simulator may drive many agents.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lmkv import __version__, _native
+from lmkv.agent.background import Background
+from lmkv.agent.links import Link
+from lmkv.agent.locator import Locator
+from lmkv.agent.pulls import Pulls
+from lmkv.agent.reader import Geometry, Reader
+from lmkv.agent.request import Phase, RequestState
+from lmkv.agent.stats import Stats
+from lmkv.agent.stores import Stores
+from lmkv.agent.stream import Stream
+from lmkv.core import identity
+from lmkv.core.config import InstanceConfig
+from lmkv.core.messages import PROTOCOL_MAX, PROTOCOL_MIN, Attach, RankInfo, Register
+from lmkv.core.steps import SKIPPED, Load, LoadResult, Store, StepPlan
+
+log = logging.getLogger("lmkv.agent")
+
+MAPPED_REMEMBERED = 1 << 16  # keys
+
+
+@dataclass
+class Rank:
+    """A worker, as vLLM's handshake told it."""
+
+    info: RankInfo
+    control: str  # address of its control socket
+    layout: str
+    fingerprint: int
+
+
+@dataclass
+class Engine:
+    """What the connector knows of its engine."""
+
+    instance: str
+    namespace: Callable[[str], str]  # isolation word -> text
+    group_specs: list[str]
+    geometry: Geometry
+    slots: int  # of every rank's pool: the least
+    segment_slots: int
+    ranks: list[Rank]
+    model: str = ""
+    dp_rank: int = 0
+
+
+@dataclass
+class Options:
+    """A request's own wishes (`kv_transfer_params: {"lmkv": {...}}`)."""
+
+    skip_load: bool = False
+    skip_store: bool = False
+    transfer: str = ""
+
+    @classmethod
+    def of(cls, params: Any) -> Options:
+        """What of them is understood; the rest is passed over."""
+        ours = params.get("lmkv") if isinstance(params, Mapping) else None
+        if not isinstance(ours, Mapping):
+            return cls()
+        transfer = ours.get("transfer")
+        return cls(
+            ours.get("skip_load") is True,
+            ours.get("skip_store") is True,
+            transfer if transfer in ("auto", "mapped", "nixl") else "",
+        )
+
+
+@dataclass
+class _Step:
+    loads: list[Load] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)  # about to be written by loads
+
+
+class Agent:
+    def __init__(
+        self,
+        config: InstanceConfig,
+        engine: Engine,
+        clock: Callable[[], float] = time.monotonic,
+        connect: Callable[[str], Link] = Link,
+    ) -> None:
+        self._config = config
+        self._engine = engine
+        self._clock = clock
+        self.stats = Stats()
+        self.epoch = identity.new_epoch()
+        self._isolation = ""
+        self.segment_slots = engine.segment_slots
+        self.table = _native.SlotTable(engine.slots, engine.segment_slots, config.retired_share)
+        self._namespace()
+        self.infos = [rank.info for rank in engine.ranks]
+        self.data_version = 0
+        self._info_lock = threading.Lock()
+        self.stream = Stream(self.table, self.registration, self.stats, clock)
+        self.locator = Locator(config.cluster, engine.instance, connect, clock)
+        self.pulls = Pulls(
+            self.table,
+            [rank.fingerprint for rank in engine.ranks],
+            connect,
+            clock,
+            lambda job: self.reader.pull_ended(job),
+        )
+        self.stores = Stores(self.table, len(engine.ranks))
+        self.reader = Reader(
+            config, engine.geometry, self.table, self.locator, self.pulls, self.stats, clock
+        )
+        self.reader.epoch = self.epoch
+        self.reader.host = engine.ranks[0].info.host
+        self.pulls.attach(self.attach())
+        self._requests: dict[str, RequestState] = {}
+        self._mapped_keys: OrderedDict[bytes, None] = OrderedDict()
+        self._step = _Step()
+        self.background = Background(
+            self, config.controllers[0], [rank.control for rank in engine.ranks], connect, clock
+        )
+
+    def _namespace(self) -> None:
+        self.namespace = self._engine.namespace(self._isolation)
+        self._hasher = _native.KeyHasher(
+            self.namespace, self._engine.group_specs, self._engine.geometry.chunk_tokens
+        )
+
+    def start(self) -> None:
+        self.background.start()
+
+    def attach(self) -> Attach:
+        return Attach(self._engine.instance, self.epoch, self.data_version)
+
+    def registration(self) -> Register:
+        with self._info_lock:
+            ranks, version = list(self.infos), self.data_version
+        return Register(
+            PROTOCOL_MIN,
+            PROTOCOL_MAX,
+            self._config.cluster,
+            self._engine.instance,
+            self.epoch,
+            self.namespace,
+            [rank.layout for rank in self._engine.ranks],
+            self._engine.geometry.chunk_tokens,
+            ranks,
+            data_version=version,
+            model=self._engine.model,
+            serving_url=self._config.serving_url,
+            dp_rank=self._engine.dp_rank,
+            group_specs=self._engine.group_specs,
+            version=__version__,
+        )
+
+    def rank_changed(self, rank: int, info: RankInfo) -> None:
+        """A worker has new segments or another mover (background thread)."""
+        with self._info_lock:
+            if self.infos[rank] == info:
+                return
+            self.infos[rank] = info
+            self.data_version += 1
+
+    # ------------------------------------------------------------ requests
+
+    def begin(
+        self,
+        request: str,
+        tokens: Sequence[int],
+        extra: bytes,
+        extras: Mapping[int, bytes],
+        options: Options,
+        opted_out: str = "",
+    ) -> None:
+        """A request has arrived. `opted_out` says why it is not shared, if it is not."""
+        chain = None
+        if not opted_out:
+            chain = self._hasher.chain(extra)
+            chain.extend(tokens, 0, dict(extras))
+        state = RequestState(
+            request,
+            chain,
+            len(tokens),
+            self.epoch,
+            options.transfer or self._config.transfer,
+            options.skip_load,
+            options.skip_store,
+            opted_out,
+        )
+        self._requests[request] = state
+        self.reader.controller_ready = self.background.ready
+        if self.background.ready:
+            self.locator.connect(self.background.query_address, self.background.address)
+        self.reader.begin(state)
+
+    def match(self, request: str, computed: int, tokens: int) -> int | None:
+        """Tokens that can be loaded beyond `computed`, or None: not known yet."""
+        state = self._requests.get(request)
+        if state is None or state.epoch != self.epoch:
+            return 0
+        return self.reader.match(state, computed, tokens)
+
+    def allocated(self, request: str, blocks: list[int], tokens: int) -> None:
+        """vLLM has given blocks; with `tokens` > 0 a load of that many begins."""
+        state = self._requests.get(request)
+        if state is None:
+            return
+        if tokens == 0:
+            if state.phase is not Phase.LOADING:
+                self.reader.account(state)
+            return
+        load = self.reader.load(state, blocks, tokens)
+        self._step.loads.append(load)
+        self._step.blocks += [b for chunk in load.chunks for b in chunk.blocks if b != SKIPPED]
+
+    def plan(self, request: str, tokens: Sequence[int], confirmed: int) -> tuple[int, int]:
+        """Chunks [first, last) that become storable when `confirmed` tokens are computed."""
+        state = self._requests.get(request)
+        if state is None or state.chain is None or state.skip_store or state.epoch != self.epoch:
+            return 0, 0
+        last = confirmed // self._engine.geometry.chunk_tokens
+        if last <= state.next_store:
+            return 0, 0
+        if last > len(state.chain):
+            state.chain.extend(tokens)
+        return state.next_store, min(last, len(state.chain))
+
+    def step(
+        self, stores: Iterable[tuple[str, int, int, Sequence[int]]], new_blocks: Iterable[int]
+    ) -> StepPlan:
+        """The plan of a step: `stores` are (request, first chunk, last chunk, its blocks), and
+        `new_blocks` those that the step's forward may overwrite."""
+        step, self._step = self._step, _Step()
+        # Before this step's own stores are planned: those read blocks that it writes itself.
+        wait_for = self.stores.must_wait([*step.blocks, *new_blocks])
+        planned: list[Store] = []
+        for request, first, last, blocks in stores:
+            planned += self._store(self._requests[request], first, last, blocks)
+        return StepPlan(self.epoch, planned, step.loads, wait_for)
+
+    def _store(
+        self, state: RequestState, first: int, last: int, blocks: Sequence[int]
+    ) -> list[Store]:
+        state.next_store = last
+        per = self._engine.geometry.blocks_per_chunk
+        have = self.table.contains(state.keys(first, last))
+        chunks: list[tuple[bytes, list[int]]] = []
+        for chunk in range(first, last):
+            key = state.keys(chunk, chunk + 1)
+            if have[chunk - first] or chunk in state.mapped or key in self._mapped_keys:
+                continue
+            if key not in (k for k, _ in chunks):
+                chunks.append((key, list(blocks[chunk * per : (chunk + 1) * per])))
+        return self.stores.plan(chunks, self._clock()) if chunks else []
+
+    def loaded(self, request: str, result: LoadResult) -> None:
+        """Every rank has reported a load."""
+        state = self._requests.get(request)
+        if state is None or state.phase is not Phase.LOADING:
+            return
+        first, chunks = state.first, len(state.chunks)
+        self.reader.loaded(state, result)
+        for chunk in state.mapped:
+            self._mapped_keys[state.keys(chunk, chunk + 1)] = None
+            while len(self._mapped_keys) > MAPPED_REMEMBERED:
+                self._mapped_keys.popitem(last=False)
+        if result.good < chunks:
+            state.next_store = min(state.next_store, first + result.good)
+        if state.over:
+            del self._requests[request]
+
+    def finished(self, request: str) -> dict[str, Any] | None:
+        """The request is over; its counts by cause for the response."""
+        state = self._requests.get(request)
+        if state is None:
+            return None
+        self.reader.end(state)
+        if state.phase is Phase.LOADING:
+            state.over = True  # its pins end with the load
+        else:
+            del self._requests[request]
+        if state.chain is not None and state.next_store:  # so that the chain ages from its tail
+            self.table.lookup(state.keys(0, min(state.next_store, len(state.chain))))
+        return {"lmkv": {"hit_tokens": dict(state.hits), "miss_tokens": dict(state.misses)}}
+
+    # ------------------------------------------------------------ life
+
+    def reset(self) -> None:
+        """vLLM's caches were reset, perhaps since the weights changed: a new epoch."""
+        self.table.begin_epoch()
+        self.epoch = self.reader.epoch = identity.new_epoch()
+        if self._config.on_reset == "isolate" and not self._config.weights_version:
+            self._isolation = f"{identity.new_epoch():016x}"
+            log.info("lmkv: caches were reset; sharing starts afresh, apart from other instances")
+        else:
+            log.info("lmkv: caches were reset; the pool is empty, its namespace stays")
+        self._namespace()
+        self._mapped_keys.clear()
+        with self.reader.lock:
+            self.pulls.attach(self.attach())
+        self.background.restart()
+
+    @property
+    def pending(self) -> dict[str, int]:
+        """Counters that must return to zero at rest."""
+        return {
+            "requests": len(self._requests),
+            "stores": self.stores.open,
+            "pulls": self.pulls.open,
+            "pins": self.table.pins,
+        }
+
+    def close(self) -> None:
+        """Leave the cluster; waits at most a second."""
+        self.background.stop()
+        self.locator.close()
+        self.pulls.close()

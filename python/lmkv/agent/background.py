@@ -1,0 +1,182 @@
+"""The agent's second thread: the stream to the controller, and what workers report.
+
+Its sockets are its own. It wakes for a message, for a change of the slot table that it made
+itself, for `wake()`, and when the stream is due; it drains pulls only while the scheduler thread
+does not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import zmq
+
+from lmkv.agent.links import Link
+
+from lmkv.core.config import split_address
+from lmkv.core.messages import Alarm, AnyMessage, Leave, Left, Stored, WorkerState
+
+if TYPE_CHECKING:
+    from lmkv.agent.agent import Agent
+
+log = logging.getLogger("lmkv.agent")
+
+LONGEST, BUSY = 0.5, 0.02  # seconds between turns at rest, and while pulls are open
+LEAVE_DEADLINE = 0.5
+ATTACH_EVERY = 1.0  # until a worker has answered
+
+
+class Background:
+    def __init__(
+        self,
+        agent: Agent,
+        controller: str,
+        workers: list[str],
+        connect: Callable[[str], Link],
+        clock: Callable[[], float],
+    ) -> None:
+        self._agent = agent
+        self.address = controller
+        self._worker_addresses = workers
+        self._connect = connect
+        self._clock = clock
+        self._state: Link | None = None
+        self._workers: list[Link] = []
+        self._states: dict[int, WorkerState] = {}
+        self._next_attach = 0.0
+        self._restart = False
+        self._said: set[str] = set()
+        self._stopping = threading.Event()
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._thread = threading.Thread(target=self._run, name="lmkv-agent", daemon=True)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the controller may be asked."""
+        return self._agent.stream.ready
+
+    @property
+    def query_address(self) -> str:
+        welcome = self._agent.stream.welcome
+        host, _ = split_address(self.address)
+        return f"tcp://{host}:{welcome.query_port}" if welcome else ""
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._wake_write, b"1")
+
+    def restart(self) -> None:
+        """A new epoch: attach and register again."""
+        self._restart = True
+        self.wake()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.wake()
+        if self._thread.is_alive():
+            self._thread.join(2 * LEAVE_DEADLINE)
+
+    # ------------------------------------------------------------ the thread
+
+    def _run(self) -> None:
+        try:
+            self.open()
+            while not self._stopping.is_set():
+                self._wait()
+                self.turn()
+            self._leave()
+        except Exception:
+            log.exception("lmkv: the agent's background thread has ended; nothing new is shared")
+
+    def open(self) -> None:
+        self._state = self._connect(self.address)
+        self._workers = [self._connect(address) for address in self._worker_addresses]
+
+    def _wait(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._wake_read, zmq.POLLIN)
+        for link in (self._state, *self._workers):
+            assert link is not None
+            poller.register(link.socket, zmq.POLLIN)
+        longest = BUSY if self._agent.pulls.open else LONGEST
+        poller.poll(int(1000 * min(longest, self._agent.stream.due())) + 1)
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
+
+    def turn(self) -> None:
+        """One round: hear all, then say what is due."""
+        assert self._state is not None
+        if self._restart:
+            self._restart, self._states, self._next_attach = False, {}, 0.0
+            self._agent.stream.restart()
+        for link in self._workers:
+            for message, frames in link.receive():
+                self._worker_says(message, frames)
+        if len(self._states) < len(self._workers) and self._clock() >= self._next_attach:
+            self._next_attach = self._clock() + ATTACH_EVERY
+            for link in self._workers:
+                link.send(self._agent.attach())
+        if self._agent.pulls.open and self._agent.reader.lock.acquire(blocking=False):
+            try:
+                self._agent.pulls.drain()
+            finally:
+                self._agent.reader.lock.release()
+        for message, frames in self._state.receive():
+            for answer in self._agent.stream.hear(message, frames):
+                self._state.send_frames(answer)
+        for frames in self._agent.stream.pump():
+            self._state.send_frames(frames)
+        refused = self._agent.stream.refused
+        if refused:
+            self._say(f"lmkv: the controller at {self.address} refuses this instance: {refused}")
+
+    def _worker_says(self, message: AnyMessage, frames: list[bytes]) -> None:
+        if isinstance(message, Stored):
+            self._agent.stores.stored(message, frames)
+        elif isinstance(message, WorkerState):
+            self._worker_state(message)
+        elif isinstance(message, Alarm):
+            log.error("lmkv: rank %d: %s: %s", message.rank, message.kind, message.text)
+
+    def _worker_state(self, state: WorkerState) -> None:
+        if state.rank >= len(self._workers) or state.epoch != self._agent.epoch:
+            return
+        self._states[state.rank] = state
+        if state.error:
+            self._say(f"lmkv: rank {state.rank}: {state.error}")
+        with self._agent.reader.lock:
+            self._agent.pulls.mover(state.rank, state.mover_socket)
+        self._agent.rank_changed(state.rank, state.info)
+        if len(self._states) == len(self._workers):
+            segments = min(s.local_segments for s in self._states.values())
+            slots = min(self._agent.table.capacity, segments * self._agent.segment_slots)
+            if slots > self._agent.table.usable:
+                self._agent.table.grow(slots)
+
+    def _say(self, sentence: str) -> None:
+        """Once per sentence."""
+        if sentence not in self._said:
+            self._said.add(sentence)
+            log.warning(sentence)
+
+    def _leave(self) -> None:
+        """Tell the controller, and wait a little for its answer, so that it is sent."""
+        assert self._state is not None
+        if self.ready and self._state.send(Leave(self._agent.epoch)):
+            end = time.monotonic() + LEAVE_DEADLINE
+            while (left := end - time.monotonic()) > 0 and self._state.socket.poll(1000 * left):
+                if any(isinstance(message, Left) for message, _ in self._state.receive()):
+                    break
+        for link in (self._state, *self._workers):
+            link.close()
+
+

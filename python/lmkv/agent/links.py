@@ -1,0 +1,64 @@
+"""The agent's sockets. Every one connects, none waits: receiving takes what is there.
+
+A link belongs to one thread at a time. DEALERs send nothing while nobody listens, so that no queue
+grows towards a controller or mover that is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import zmq
+
+from lmkv.core import wire
+from lmkv.core.messages import AnyMessage, Message
+
+SILENCE_OPTIONS = {
+    zmq.LINGER: 0,
+    zmq.IMMEDIATE: 1,
+    zmq.CONNECT_TIMEOUT: 1000,
+    zmq.HEARTBEAT_IVL: 1000,
+    zmq.HEARTBEAT_TIMEOUT: 3000,
+    zmq.RECONNECT_IVL: 100,
+    zmq.RECONNECT_IVL_MAX: 2000,
+    zmq.SNDHWM: 4096,
+    zmq.RCVHWM: 4096,
+    zmq.MAXMSGSIZE: 16 << 20,
+}
+
+
+class Link:
+    """A DEALER to `address`."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        for option, value in SILENCE_OPTIONS.items():
+            self.socket.setsockopt(option, value)
+        self.socket.connect(address)
+
+    def send(self, message: Message, *arrays: bytes) -> bool:
+        """False when it cannot go out now."""
+        return self.send_frames(wire.encode(message, *arrays))
+
+    def send_frames(self, frames: list[bytes]) -> bool:
+        try:
+            self.socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def receive(self, limit: int = 256) -> Iterator[tuple[AnyMessage, list[bytes]]]:
+        """What has arrived, at most `limit` messages; what is no message of ours is passed over."""
+        for _ in range(limit):
+            try:
+                frames = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                yield wire.decode(frames)
+            except wire.WireError:
+                continue
+
+    def close(self) -> None:
+        self.socket.close()

@@ -1,0 +1,223 @@
+"""Pulls: reserve -> Pull to every rank's mover -> all answer -> admit, or abort.
+
+A READ that timed out may still land: its places stay in limbo until every rank's mover has said
+that it ended, or is another one. Whoever waits asks `done(job)`; requests that miss the same chunk
+share its job. Calls are under the owner's lock: the scheduler thread's, or the background's while
+nobody waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from lmkv import _native
+from lmkv.agent.links import Link
+from lmkv.core.messages import (
+    Attach,
+    Connect,
+    LimboEnded,
+    Pull,
+    Pulled,
+    PullPeer,
+    PullResult,
+)
+
+GRACE = 0.05  # seconds that a mover has to answer after its deadline
+KEY = 16
+
+
+@dataclass
+class Job:
+    keys: bytes
+    places: bytes
+    counters: bytes
+    peer: str
+    deadline: float
+    results: list[int]
+    waiting: set[int]  # ranks that have not answered
+    limbo: set[int] = field(default_factory=set)  # ranks whose READs may still land
+    limbo_chunks: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    bytes: int = 0
+    stale: bool = False  # what we know of the peer is out of date
+    done: bool = False
+
+    @property
+    def good(self) -> int:
+        return sum(1 for result in self.results if result == PullResult.GOOD)
+
+
+class Pulls:
+    """`attach` is what every mover is told first. `on_done(job)` hears each end once."""
+
+    def __init__(
+        self,
+        table: _native.SlotTable,
+        fingerprints: list[int],  # by rank
+        connect: Callable[[str], Link],
+        clock: Callable[[], float],
+        on_done: Callable[[Job], None],
+    ) -> None:
+        self._table = table
+        self._fingerprints = fingerprints
+        self._connect = connect
+        self._clock = clock
+        self._on_done = on_done
+        self._links: dict[int, Link] = {}
+        self._jobs: dict[int, Job] = {}
+        self._by_key: dict[bytes, int] = {}
+        self._next = 1
+        self._attach: Attach | None = None
+        self.posted = 0  # Pull messages, for tests and metrics
+
+    # ------------------------------------------------------------ movers
+
+    def attach(self, attach: Attach) -> None:
+        self._attach = attach
+        for link in self._links.values():
+            link.send(attach)
+
+    def mover(self, rank: int, address: str) -> None:
+        """This rank's mover is now at `address`, "" for none. The old one's READs have ended."""
+        link = self._links.get(rank)
+        if link is not None and link.address == address:
+            return
+        if link is not None:
+            link.close()
+            del self._links[rank]
+        for number, job in list(self._jobs.items()):
+            if rank in job.waiting:
+                self._answered(number, job, rank, [PullResult.MOVER_DOWN] * len(job.results))
+            self._limbo_ended(number, job, rank)
+        if address:
+            self._links[rank] = self._connect(address)
+            if self._attach is not None:
+                self._links[rank].send(self._attach)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every rank has a mover."""
+        return len(self._links) == len(self._fingerprints)
+
+    def connect_ahead(self, peers: list[PullPeer]) -> None:
+        for peer in peers:
+            link = self._links.get(peer.info.rank)
+            if link is not None:
+                link.send(Connect(peer))
+
+    # ------------------------------------------------------------ pulls
+
+    def job_of(self, key: bytes) -> int | None:
+        return self._by_key.get(key)
+
+    def done(self, number: int) -> bool:
+        return number not in self._jobs or self._jobs[number].done
+
+    def post(
+        self,
+        peers: list[PullPeer],
+        keys: bytes,
+        remote: tuple[bytes, bytes],
+        own: tuple[bytes, bytes],
+        seconds: float,
+    ) -> int:
+        """Pull reserved slots; the number of the job."""
+        number, self._next = self._next, self._next + 1
+        n = len(keys) // KEY
+        job = Job(
+            keys,
+            own[0],
+            own[1],
+            peers[0].instance,
+            self._clock() + seconds + GRACE,
+            [PullResult.GOOD] * n,
+            set(range(len(peers))),
+        )
+        self._jobs[number] = job
+        for i in range(n):
+            self._by_key[keys[i * KEY : (i + 1) * KEY]] = number
+        for rank, peer in enumerate(peers):
+            message = Pull(number, peer, seconds, self._fingerprints[rank])
+            link = self._links.get(rank)
+            if link is None or not link.send(message, keys, *remote, *own):
+                self._answered(number, job, rank, [PullResult.MOVER_DOWN] * n)
+        self.posted += 1
+        return number
+
+    def drain(self) -> None:
+        """Take what the movers have said, and end what is past its deadline."""
+        for link in list(self._links.values()):
+            for message, frames in link.receive():
+                if isinstance(message, Pulled):
+                    self._pulled(message, frames)
+                elif isinstance(message, LimboEnded) and message.job in self._jobs:
+                    self._limbo_ended(message.job, self._jobs[message.job], message.rank)
+        now = self._clock()
+        for number, job in list(self._jobs.items()):
+            if not job.done and now > job.deadline:
+                for rank in list(job.waiting):  # nobody knows: it may still land
+                    self._answered(number, job, rank, [PullResult.TIMEOUT] * len(job.results))
+
+    def _pulled(self, message: Pulled, frames: list[bytes]) -> None:
+        job = self._jobs.get(message.job)
+        if job is None or message.rank not in job.waiting:
+            if job is not None:  # it had been given up, and has ended after all
+                self._limbo_ended(message.job, job, message.rank, frames[0] if frames else b"")
+            return
+        job.seconds = max(job.seconds, message.seconds)
+        job.bytes += message.bytes
+        job.stale |= message.stale
+        results = list(frames[0]) if frames else []
+        if len(results) != len(job.results):
+            results = [PullResult.MOVER_DOWN] * len(job.results)
+        self._answered(message.job, job, message.rank, results)
+
+    def _answered(self, number: int, job: Job, rank: int, results: Iterable[int]) -> None:
+        results = list(results)
+        job.waiting.discard(rank)
+        if PullResult.TIMEOUT in results:
+            job.limbo.add(rank)
+        for i, result in enumerate(results):
+            if result == PullResult.TIMEOUT and i not in job.limbo_chunks:
+                job.limbo_chunks.append(i)
+            if job.results[i] == PullResult.GOOD:
+                job.results[i] = result
+        if not job.waiting:
+            self._finish(number, job)
+
+    def _finish(self, number: int, job: Job) -> None:
+        if job.done:
+            return
+        job.done = True
+        for i, result in enumerate(job.results):
+            place, counter = job.places[i * 8 : i * 8 + 8], job.counters[i * 4 : i * 4 + 4]
+            if result == PullResult.GOOD:
+                self._table.admit(place, counter, False)
+            else:
+                self._table.abort(place, counter, i in job.limbo_chunks)
+            self._by_key.pop(job.keys[i * KEY : (i + 1) * KEY], None)
+        if not job.limbo:
+            del self._jobs[number]
+        self._on_done(job)
+
+    def _limbo_ended(self, number: int, job: Job, rank: int, results: bytes = b"") -> None:
+        if PullResult.TIMEOUT in results:
+            return  # its answer came late, and its READ is still on its way
+        job.limbo.discard(rank)
+        if job.done and not job.limbo:
+            for i in job.limbo_chunks:
+                self._table.end_limbo(
+                    job.places[i * 8 : i * 8 + 8], job.counters[i * 4 : i * 4 + 4]
+                )
+            self._jobs.pop(number, None)
+
+    @property
+    def open(self) -> int:
+        """Jobs that have not ended, limbo included."""
+        return len(self._jobs)
+
+    def close(self) -> None:
+        for link in self._links.values():
+            link.close()
+        self._links.clear()

@@ -1,0 +1,350 @@
+"""The read path: keys -> lookup -> locate -> pulls -> what can be loaded.
+
+`begin()` sends the locate when a request arrives. `match()` is asked by vLLM at each scheduling
+pass and never blocks: None while answers or pulls are awaited, until their deadline; then the
+number of tokens that a load brings, pinned for the request. `load()` makes the load once vLLM has
+given blocks; `loaded()` hears its end. All is the scheduler thread's; pulls may also be drained by
+the background thread, under `lock`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from lmkv import _native
+from lmkv.agent.locator import Locator
+from lmkv.agent.pulls import Job, Pulls
+from lmkv.agent.request import Phase, RequestState, Source
+from lmkv.agent.stats import Stats
+from lmkv.core.config import InstanceConfig
+from lmkv.core.messages import HostIdentity, PullPeer, PullResult
+from lmkv.core.steps import SKIPPED, Load, LoadChunk, LoadResult
+
+KEY, PLACE, COUNTER = 16, 8, 4
+RATE = 1e9  # bytes per second assumed for a pull's deadline
+READABLE, RESERVED = 1, 2
+
+
+@dataclass
+class Geometry:
+    """Of the engine's chunks and blocks."""
+
+    chunk_tokens: int
+    block_tokens: int
+    payload_bytes: int
+
+    @property
+    def blocks_per_chunk(self) -> int:
+        return self.chunk_tokens // self.block_tokens
+
+
+class Reader:
+    def __init__(
+        self,
+        config: InstanceConfig,
+        geometry: Geometry,
+        table: _native.SlotTable,
+        locator: Locator,
+        pulls: Pulls,
+        stats: Stats,
+        clock: Callable[[], float],
+    ) -> None:
+        self._config = config
+        self._geometry = geometry
+        self._table = table
+        self._locator = locator
+        self._pulls = pulls
+        self._stats = stats
+        self._clock = clock
+        self._failures: dict[bytes, list[int]] = {}  # results of the last pulls, by their keys
+        self.host: HostIdentity | None = None
+        self.lock = threading.Lock()  # of `pulls`
+        self.epoch = 0
+        self.controller_ready = False  # told by the background thread
+
+    # ------------------------------------------------------------ before blocks
+
+    def begin(self, state: RequestState) -> None:
+        """A request has arrived: ask for what the own pool does not hold."""
+        if state.chain is None or state.skip_load:
+            state.miss = "opted_out"
+            state.phase = Phase.READY
+            return
+        last = self._last(state.prompt_tokens)
+        keys = state.keys(0, last)
+        state.base = self._table.lookup(keys)
+        if state.base >= last:
+            state.phase = Phase.PULLING
+        elif not self.controller_ready:
+            state.miss = "no_controller"
+            state.phase = Phase.PULLING
+        else:
+            state.locate = self._locator.ask(keys[state.base * KEY :], self.epoch)
+            state.phase = Phase.LOCATING if state.locate else Phase.PULLING
+            state.miss = "cold" if state.locate else "no_controller"
+        state.deadline = self._clock() + self._config.locate_deadline
+
+    def match(self, state: RequestState, computed: int, tokens: int) -> int | None:
+        """Tokens beyond vLLM's own `computed` that a load brings; None: ask again."""
+        if state.chain is None or state.skip_load or state.phase in (Phase.LOADING, Phase.DONE):
+            return 0
+        first, last = computed // self._geometry.chunk_tokens, self._last(tokens)
+        state.computed = computed
+        if first >= last:
+            self._release(state)
+            state.first = state.end = first
+            return 0
+        self._locator.drain()
+        if state.phase is Phase.LOCATING and not self._located(state):
+            return None
+        if state.phase is Phase.PULLING and not self._gathered(state, first, last):
+            return None
+        if not state.chunks or state.first != first:
+            self._choose(state, first, last)
+        claim = state.end * self._geometry.chunk_tokens - computed
+        return claim if state.chunks and claim >= self._config.min_tokens else 0
+
+    def _last(self, tokens: int) -> int:
+        """Chunks that a hit may cover: vLLM computes at least the last token itself."""
+        return max(0, (tokens - 1) // self._geometry.chunk_tokens)
+
+    def _located(self, state: RequestState) -> bool:
+        answer = self._locator.answer(state.locate)
+        if answer is None:
+            if self._clock() < state.deadline:
+                return False
+            self._locator.drop(state.locate)
+            state.miss = "locate_timeout"
+        else:
+            state.miss = answer.missing
+            state.sources = {state.base + i: s for i, s in answer.sources.items()}
+            for name in {source.peer for source in state.sources.values()}:
+                if not self._locator.fetch(answer.peers[name]):
+                    state.peers.add(name)
+        state.phase = Phase.PULLING
+        state.deadline = self._clock() + self._config.connect_deadline
+        return True
+
+    def _gathered(self, state: RequestState, first: int, last: int) -> bool:
+        """Peers' details are here, pulls posted and ended; or their deadlines have passed."""
+        now = self._clock()
+        state.peers = {p for p in state.peers if not self._locator.ranks(p)}
+        if state.peers and now < state.deadline:
+            return False
+        with self.lock:
+            self._pulls.drain()
+            if not state.jobs and state.sources:
+                self._post(state, first, last)
+            waiting = {job for job in state.jobs if not self._pulls.done(job)}
+        if waiting:
+            return False
+        state.phase = Phase.READY
+        return True
+
+    def _post(self, state: RequestState, first: int, last: int) -> None:
+        """Pulls for chunks that are neither here nor mapped, one job a peer and run."""
+        have = self._table.contains(state.keys(first, last))
+        batch: list[tuple[int, Source]] = []
+        for chunk in range(first, last):
+            source = state.sources.get(chunk)
+            there = have[chunk - first]
+            if there == RESERVED:
+                job = self._pulls.job_of(state.keys(chunk, chunk + 1))
+                if job is not None:
+                    state.jobs.add(job)
+                    state.pulled.add(chunk)
+                continue
+            if there == READABLE:
+                continue
+            if source is None or not self._usable(state, source):
+                break
+            if self._mapped(state, source):
+                continue
+            if batch and batch[-1][1].peer != source.peer:
+                self._post_batch(state, batch)
+                batch = []
+            batch.append((chunk, source))
+        if batch:
+            self._post_batch(state, batch)
+
+    def _usable(self, state: RequestState, source: Source) -> bool:
+        ranks = self._locator.ranks(source.peer)
+        if not ranks:
+            state.miss = "peer_dead"
+            return False
+        if self._mapped(state, source):
+            return True
+        if state.transfer == "mapped" or self._config.pull == "never":
+            state.miss = "incompatible" if state.transfer == "mapped" else "recompute_cheaper"
+            return False
+        if not self._pulls.ready or not all(r.info.nixl_metadata for r in ranks):
+            state.miss = "mover_down"
+            return False
+        return True
+
+    def _mapped(self, state: RequestState, source: Source) -> bool:
+        """Whether this peer's pool is mapped rather than pulled from."""
+        if state.transfer == "nixl":
+            return False
+        ranks = self._locator.ranks(source.peer)
+        return bool(ranks) and all(
+            rank.info.share_socket and rank.info.host == self.host for rank in ranks
+        )
+
+    def _post_batch(self, state: RequestState, batch: list[tuple[int, Source]]) -> None:
+        keys = b"".join(state.keys(chunk, chunk + 1) for chunk, _ in batch)
+        own = self._table.reserve(keys, self._clock())
+        if own is None:
+            state.miss = "no_room"
+            return
+        remote = (
+            b"".join(source.place for _, source in batch),
+            b"".join(source.counter.to_bytes(COUNTER, "little") for _, source in batch),
+        )
+        ranks = self._locator.ranks(batch[0][1].peer)
+        size = len(batch) * self._geometry.payload_bytes * len(ranks)
+        seconds = min(
+            max(self._config.pull_deadline_min, 4 * size / RATE), self._config.pull_deadline_max
+        )
+        state.jobs.add(self._pulls.post(ranks, keys, remote, own, seconds))
+        state.pulled |= {chunk for chunk, _ in batch}
+
+    def pull_ended(self, job: Job) -> None:
+        """Called by `pulls` at the end of each job."""
+        worst = max(job.results, default=PullResult.GOOD)
+        if job.good:
+            self._stats.pull(job.seconds, job.bytes)
+        if worst in (PullResult.TIMEOUT, PullResult.PEER_DEAD):
+            self._locator.failed(job.peer)
+        elif worst == PullResult.GOOD:
+            self._locator.worked(job.peer)
+        if job.stale:
+            self._locator.outdated(job.peer)
+        self._failures[job.keys] = job.results
+        while len(self._failures) > 1024:
+            del self._failures[next(iter(self._failures))]
+
+    # ------------------------------------------------------------ what to load
+
+    def _choose(self, state: RequestState, first: int, last: int) -> None:
+        """Pin what the own pool holds from `first` on, name mapped peers' slots between."""
+        self._release(state)
+        state.first = chunk = first
+        while chunk < last:
+            pinned = self._pin(state, chunk, last)
+            chunk += pinned
+            source = state.sources.get(chunk) if chunk < last else None
+            if source is not None and self._mapped(state, source):
+                self._add_mapped(state, chunk, source)
+                chunk += 1
+            elif not pinned:
+                break
+        state.end = chunk
+        if chunk < last and chunk in state.pulled:
+            state.miss = self._why(state.keys(chunk, chunk + 1))
+
+    def _pin(self, state: RequestState, first: int, last: int) -> int:
+        keys = state.keys(first, last)
+        pinned = self._table.pin(keys)
+        if not pinned:
+            return 0
+        places, counters, found = self._table.places(keys[: pinned * KEY])
+        assert found == pinned, "pinned slots stay"
+        state.pins.append((places, counters))
+        high = (self.epoch & 0xFFFFFFFF) << 32
+        for i in range(pinned):
+            counter = int.from_bytes(counters[i * COUNTER : (i + 1) * COUNTER], "little")
+            place = places[i * PLACE : (i + 1) * PLACE]
+            state.chunks.append(LoadChunk(keys[i * KEY : (i + 1) * KEY], place, high | counter, []))
+            state.chunk_peers.append("")
+        return pinned
+
+    def _add_mapped(self, state: RequestState, chunk: int, source: Source) -> None:
+        epoch = self._locator.ranks(source.peer)[0].epoch
+        generation = (epoch & 0xFFFFFFFF) << 32 | source.counter
+        key = state.keys(chunk, chunk + 1)
+        state.chunks.append(LoadChunk(key, source.place, generation, [], 0))
+        state.chunk_peers.append(source.peer)
+
+    def _why(self, key: bytes) -> str:
+        """The cause for which a pull of this key failed."""
+        for keys, results in reversed(self._failures.items()):
+            for i, result in enumerate(results):
+                if keys[i * KEY : (i + 1) * KEY] == key and result != PullResult.GOOD:
+                    return PullResult.CAUSES[result]
+        return "gone"
+
+    def _release(self, state: RequestState) -> None:
+        for places, counters in state.pins:
+            self._table.unpin(places, counters)
+        state.pins, state.chunks, state.chunk_peers = [], [], []
+
+    # ------------------------------------------------------------ with blocks
+
+    def load(self, state: RequestState, blocks: list[int], tokens: int) -> Load:
+        """vLLM has given `blocks` for `tokens` more than it had computed."""
+        geometry = self._geometry
+        state.phase = Phase.LOADING
+        assert state.computed + tokens == state.end * geometry.chunk_tokens
+        skip = state.computed // geometry.block_tokens
+        peers: list[str] = []
+        for i, chunk in enumerate(state.chunks):
+            at = (state.first + i) * geometry.blocks_per_chunk
+            chunk.blocks = [
+                block if at + j >= skip else SKIPPED
+                for j, block in enumerate(blocks[at : at + geometry.blocks_per_chunk])
+            ]
+            if state.chunk_peers[i]:
+                if state.chunk_peers[i] not in peers:
+                    peers.append(state.chunk_peers[i])
+                chunk.peer = peers.index(state.chunk_peers[i])
+        ranks: list[list[PullPeer]] = [self._locator.ranks(peer) for peer in peers]
+        return Load(state.id, state.chunks, ranks)
+
+    def loaded(self, state: RequestState, result: LoadResult) -> None:
+        """The load has ended on every rank; what failed is computed by vLLM."""
+        if result.good < len(state.chunks):
+            peer = state.chunk_peers[result.good]
+            state.miss = PullResult.CAUSES[result.result]
+            if not peer and result.result == PullResult.DIGEST:
+                self._table.retire(state.chunks[result.good].key)
+            if peer and result.result in (PullResult.PEER_DEAD, PullResult.TIMEOUT):
+                self._locator.failed(peer)
+        for i in range(result.good):
+            if state.chunk_peers[i]:
+                state.mapped.add(state.first + i)
+        self.account(state, result.good)
+        self._release(state)
+        state.phase = Phase.DONE
+
+    def account(self, state: RequestState, good: int = 0) -> None:
+        """Count the prompt's tokens by cause, once a request; `good` chunks were loaded."""
+        if state.accounted:
+            return
+        state.accounted = True
+        size = self._geometry.chunk_tokens
+        whole = self._last(state.prompt_tokens) * size
+        state.hits["hit_vllm"] += state.computed
+        at = state.computed
+        for i in range(good):
+            end = (state.first + i + 1) * size
+            chunk = state.first + i
+            cause = "hit_peer" if chunk in state.pulled else "hit_pool"
+            state.hits["hit_mapped" if state.chunk_peers[i] else cause] += end - at
+            at = end
+        if at < whole:
+            state.misses[state.miss] += whole - at
+            at = whole
+        state.misses["too_short" if state.chain else "opted_out"] += state.prompt_tokens - at
+        for counts in (state.hits, state.misses):
+            for cause, tokens in counts.items():
+                self._stats.tokens(cause, tokens)
+
+    def end(self, state: RequestState) -> None:
+        """The request is over, with or without a load."""
+        if state.locate:
+            self._locator.drop(state.locate)
+        if state.phase is not Phase.LOADING:
+            self._release(state)

@@ -1,0 +1,68 @@
+"""One request as the agent sees it: its keys, what was found for it, and how its tokens count."""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from dataclasses import dataclass, field
+
+from lmkv import _native
+from lmkv.core.steps import LoadChunk
+
+
+class Phase(enum.Enum):
+    NEW = "new"  # nothing asked yet
+    LOCATING = "locating"  # a locate is on its way
+    PULLING = "pulling"  # peers' details or pulls are awaited
+    READY = "ready"  # what can be loaded is known and pinned
+    LOADING = "loading"  # vLLM's blocks are being written
+    DONE = "done"  # no load, or its end
+
+
+@dataclass
+class Source:
+    """Where one chunk beyond the own pool is: a peer's slot."""
+
+    peer: str
+    place: bytes
+    counter: int
+
+
+@dataclass
+class RequestState:
+    id: str
+    chain: _native.KeyChain | None  # None: opted out
+    prompt_tokens: int
+    epoch: int
+    transfer: str = "auto"
+    skip_load: bool = False
+    skip_store: bool = False
+    opted_out: str = ""  # why, for people
+
+    phase: Phase = Phase.NEW
+    deadline: float = 0.0  # of the phase
+    locate: int = 0  # request number
+    base: int = 0  # chunk that the locate's first key was
+    sources: dict[int, Source] = field(default_factory=dict)  # by chunk
+    peers: set[str] = field(default_factory=set)  # whose details are awaited
+    jobs: set[int] = field(default_factory=set)  # pulls awaited
+    pulled: set[int] = field(default_factory=set)  # chunks that came by a pull
+    miss: str = "cold"  # cause of the first chunk not found
+
+    first: int = 0  # chunks [first, end) are to be loaded
+    end: int = 0
+    computed: int = 0  # vLLM's own hit, tokens
+    chunks: list[LoadChunk] = field(default_factory=list)
+    chunk_peers: list[str] = field(default_factory=list)  # "" is the own pool
+    pins: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+    next_store: int = 0  # chunks before were stored, or are not to be
+    mapped: set[int] = field(default_factory=set)  # chunks loaded from a mapped peer
+    hits: Counter[str] = field(default_factory=Counter)
+    misses: Counter[str] = field(default_factory=Counter)
+    accounted: bool = False
+    over: bool = False  # ended while its load was running
+
+    def keys(self, first: int, last: int) -> bytes:
+        assert self.chain is not None
+        return self.chain.keys(0, first, last)

@@ -1,0 +1,94 @@
+"""Stores: reserve -> a Store in the step's plan -> every rank reports -> admit, or abort.
+
+Until its gather has ended a store's source blocks must not be overwritten: `must_wait()` names the
+jobs whose blocks a step is about to reuse. Planned by the scheduler thread, ended by the background
+thread; one lock holds the jobs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lmkv import _native
+from lmkv.core.messages import Stored
+from lmkv.core.steps import Store
+
+
+@dataclass
+class _Job:
+    place: bytes
+    counter: bytes
+    blocks: list[int]
+    waiting: set[int]
+    good: bool = True
+
+
+class Stores:
+    def __init__(self, table: _native.SlotTable, ranks: int) -> None:
+        self._table = table
+        self._ranks = ranks
+        self._lock = threading.Lock()
+        self._jobs: dict[int, _Job] = {}
+        self._sources: dict[int, int] = {}  # block -> job
+        self._next = 1
+        self.no_room = 0  # chunks that found no slot
+
+    def plan(self, chunks: list[tuple[bytes, list[int]]], now: float) -> list[Store]:
+        """Reserve for (key, blocks) each. No room is no error: what does not fit is not stored."""
+        room = self._table.reserve(b"".join(key for key, _ in chunks), now)
+        if room is not None:
+            return self._begin(chunks, *room)
+        stores: list[Store] = []
+        for chunk in chunks:  # as many as there is room for, from the head
+            room = self._table.reserve(chunk[0], now)
+            if room is None:
+                break
+            stores += self._begin([chunk], *room)
+        self.no_room += len(chunks) - len(stores)
+        return stores
+
+    def _begin(
+        self, chunks: list[tuple[bytes, list[int]]], places: bytes, counters: bytes
+    ) -> list[Store]:
+        stores = []
+        with self._lock:
+            for i, (key, blocks) in enumerate(chunks):
+                place, counter = places[i * 8 : i * 8 + 8], counters[i * 4 : i * 4 + 4]
+                job, self._next = self._next, self._next + 1
+                self._jobs[job] = _Job(place, counter, blocks, set(range(self._ranks)))
+                self._sources.update(dict.fromkeys(blocks, job))
+                stores.append(Store(job, key, place, int.from_bytes(counter, "little"), blocks))
+        return stores
+
+    def must_wait(self, blocks: Iterable[int]) -> list[int]:
+        """Jobs that still read one of these blocks."""
+        with self._lock:
+            if not self._sources:
+                return []
+            return sorted({self._sources[b] for b in blocks if b in self._sources})
+
+    def stored(self, message: Stored, frames: list[bytes]) -> bool:
+        """A rank's report; True when slots became readable."""
+        with self._lock:
+            job = self._jobs.get(message.job)
+            if job is None or message.rank not in job.waiting:
+                return False
+            job.waiting.discard(message.rank)
+            job.good &= len(frames) == 3 and frames[2] == b"\x01"
+            if job.waiting:
+                return False
+            del self._jobs[message.job]
+            for block in job.blocks:
+                if self._sources.get(block) == message.job:
+                    del self._sources[block]
+        if job.good:
+            return self._table.admit(job.place, job.counter) > 0
+        self._table.abort(job.place, job.counter)
+        return False
+
+    @property
+    def open(self) -> int:
+        with self._lock:
+            return len(self._jobs)

@@ -1,0 +1,416 @@
+"""The vLLM connector: adapts vLLM 0.32's calls to the agent (scheduler) or the worker.
+
+The only module that imports vLLM. Nothing here may fail a request or the engine: a side that cannot
+share says why in one line and answers like an empty cache, and a call that raises switches its side
+off (`_guarded`). Order of vLLM's calls: VLLM's `kv_connector/v1/base.py`; every positive answer is an
+asynchronous load.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import vllm
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorHandshakeMetadata,
+    KVConnectorMetadata,
+    KVConnectorRole,
+    KVConnectorTransferResults,
+    KVConnectorWorkerMetadata,
+)
+from vllm.logger import init_logger
+
+from lmkv.connector_metrics import LmkvPromMetrics, LmkvStats
+from lmkv.core import config as settings
+from lmkv.core.steps import LoadResult, StepPlan
+
+if TYPE_CHECKING:
+    from lmkv.agent.agent import Agent
+    from lmkv.worker.worker import Worker
+
+try:
+    from vllm.v1.metrics.cache_hit_source import CacheHitSource
+except ImportError:  # before 0.32
+    CacheHitSource = None
+
+logger = init_logger("vllm.lmkv")
+
+TESTED_VLLM = "0.32."
+CHUNK_TOKENS = 256
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _guarded(default: Any = None) -> Callable[[F], F]:
+    """An exception is logged once, switches this side off, and becomes `default`."""
+
+    def wrap(method: F) -> F:
+        @functools.wraps(method)
+        def guarded(self: LmkvConnector, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return method(self, *args, **kwargs)
+            except Exception:
+                self.switch_off("an internal error, please report it", error=True)
+                return default() if callable(default) else default
+
+        return guarded  # type: ignore[return-value]
+
+    return wrap
+
+
+class LmkvMetadata(KVConnectorMetadata):
+    def __init__(self, plan: StepPlan) -> None:
+        self.plan = plan
+
+
+@dataclass
+class LmkvHandshake(KVConnectorHandshakeMetadata):
+    """A rank as its worker describes it; `error` instead when it does not share."""
+
+    rank: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+
+
+@dataclass
+class LmkvWorkerMetadata(KVConnectorWorkerMetadata):
+    """Loads that ended, by request: how often it was reported, and the worst of the ranks."""
+
+    loads: dict[str, tuple[int, LoadResult]] = field(default_factory=dict)
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:
+        assert isinstance(other, LmkvWorkerMetadata)
+        loads = dict(self.loads)
+        for request, (count, result) in other.loads.items():
+            if request in loads:
+                before, worst = loads[request]
+                loads[request] = before + count, worst.worst(result)
+            else:
+                loads[request] = count, result
+        return LmkvWorkerMetadata(loads)
+
+
+class LmkvConnector(KVConnectorBase_V1):
+    """`--kv-transfer-config '{"kv_connector": "LmkvConnector", "kv_role": "kv_both"}'`"""
+
+    if CacheHitSource is not None:
+        _cache_hit_source = CacheHitSource.P2P
+
+    def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        self._agent: Agent | None = None
+        self._worker: Worker | None = None
+        self._config: settings.InstanceConfig | None = None
+        self._off = ""  # why nothing is shared
+        self._requests: dict[str, Any] = {}  # vLLM's, by id
+        self._ended: dict[str, tuple[int, LoadResult]] = {}
+        self._step_loads: dict[str, LoadResult] = {}
+        transfer = vllm_config.kv_transfer_config
+        transfer.kv_load_failure_policy = "recompute"
+        if role is KVConnectorRole.SCHEDULER and not vllm.__version__.startswith(TESTED_VLLM):
+            logger.warning("lmkv is tested with vLLM %sx, this is %s", TESTED_VLLM, vllm.__version__)
+        try:
+            self._config = settings.read(
+                settings.InstanceConfig, transfer.kv_connector_extra_config
+            )
+            self._refuse_unshared()
+        except ValueError as error:
+            self.switch_off(str(error))
+
+    @property
+    def requires_kv_delivery(self) -> bool:
+        return False
+
+    def switch_off(self, why: str, error: bool = False) -> None:
+        """Share nothing from now on; vLLM serves on."""
+        if not self._off:
+            self._off = why
+            if self.role is KVConnectorRole.SCHEDULER or error:
+                logger.warning("lmkv shares nothing here: %s", why, exc_info=error)
+
+    def _refuse_unshared(self) -> None:
+        """ValueError with one sentence for a deployment that is not shared yet."""
+        parallel = self._vllm_config.parallel_config
+        for name in ("pipeline_parallel_size", "decode_context_parallel_size",
+                     "prefill_context_parallel_size"):  # fmt: skip
+            if getattr(parallel, name, 1) > 1:
+                raise ValueError(f"{name} = {getattr(parallel, name)} is not shared yet, only 1")
+        if vllm.platforms.current_platform.device_type != "cpu":
+            raise ValueError("opted_out: this version of lmkv does not share on a CUDA engine yet")
+
+    def _chunk_tokens(self) -> int:
+        """256, or the smallest multiple of the block size above it."""
+        block: int = self._kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
+        asked = self._config.chunk_tokens if self._config else None
+        if asked is None:
+            return -(-CHUNK_TOKENS // block) * block
+        if asked % block:
+            raise ValueError(
+                f"chunk_tokens = {asked}: allowed is a multiple of vLLM's block size {block}"
+            )
+        return asked
+
+    def _instance(self) -> tuple[str, str]:
+        """(instance id, engine id)"""
+        from lmkv.core import identity
+
+        assert self._config is not None
+        engine_id = str(self._vllm_config.kv_transfer_config.engine_id)
+        return identity.instance_id(self._config.instance_id, engine_id), engine_id
+
+    # ------------------------------------------------------------ worker side
+
+    @_guarded()
+    def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
+        if self._off:
+            return
+        from lmkv.core import geometry
+        from lmkv.worker.page_layout import Unsupported, page_layout
+        from lmkv.worker.worker import Worker
+
+        assert self._config is not None
+        parallel = self._vllm_config.parallel_config
+        rank = parallel.rank % parallel.tensor_parallel_size
+        try:
+            pages = page_layout(
+                kv_caches, self._kv_cache_config, self._vllm_config, rank, self._chunk_tokens()
+            )
+            instance, engine_id = self._instance()
+            self._worker = Worker(
+                self._config, instance, engine_id, rank, parallel.tensor_parallel_size, pages
+            )
+            self._worker.start()
+        except (Unsupported, geometry.DoesNotFit, ValueError, OSError, RuntimeError) as error:
+            self.switch_off(str(error))
+
+    def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
+        if self._worker is None:
+            return LmkvHandshake(error=self._off or "no KV cache was registered")
+        return LmkvHandshake(rank=self._worker.handshake())
+
+    def _plan(self) -> StepPlan:
+        metadata = self._get_connector_metadata()
+        assert isinstance(metadata, LmkvMetadata)
+        return metadata.plan
+
+    @_guarded()
+    def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
+        assert isinstance(kv_connector_metadata, LmkvMetadata)
+        if self._worker is not None and kv_connector_metadata.plan.wait_for:
+            self._worker.handle_preemptions(kv_connector_metadata.plan)
+
+    @_guarded()
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        if self._worker is not None and self._plan().loads:
+            self._worker.submit_loads(self._plan())
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """Loads are asynchronous: nothing to wait for."""
+
+    def save_kv_layer(
+        self, layer_name: str, kv_layer: Any, attn_metadata: Any, **kwargs: Any
+    ) -> None:
+        """Stores are whole slots, taken after the step."""
+
+    @_guarded()
+    def wait_for_save(self) -> None:
+        if self._worker is not None and self._plan().stores:
+            self._worker.submit_stores(self._plan())
+
+    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+        return KVConnectorTransferResults(finished_recving=self.get_finished(finished_req_ids)[1])
+
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str], set[str]]:
+        self._step_loads = {} if self._worker is None else self._worker.take_finished()
+        return set(), set(self._step_loads)
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        return set() if self._worker is None else self._worker.take_failed_blocks()
+
+    def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
+        if not self._step_loads:
+            return None
+        return LmkvWorkerMetadata({r: (1, result) for r, result in self._step_loads.items()})
+
+    # ------------------------------------------------------------ scheduler side
+
+    def set_xfer_handshake_metadata_pp_aware(
+        self, metadata: dict[tuple[int, int], KVConnectorHandshakeMetadata]
+    ) -> None:
+        shakes = [metadata[key] for key in sorted(metadata)]
+        errors = [s.error for s in shakes if isinstance(s, LmkvHandshake) and s.error]
+        if errors:
+            self.switch_off(errors[0])
+        if not self._off:
+            self._begin([s.rank for s in shakes if isinstance(s, LmkvHandshake)])
+
+    @_guarded()
+    def _begin(self, ranks: list[dict[str, Any]]) -> None:
+        from lmkv.agent.agent import Agent, Engine, Rank
+        from lmkv.agent.namespace import Unshareable, content_ids, group_spec, namespace
+        from lmkv.agent.reader import Geometry
+        from lmkv.core import geometry
+        from lmkv.core.extras import AdapterHashes
+
+        assert self._config is not None
+        self._adapters, self._content_ids = AdapterHashes(), content_ids(self._vllm_config)
+        group, chunk = self._kv_cache_config.kv_cache_groups[0], self._chunk_tokens()
+        model = self._vllm_config.model_config
+        label = self._config.weights_version
+
+        def named(isolation: str) -> str:
+            return namespace(self._vllm_config, chunk, label, isolation)
+
+        try:
+            named("")
+        except Unshareable as error:
+            return self.switch_off(f"opted_out: {error}")
+        first = ranks[0]
+        engine = Engine(
+            instance=self._instance()[0],
+            namespace=named,
+            group_specs=[group_spec(group, model.get_total_num_kv_heads())],
+            geometry=Geometry(chunk, group.kv_cache_spec.block_size, first["payload_bytes"]),
+            slots=min(rank["slots"] for rank in ranks),
+            segment_slots=first["info"].segment_granules // 16,
+            ranks=[
+                Rank(r["info"], r["control"], r["layout"], geometry.fingerprint(r["layout"]))
+                for r in ranks
+            ],
+            model=str(model.served_model_name or model.model),
+        )
+        self._agent = Agent(self._config, engine)
+        self._agent.start()
+        atexit.register(self._agent.close)
+        logger.info("lmkv: instance %s shares chunks of %d tokens", engine.instance, chunk)
+
+    @_guarded()
+    def on_new_request(self, request: Any) -> None:
+        if self._agent is None:
+            return
+        from lmkv.agent.agent import Options
+        from lmkv.core.extras import OptedOut, RequestExtras, request_extras
+
+        self._requests[request.request_id] = request
+        extras = request_extras(
+            request, self._chunk_tokens(), self._adapters, content_ids=self._content_ids
+        )
+        why = extras.reason if isinstance(extras, OptedOut) else ""
+        extras = extras if isinstance(extras, RequestExtras) else RequestExtras()
+        self._agent.begin(
+            request.request_id,
+            request._all_token_ids,
+            extras.common,
+            extras.chunks,
+            Options.of(request.kv_transfer_params),
+            why,
+        )
+
+    @_guarded(lambda: (0, False))
+    def get_num_new_matched_tokens(
+        self, request: Any, num_computed_tokens: int
+    ) -> tuple[int | None, bool]:
+        if self._agent is None or self._off or request.skip_reading_prefix_cache:
+            return 0, False
+        tokens = self._agent.match(request.request_id, num_computed_tokens, request.num_tokens)
+        return tokens, bool(tokens)
+
+    @_guarded()
+    def update_state_after_alloc(
+        self, request: Any, blocks: Any, num_external_tokens: int
+    ) -> None:
+        if self._agent is not None:
+            ids = blocks.get_block_ids()[0] if num_external_tokens else []
+            self._agent.allocated(request.request_id, ids, num_external_tokens)
+
+    def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
+        return LmkvMetadata(self._step_plan(scheduler_output))
+
+    @_guarded(StepPlan)
+    def _step_plan(self, scheduler_output: Any) -> StepPlan:
+        agent = self._agent
+        if agent is None:
+            return StepPlan()
+        new_blocks: list[int] = []
+        for new in scheduler_output.scheduled_new_reqs:
+            new_blocks += new.block_ids[0]
+        for ids in scheduler_output.scheduled_cached_reqs.new_block_ids:
+            if ids is not None:
+                new_blocks += ids[0]
+        stores = [] if self._off else self._stores(agent, scheduler_output)
+        return agent.step(stores, new_blocks)
+
+    def _stores(
+        self, agent: Agent, scheduler_output: Any
+    ) -> Iterable[tuple[str, int, int, list[int]]]:
+        found = []
+        for request_id, scheduled in scheduler_output.num_scheduled_tokens.items():
+            request = self._requests.get(request_id)
+            if request is None:
+                continue
+            # A token is confirmed when it is known and computed: drafts are neither yet.
+            confirmed = min(request.num_computed_tokens + scheduled, request.num_tokens)
+            first, last = agent.plan(request_id, request._all_token_ids, confirmed)
+            if last > first:
+                blocks = scheduler_output.kv_connector_block_state.get_block_ids(request_id)
+                found.append((request_id, first, last, blocks[0]))
+        return found
+
+    @_guarded()
+    def update_connector_output(self, connector_output: Any) -> None:
+        metadata = connector_output.kv_connector_worker_meta
+        if self._agent is None or not isinstance(metadata, LmkvWorkerMetadata):
+            return
+        ranks = self._vllm_config.parallel_config.tensor_parallel_size
+        ended = LmkvWorkerMetadata(self._ended).aggregate(metadata)
+        assert isinstance(ended, LmkvWorkerMetadata)
+        self._ended = ended.loads
+        for request, (count, result) in list(self._ended.items()):
+            if count >= ranks:
+                del self._ended[request]
+                self._agent.loaded(request, result)
+
+    @_guarded(lambda: (False, None))
+    def request_finished(
+        self, request: Any, block_ids: list[int]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        if self._agent is None:
+            return False, None
+        self._requests.pop(request.request_id, None)
+        return False, self._agent.finished(request.request_id)
+
+    def get_kv_connector_stats(self) -> LmkvStats | None:
+        if self._agent is None:
+            return None
+        taken = self._agent.stats.take("vllm")
+        if not taken:
+            return None
+        granules = self._agent.table.granules()
+        return LmkvStats({**taken, "granules": granules})
+
+    @_guarded(True)
+    def reset_cache(self) -> bool | None:
+        if self._agent is not None:
+            self._agent.reset()
+        return True
+
+    # ------------------------------------------------------------ both
+
+    def shutdown(self) -> None:
+        if self._agent is not None:
+            self._agent.close()
+        if self._worker is not None:
+            self._worker.stop()
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> LmkvStats:
+        return LmkvStats(data or {})
+
+    @classmethod
+    def build_prom_metrics(
+        cls, vllm_config: Any, metric_types: Any, labelnames: Any, per_engine_labelvalues: Any
+    ) -> LmkvPromMetrics:
+        return LmkvPromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
