@@ -142,8 +142,9 @@ def memory_row(n: int = 10 * MILLION) -> Row:
     assert len(directory) == n
     each = directory.bytes / n
     figure, limit = Figure(each, each, each), Figure(28, 28, 28)
-    return Row("directory bytes per key, 10 M keys", "bytes", figure, limit, 40 / 28, at_least=False,
-               note="target: 40; limit: a key, a place and a counter are 28")  # fmt: skip
+    note = "target: 40; limit: a key, a place and a counter are 28"
+    name = "directory bytes per key, 10 M keys"
+    return Row(name, "bytes", figure, limit, 40 / 28, at_least=False, note=note)
 
 
 def rows() -> list[Row]:

@@ -1,5 +1,5 @@
-// Checks at the edges: REQUIRE for a caller's mistake (std::invalid_argument, ValueError in Python).
-// Inner code trusts what the edge has checked.
+// Checks at the edges: REQUIRE for a caller's mistake (std::invalid_argument, ValueError in
+// Python). Inner code trusts what the edge has checked.
 #pragma once
 
 #include <cerrno>

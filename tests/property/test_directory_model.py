@@ -1,4 +1,4 @@
-"""The directory against a dict: holders by key, places by holder; and locate() against its words."""
+"""The directory against a dict: holders by key, places by holder; locate() against its words."""
 
 from __future__ import annotations
 

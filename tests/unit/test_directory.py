@@ -1,4 +1,4 @@
-"""The directory, told in small numbers: holders, stamps, sums, and whom locate() names (DESIGN.md 6)."""
+"""The directory, told in small numbers: holders, stamps, sums, whom locate() names (DESIGN 6)."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def test_listeners_are_this_process_own():
 
 def test_a_listener_on_every_interface_is_found():
     with (
-        socket.create_server(("0.0.0.0", 0)) as server,  # noqa: S104: the fault to be found
+        socket.create_server(("0.0.0.0", 0)) as server,  # the fault to be found
         pytest.raises(NixlError, match=rf"listens on 0\.0\.0\.0:{server.getsockname()[1]}"),
     ):
         check_listeners("lo")

@@ -1,6 +1,7 @@
 """The slot table's life, told in small numbers (DESIGN.md 5).
 
-reserve() -> admit() or abort(); retire -> revive or reuse; pins; epochs. What controllers hear of it: test_slot_table_changes.py.
+reserve() -> admit() or abort(); retire -> revive or reuse; pins; epochs.
+What controllers hear of it: test_slot_table_changes.py.
 """
 
 from __future__ import annotations

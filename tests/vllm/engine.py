@@ -234,7 +234,7 @@ class Zygote:
         self._process.wait(10)
         self._log.close()
 
-    def __enter__(self) -> Zygote:  # noqa: PYI034 (Self is of 3.11)
+    def __enter__(self) -> Zygote:
         return self
 
     def __exit__(self, *_: object) -> None:

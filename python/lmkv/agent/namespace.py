@@ -48,7 +48,7 @@ KINDS = {
 }
 
 
-class Unshareable(Exception):  # noqa: N818 - a finding, not a failure
+class Unshareable(Exception):
     """This engine's KV cannot be named; the text says why."""
 
 

@@ -590,7 +590,7 @@ class MoverConfig(Message, tag="mover_config"):
 
 
 class Segments(Message, tag="segments"):
-    """Worker -> mover: segments `first` on are usable; one writable descriptor each (SCM_RIGHTS)."""
+    """Worker -> mover: segments `first` on are usable; a writable descriptor each (SCM_RIGHTS)."""
 
     first: U32
     count: U32
