@@ -2,7 +2,7 @@
 
 The only module that imports vLLM. Nothing here may fail a request or the engine: a side that cannot
 share says why in one line and answers like an empty cache, and a call that raises switches its side
-off (`_guarded`). Order of vLLM's calls: VLLM's `kv_connector/v1/base.py`; every positive answer is an
+off (`_guarded`). Order of the calls: vLLM's `kv_connector/v1/base.py`. Every positive answer is an
 asynchronous load.
 """
 
@@ -111,7 +111,9 @@ class LmkvConnector(KVConnectorBase_V1):
         transfer = vllm_config.kv_transfer_config
         transfer.kv_load_failure_policy = "recompute"
         if role is KVConnectorRole.SCHEDULER and not vllm.__version__.startswith(TESTED_VLLM):
-            logger.warning("lmkv is tested with vLLM %sx, this is %s", TESTED_VLLM, vllm.__version__)
+            logger.warning(
+                "lmkv is tested with vLLM %sx, this is %s", TESTED_VLLM, vllm.__version__
+            )
         try:
             self._config = settings.read(
                 settings.InstanceConfig, transfer.kv_connector_extra_config
@@ -267,7 +269,8 @@ class LmkvConnector(KVConnectorBase_V1):
         try:
             named("")
         except Unshareable as error:
-            return self.switch_off(f"opted_out: {error}")
+            self.switch_off(f"opted_out: {error}")
+            return
         first = ranks[0]
         engine = Engine(
             instance=self._instance()[0],
@@ -319,9 +322,7 @@ class LmkvConnector(KVConnectorBase_V1):
         return tokens, bool(tokens)
 
     @_guarded()
-    def update_state_after_alloc(
-        self, request: Any, blocks: Any, num_external_tokens: int
-    ) -> None:
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         if self._agent is not None:
             ids = blocks.get_block_ids()[0] if num_external_tokens else []
             self._agent.allocated(request.request_id, ids, num_external_tokens)

@@ -75,7 +75,9 @@ class Cluster:
 
     def wait_up(self, *engines: Engine) -> None:
         """Engines whose workers are other processes: pools and movers are there."""
-        self.wait(lambda: all(self._state(e)["usable"] and self._state(e)["movers"] for e in engines))
+        self.wait(
+            lambda: all(self._state(e)["usable"] and self._state(e)["movers"] for e in engines)
+        )
 
     def wait_ready(self, *engines: Engine) -> None:
         """Registered, pools usable, movers there, and each known to the controller."""
@@ -101,7 +103,7 @@ class Cluster:
     def _state(self, engine: Engine) -> dict[str, Any]:
         return engine.call("tests.vllm.inside:state")
 
-    def __enter__(self) -> Cluster:  # noqa: PYI034 (Self is of 3.11)
+    def __enter__(self) -> Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:

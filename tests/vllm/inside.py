@@ -57,7 +57,9 @@ def libraries(llm: Any) -> list[str]:
     """Files mapped into this process whose names say NIXL or UCX."""
     lines = Path("/proc/self/maps").read_text().splitlines()
     names = {line.split(maxsplit=5)[5] for line in lines if len(line.split(maxsplit=5)) == 6}
-    found = (n for n in names if any(w in os.path.basename(n) for w in ("nixl", "ucp", "ucs", "uct")))
+    found = (
+        n for n in names if any(w in os.path.basename(n) for w in ("nixl", "ucp", "ucs", "uct"))
+    )
     return sorted(found)
 
 

@@ -24,7 +24,9 @@ MAPPED = {"lmkv": {"transfer": "mapped"}}
 
 
 @pytest.fixture(scope="module")
-def cluster(zygote: Any, llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(
+    zygote: Any, llama: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
     with Cluster(zygote, llama, tmp_path_factory.mktemp("cluster")) as cluster:
         yield cluster
 
@@ -59,7 +61,9 @@ def test_cold_then_the_own_pool(cluster: Cluster, pair: tuple[Engine, Engine]) -
     assert set(state["pending"].values()) == {0}
 
 
-@pytest.mark.parametrize(("wish", "cause"), [(NIXL, "hit_peer"), (MAPPED, "hit_mapped"), (None, "hit_mapped")])
+@pytest.mark.parametrize(
+    ("wish", "cause"), [(NIXL, "hit_peer"), (MAPPED, "hit_mapped"), (None, "hit_mapped")]
+)
 def test_a_peer_hit(cluster: Cluster, pair: tuple[Engine, Engine], wish: Any, cause: str) -> None:
     a, b = pair
     text = prompt({"hit_peer": 20, "hit_mapped": 21}[cause] + (10 if wish is None else 0), 700)
@@ -184,9 +188,7 @@ def test_a_killed_mover_costs_pulls_and_nothing_else(
     assert hits(b.generate(other, kv_transfer_params=NIXL)) == {"hit_peer": 512}
 
 
-def test_the_controller_dies_and_comes_back(
-    cluster: Cluster, pair: tuple[Engine, Engine]
-) -> None:
+def test_the_controller_dies_and_comes_back(cluster: Cluster, pair: tuple[Engine, Engine]) -> None:
     a, b = pair
     text = prompt(120, 700)
     cold = a.generate(text)

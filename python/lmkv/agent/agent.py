@@ -28,7 +28,7 @@ from lmkv.agent.stream import Stream
 from lmkv.core import identity
 from lmkv.core.config import InstanceConfig
 from lmkv.core.messages import PROTOCOL_MAX, PROTOCOL_MIN, Attach, RankInfo, Register
-from lmkv.core.steps import SKIPPED, Load, LoadResult, Store, StepPlan
+from lmkv.core.steps import SKIPPED, Load, LoadResult, StepPlan, Store
 
 log = logging.getLogger("lmkv.agent")
 
@@ -115,7 +115,7 @@ class Agent:
             [rank.fingerprint for rank in engine.ranks],
             connect,
             clock,
-            lambda job: self.reader.pull_ended(job),
+            lambda job: self.reader.pull_ended(job),  # noqa: PLW0108 (made below)
         )
         self.stores = Stores(self.table, len(engine.ranks))
         self.reader = Reader(

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import zmq
 
 from lmkv.agent.links import Link
-
 from lmkv.core.config import split_address
 from lmkv.core.messages import Alarm, AnyMessage, Leave, Left, Stored, WorkerState
 
@@ -191,10 +190,10 @@ class Background:
         assert self._state is not None
         if self.ready and self._state.send(Leave(self._agent.epoch)):
             end = time.monotonic() + LEAVE_DEADLINE
-            while (left := end - time.monotonic()) > 0 and self._state.socket.poll(int(1000 * left) + 1):
+            while (left := end - time.monotonic()) > 0 and self._state.socket.poll(
+                int(1000 * left) + 1
+            ):
                 if any(isinstance(message, Left) for message, _ in self._state.receive()):
                     break
         for link in (self._state, *self._workers):
             link.close()
-
-

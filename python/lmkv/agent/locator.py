@@ -148,7 +148,7 @@ class Locator:
 
 def _answer(message: Located, frames: list[bytes], keys: int) -> Answer:
     """The runs as sources by key. A run that points outside its arrays is passed over."""
-    places, counters = (frames + [b"", b""])[:2]
+    places, counters = [*frames, b"", b""][:2]
     total = min(len(places) // wire.PLACE_BYTES, len(counters) // wire.COUNTER_BYTES)
 
     def read(runs: Iterable[Run]) -> dict[int, Source]:

@@ -1,4 +1,4 @@
-"""What an instance counts: tokens by cause, pulls, room. Taken by vLLM's steps and by heartbeats."""
+"""What an instance counts: tokens by cause, pulls, room. Taken by steps and heartbeats."""
 
 from __future__ import annotations
 

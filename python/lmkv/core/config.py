@@ -43,7 +43,7 @@ class ConfigError(ValueError):
 
 
 class Config(msgspec.Struct, kw_only=True, frozen=True):
-    """What both kinds have. `origins`: `inline`, the variable's name, the file's name, `default`."""
+    """What both kinds have. `origins`: `inline`, the variable or file's name, `default`."""
 
     origins: dict[str, str] = {}
     cluster: Word = "default"
@@ -175,7 +175,7 @@ def read(
     inline: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> C:
-    """`load` with the process's environment and the file that `config` or LMKV_CONFIG_FILE names."""
+    """`load` with this environment and the file that `config` or LMKV_CONFIG_FILE names."""
     environ = os.environ if environ is None else environ
     path = (inline or {}).get("config") or environ.get("LMKV_CONFIG_FILE") or ""
     if not isinstance(path, str):
@@ -291,7 +291,7 @@ def split_address(address: str) -> tuple[str, int]:
 
 def _check_ports(text: str) -> None:
     first, last = (int(part) for part in text.split("-"))
-    if not (1024 <= first and last <= 65535 and last - first + 1 >= LEAST_DATA_PORTS):
+    if not (first >= 1024 and last <= 65535 and last - first + 1 >= LEAST_DATA_PORTS):
         raise ValueError(text)
 
 

@@ -452,7 +452,9 @@ class WorkerState(Message, tag="worker_state"):
     info: RankInfo
     mover_socket: str = ""  # ipc address of the mover's control socket, "" while there is none
     mover_generation: U32 = 0  # counts the movers of this worker
-    local_segments: U32 = 0  # usable by this rank itself; `info.usable_segments` is what peers may read
+    local_segments: U32 = (
+        0  # usable by this rank itself; `info.usable_segments` is what peers may read
+    )
     error: str = ""  # why this rank does not share, for people
 
 

@@ -191,7 +191,7 @@ class Supervisor:
             self._spawn()
             self._watch()
             if self._stopping:
-                break  # type: ignore[unreachable]
+                break
             self._bury()
             self._on_state(None)
             self._pause(self._backoff.died())

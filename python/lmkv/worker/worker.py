@@ -31,7 +31,7 @@ from lmkv.core.messages import (
     Stored,
     WorkerState,
 )
-from lmkv.core.steps import Load, LoadChunk, LoadResult, Store, StepPlan
+from lmkv.core.steps import Load, LoadChunk, LoadResult, StepPlan, Store
 from lmkv.worker.copies import Copies
 from lmkv.worker.mapped import MapError, MappedPeers
 from lmkv.worker.page_layout import PageLayout
@@ -86,9 +86,7 @@ class Worker:
         )
         tag = name.partition("-")[0]
         self.supervisor = Supervisor(self.pool, rank, tag, settings, self._mover_changed)
-        self._copies = Copies(
-            self._copy_load, self._copy_store, self._stored, config.load_deadline
-        )
+        self._copies = Copies(self._copy_load, self._copy_store, self._stored, config.load_deadline)
         self._lock = threading.Lock()  # of the state below
         self._instance, self._epoch, self._data_version = instance, 0, 0
         self._mover: MoverState | None = None
@@ -185,7 +183,9 @@ class Worker:
         self._gathers += 1
         every = self._config.audit_every
         if every and self._gathers % every == 0 and not self._copier.audit(address, store.blocks):
-            self._send(Alarm(self._rank, "audit", f"chunk {store.key.hex()} gathered twice differs"))
+            self._send(
+                Alarm(self._rank, "audit", f"chunk {store.key.hex()} gathered twice differs")
+            )
             return False
         return True
 
@@ -198,7 +198,10 @@ class Worker:
 
     def _fill(self) -> None:
         try:
-            while not self._stopping and self.pool.segments * self.pool.segment_slots < self.pool.slots:
+            while (
+                not self._stopping
+                and self.pool.segments * self.pool.segment_slots < self.pool.slots
+            ):
                 self.pool.add_segment()
                 self.supervisor.segment_added()
                 self._changed()

@@ -1,0 +1,169 @@
+"""`lmkv controller | status | lookup | version`.
+
+Data goes to stdout, words to stderr. Exit status: 0 done, 1 failed, 2 usage, 3 unreachable.
+Imports are inside the commands, so that each starts fast.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+
+from lmkv import __version__
+
+FAILED, USAGE, UNREACHABLE = 1, 2, 3
+DEFAULT_CONTROLLER = "tcp://127.0.0.1:7550"
+M = TypeVar("M")
+
+app = typer.Typer(
+    help="lmkv: vLLM instances share their KV caches.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ControllerOption = Annotated[
+    str,
+    typer.Option("--controller", envvar="LMKV_CONTROLLER", help="The controller's state address."),
+]
+OutputOption = Annotated[str, typer.Option("-o", "--output", help="table or json")]
+
+
+def _fail(sentence: str, status: int) -> NoReturn:
+    typer.echo(f"lmkv: {sentence}", err=True)
+    raise typer.Exit(status)
+
+
+def _ask(controller: str, message: Any, answer: type[M], *arrays: bytes) -> M:
+    """The controller's answer; ends the command with a sentence when there is none."""
+    from lmkv.core.client import Client, Unreachable
+    from lmkv.core.messages import Refused
+    from lmkv.core.wire import WireError
+
+    try:
+        with Client(controller) as client:
+            found, _ = client.ask(message, *arrays)
+    except Unreachable as error:
+        _fail(str(error), UNREACHABLE)
+    except WireError as error:
+        _fail(f"{controller} is no lmkv controller's state socket: {error}", FAILED)
+    except ValueError as error:
+        _fail(f"--controller: {error}", USAGE)
+    if isinstance(found, Refused):
+        _fail(found.message, FAILED)
+    if not isinstance(found, answer):
+        _fail(f"{controller} answered {type(found).__name__}", FAILED)
+    return found
+
+
+def _check_output(output: str) -> None:
+    if output not in ("table", "json"):
+        _fail(f"--output {output!r}: allowed is table or json", USAGE)
+
+
+def _print_json(answer: Any) -> None:
+    import json
+
+    import msgspec
+
+    # JSON has no 64-bit integers that every reader keeps, so epochs stay numbers only in Python's.
+    typer.echo(json.dumps(msgspec.to_builtins(answer), indent=2))
+
+
+@app.command()
+def controller(
+    host: Annotated[str | None, typer.Option(help="Address to bind: loopback only.")] = None,
+    port: Annotated[int | None, typer.Option(help="State socket; instances are told this.")] = None,
+    query_port: Annotated[int | None, typer.Option(help="Query socket; the next port.")] = None,
+    cluster: Annotated[str | None, typer.Option(help="Only instances of this cluster.")] = None,
+    config: Annotated[str | None, typer.Option(help="A YAML file with settings.")] = None,
+    no_web: Annotated[
+        bool, typer.Option("--no-web", help="Without HTTP, which this release does not have yet.")
+    ] = False,
+) -> None:
+    """Run a controller until SIGTERM or ctrl-C.
+
+    It binds to loopback: until it can authenticate, a cluster is one host.
+    """
+    from lmkv.controller.main import run
+    from lmkv.core.config import ConfigError, ControllerConfig, read
+
+    del no_web
+    options = {
+        "host": host, "port": port, "query_port": query_port, "cluster": cluster, "config": config,
+    }  # fmt: skip
+    try:
+        settings = read(ControllerConfig, {k: v for k, v in options.items() if v is not None})
+    except ConfigError as error:
+        _fail(str(error), USAGE)
+    raise typer.Exit(run(settings))
+
+
+@app.command()
+def status(
+    controller: ControllerOption = DEFAULT_CONTROLLER, output: OutputOption = "table"
+) -> None:
+    """The cluster: its controller, instances and what they share."""
+    from lmkv.core.messages import Status, StatusInfo
+
+    _check_output(output)
+    info = _ask(controller, Status(1), StatusInfo)
+    if output == "json":
+        _print_json(info)
+        return
+    from lmkv.cli.tables import status_table
+
+    status_table(info)
+
+
+@app.command()
+def lookup(
+    tokens: Annotated[str, typer.Option(help="Token ids: 1,2,3 or @FILE.")],
+    controller: ControllerOption = DEFAULT_CONTROLLER,
+    like: Annotated[str, typer.Option(help="The instance whose model counts.")] = "",
+    salt: Annotated[str, typer.Option(help="The request's cache_salt.")] = "",
+    output: OutputOption = "table",
+) -> None:
+    """Who holds these tokens, chunk by chunk."""
+    from lmkv.core.messages import Lookup, LookupInfo
+
+    _check_output(output)
+    info = _ask(controller, Lookup(1, _tokens(tokens), salt=salt, like=like), LookupInfo)
+    if output == "json":
+        _print_json(info)
+        return
+    from lmkv.cli.tables import lookup_table
+
+    lookup_table(info)
+
+
+def _tokens(text: str) -> list[int]:
+    if text.startswith("@"):
+        try:
+            text = sys.stdin.read() if text == "@-" else Path(text[1:]).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            _fail(f"--tokens {text}: {error}", USAGE)
+    found = []
+    for word in text.replace(",", " ").split():
+        if not word.isascii() or not word.isdigit() or int(word) > 0xFFFFFFFF:
+            _fail(f"--tokens: {word!r} is not a token id, 0 to 4294967295", USAGE)
+        found.append(int(word))
+    if not found:
+        _fail("--tokens: there are none", USAGE)
+    return found
+
+
+@app.command()
+def version() -> None:
+    """Versions of lmkv and of what it speaks."""
+    from lmkv import _native
+    from lmkv.core.messages import PROTOCOL_MAX, PROTOCOL_MIN
+
+    typer.echo(f"lmkv {__version__}, protocol {PROTOCOL_MIN}-{PROTOCOL_MAX}, {_native.isa()}")
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,57 @@
+"""The CLI's answers as tables for people."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from lmkv.core.messages import InstanceState, LookupInfo, StatusInfo
+
+console = Console()
+
+
+def status_table(info: StatusInfo) -> None:
+    console.print(
+        f"cluster [bold]{info.cluster}[/], controller {info.controller} ({info.state}), "
+        f"up {info.uptime:.0f} s, lmkv {info.version}"
+    )
+    console.print(
+        f"{info.keys:,} chunks, {info.directory_bytes / 2**20:.1f} MiB, {info.locates:,} locates, "
+        f"{info.drifts} drifts, {info.resyncs} resyncs"
+    )
+    table = Table(box=None, pad_edge=False)
+    for name in ("instance", "state", "model", "ranks", "chunks", "heartbeat", "hit tokens"):
+        table.add_column(
+            name, justify="left" if name in ("instance", "state", "model") else "right"
+        )
+    for instance in info.instances:
+        table.add_row(
+            instance.instance,
+            _state(instance),
+            instance.model,
+            str(instance.ranks),
+            f"{instance.keys:,}",
+            f"{instance.heartbeat_age:.1f} s",
+            f"{sum(instance.hit_tokens.values()):,}",
+        )
+    console.print(table if info.instances else "no instances")
+
+
+def _state(instance: InstanceState) -> str:
+    text = instance.state if instance.pullable else f"{instance.state}, not pullable"
+    return f"{text} (differs in {instance.differs})" if instance.differs else text
+
+
+def lookup_table(info: LookupInfo) -> None:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("chunk", justify="right")
+    table.add_column("tokens", justify="right")
+    table.add_column("key")
+    table.add_column("holders")
+    for i, (key, holders) in enumerate(zip(info.keys, info.holders)):
+        first = i * info.chunk_tokens
+        span = f"{first}-{first + info.chunk_tokens - 1}"
+        table.add_row(str(i), span, key, ", ".join(holders) or "-")
+    console.print(table if info.keys else f"shorter than a chunk of {info.chunk_tokens} tokens")
+    for instance, tokens in info.matched.items():
+        console.print(f"{instance} has the first {tokens:,} tokens")
