@@ -350,6 +350,7 @@ def test_stop_leaves_no_socket_and_no_process(start, run_dir: str) -> None:
     rank.worker.stop()
     assert time.monotonic() - began < 3
     assert not os.listdir(run_dir)
+    assert rank.worker.pool.segments == 0
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     names = {t.name for t in threading.enumerate()}
