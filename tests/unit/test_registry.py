@@ -121,7 +121,8 @@ def test_a_peer_is_named_with_what_a_reader_must_know() -> None:
     assert story.locate(here, 1).peers[0].same_host
     ref = story.locate(there, 1).peers[0]
     assert (ref.instance, ref.epoch, ref.data_version) == ("a", 7, 0)
-    assert not ref.same_host and ref.pullable
+    assert not ref.same_host
+    assert ref.pullable
     without = rank(metadata=b"")
     story.tell(a, (Ranks(a.epoch, 4, [without]), ()))
     ref = story.locate(there, 1).peers[0]
@@ -130,7 +131,8 @@ def test_a_peer_is_named_with_what_a_reader_must_know() -> None:
     assert isinstance(info, PeerInfo)
     assert (info.request, info.data_version, info.ranks) == (9, 4, [without])
     refused = story.ask(Peer(9, "nobody"))
-    assert isinstance(refused, Refused) and refused.code == "unknown_instance"
+    assert isinstance(refused, Refused)
+    assert refused.code == "unknown_instance"
 
 
 def test_an_instance_that_moves_to_another_host_is_known_there() -> None:
@@ -153,13 +155,15 @@ def test_a_dropped_announcement_is_found_by_the_next_heartbeat_and_mended() -> N
     story.clock.advance(1)
     said = story.tell(a, a.heartbeat())
     resync = only(said, Resync)
-    assert resync.reason == "drift" and resync.sync > 0
+    assert resync.reason == "drift"
+    assert resync.sync > 0
     assert story.locate(b, 1, 2).found == 1
     story.tell(a, *a.sync(resync.sync))
     assert story.locate(b, 1, 2).found == 2
     assert [type(m) for m in story.tell(a, a.heartbeat())] == [HeartbeatOk]
     status = story.ask(Status())
-    assert isinstance(status, StatusInfo) and (status.drifts, status.resyncs) == (1, 1)
+    assert isinstance(status, StatusInfo)
+    assert (status.drifts, status.resyncs) == (1, 1)
 
 
 def test_a_gap_is_found_at_once() -> None:
@@ -210,7 +214,7 @@ def test_syncs_take_turns() -> None:
     assert len(said) == 1
     # b never begins: its turn ends.
     said_later = story.wait(4, a)
-    assert [c for c, m in said_later if isinstance(m, Resync)][0] == b"c 7"
+    assert next(c for c, m in said_later if isinstance(m, Resync)) == b"c 7"
 
 
 def test_who_is_not_heard_is_suspect_then_dead() -> None:
@@ -218,13 +222,17 @@ def test_who_is_not_heard_is_suspect_then_dead() -> None:
     a, b = story.join(StubInstance("a")), story.join(StubInstance("b"))
     story.tell(a, *a.store(1))
     story.wait(2.75, b)
-    assert story.state("a") == "live" and story.locate(b, 1).found == 1
+    assert story.state("a") == "live"
+    assert story.locate(b, 1).found == 1
     story.wait(0.25, b)
-    assert story.state("a") == "suspect" and story.locate(b, 1).found == 0
+    assert story.state("a") == "suspect"
+    assert story.locate(b, 1).found == 0
     story.tell(a, a.heartbeat())
-    assert story.state("a") == "live" and story.locate(b, 1).found == 1
+    assert story.state("a") == "live"
+    assert story.locate(b, 1).found == 1
     story.wait(5, b)
-    assert story.state("a") == "dead" and story.registry.placement.holders(keys(1)) == []
+    assert story.state("a") == "dead"
+    assert story.registry.placement.holders(keys(1)) == []
     assert only(story.tell(a, a.heartbeat()), Refused).code == "not_registered"
     story.join(a)
     assert story.locate(b, 1).found == 1
@@ -289,14 +297,17 @@ def test_refusals_name_what_differs() -> None:
 
     refused = refusal(StubInstance("a", cluster="blue"))
     assert refused.code == "cluster"
-    assert "'blue'" in refused.message and "'default'" in refused.message
+    assert "'blue'" in refused.message
+    assert "'default'" in refused.message
     refused = refusal(StubInstance("a", protocol=(3, 4)))
     assert refused.code == "protocol"
-    assert "3 to 4" in refused.message and "1 to 1" in refused.message
+    assert "3 to 4" in refused.message
+    assert "1 to 1" in refused.message
     refused = refusal(StubInstance("a", layout="rubbish"))
     assert (refused.code, refused.field) == ("field", "layouts")
     refused, _ = story.registry.locate(Locate(1, "blue", "a", 7), [keys(1)])
-    assert isinstance(refused, Refused) and refused.code == "cluster"
+    assert isinstance(refused, Refused)
+    assert refused.code == "cluster"
     story.join(StubInstance("a", protocol=(1, 9)))
 
 
@@ -329,7 +340,8 @@ def test_a_new_epoch_of_the_same_connection_replaces_the_old_at_once() -> None:
     assert story.locate(b, 1).found == 0
     other = StubInstance("c")
     ((_, refused, _),) = story.registry.hear(story.connection(a), other.registration, [])
-    assert isinstance(refused, Refused) and refused.field == "instance"
+    assert isinstance(refused, Refused)
+    assert refused.field == "instance"
 
 
 def test_a_reconnect_keeps_what_is_known_until_the_sync_has_stated_it() -> None:
@@ -355,13 +367,15 @@ def test_holders_hear_what_was_handed_out() -> None:
     story.clock.advance(0.125)
     told = {connection: arrays for connection, message, arrays in story.registry.touched()}
     assert told[b"a 7"][0] == keys(1, 2)
-    assert len(told[b"a 7"][1]) == 16 and len(told[b"a 7"][2]) == 8
+    assert len(told[b"a 7"][1]) == 16
+    assert len(told[b"a 7"][2]) == 8
     assert story.registry.touched() == []
     story.locate(b, 1, 2, avoid=["a"])
     story.clock.advance(0.25)
     ((connection, message, arrays),) = story.registry.touched()
     assert (connection, arrays[0]) == (b"c 7", keys(1))
-    assert isinstance(message, Touched) and message.epoch == 7
+    assert isinstance(message, Touched)
+    assert message.epoch == 7
 
 
 def test_a_holder_that_is_avoided_is_not_handed_out() -> None:
@@ -407,10 +421,12 @@ def test_lookup_names_the_holders_of_each_chunk() -> None:
     assert info.matched == {"a": 32, "b": 16}
     assert story.ask(Lookup(3), keys(first, second)) == info
     refused = story.ask(Lookup(3, tokens, like="nobody"))
-    assert isinstance(refused, Refused) and refused.code == "unknown_instance"
+    assert isinstance(refused, Refused)
+    assert refused.code == "unknown_instance"
     story.join(StubInstance("c", namespace="x=1\n"))
     refused = story.ask(Lookup(3, tokens))
-    assert isinstance(refused, Refused) and refused.field == "like"
+    assert isinstance(refused, Refused)
+    assert refused.field == "like"
     assert isinstance(story.ask(Lookup(3, tokens, like="a")), LookupInfo)
 
 
@@ -426,9 +442,11 @@ def test_what_is_not_served_is_answered_by_name() -> None:
     answer = Story().ask(Leave(7))
     assert isinstance(answer, Refused)
     answer = Story().ask(Peer(2, "x"))
-    assert isinstance(answer, Refused) and answer.request == 2
+    assert isinstance(answer, Refused)
+    assert answer.request == 2
     answer = Story().ask(Stop())
-    assert isinstance(answer, Unsupported) and answer.name == "stop"
+    assert isinstance(answer, Unsupported)
+    assert answer.name == "stop"
 
 
 def test_wrong_frames_change_nothing() -> None:
