@@ -195,7 +195,8 @@ class Pulls:
             if result == PullResult.GOOD:
                 self._table.admit(place, counter, False)
             else:
-                self._table.abort(place, counter, i in job.limbo_chunks)
+                # A READ may have ended on its rank before the other ranks answered.
+                self._table.abort(place, counter, bool(job.limbo) and i in job.limbo_chunks)
             self._by_key.pop(job.keys[i * KEY : (i + 1) * KEY], None)
         if not job.limbo:
             del self._jobs[number]
