@@ -219,7 +219,7 @@ class Agent:
             return
         if tokens == 0:
             if state.phase is not Phase.LOADING:
-                self.reader.account(state)
+                self.reader.declined(state)
             return
         load = self.reader.load(state, blocks, tokens)
         self._step.loads.append(load)

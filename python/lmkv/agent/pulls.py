@@ -192,10 +192,10 @@ class Pulls:
         job.done = True
         for i, result in enumerate(job.results):
             place, counter = job.places[i * 8 : i * 8 + 8], job.counters[i * 4 : i * 4 + 4]
-            if result == PullResult.GOOD:
-                self._table.admit(place, counter, False)
-            else:
-                self._table.abort(place, counter, i in job.limbo_chunks)
+            good = result == PullResult.GOOD and self._table.admit(place, counter, False)
+            if not good:  # failed, or of an epoch that has ended: taken until it is given up
+                # A READ may have ended on its rank before the other ranks answered.
+                self._table.abort(place, counter, bool(job.limbo) and i in job.limbo_chunks)
             self._by_key.pop(job.keys[i * KEY : (i + 1) * KEY], None)
         if not job.limbo:
             del self._jobs[number]

@@ -19,7 +19,7 @@ from lmkv.agent.pulls import Job, Pulls
 from lmkv.agent.request import Phase, RequestState, Source
 from lmkv.agent.stats import Stats
 from lmkv.core.config import InstanceConfig
-from lmkv.core.messages import HostIdentity, PullPeer, PullResult
+from lmkv.core.messages import HostIdentity, PullResult
 from lmkv.core.steps import SKIPPED, Load, LoadChunk, LoadResult
 
 KEY, PLACE, COUNTER = 16, 8, 4
@@ -123,7 +123,7 @@ class Reader:
             state.sources = {state.base + i: s for i, s in answer.sources.items()}
             for name in {source.peer for source in state.sources.values()}:
                 if not self._locator.fetch(answer.peers[name]):
-                    state.peers.add(name)
+                    state.peers[name] = answer.peers[name]
         state.phase = Phase.PULLING
         state.deadline = self._clock() + self._config.connect_deadline
         return True
@@ -131,7 +131,7 @@ class Reader:
     def _gathered(self, state: RequestState, first: int, last: int) -> bool:
         """Peers' details are here, pulls posted and ended; or their deadlines have passed."""
         now = self._clock()
-        state.peers = {p for p in state.peers if not self._locator.ranks(p)}
+        state.peers = {p: ref for p, ref in state.peers.items() if not self._locator.fetch(ref)}
         if state.peers and now < state.deadline:
             return False
         with self.lock:
@@ -263,8 +263,9 @@ class Reader:
         return pinned
 
     def _add_mapped(self, state: RequestState, chunk: int, source: Source) -> None:
-        epoch = self._locator.ranks(source.peer)[0].epoch
-        generation = (epoch & 0xFFFFFFFF) << 32 | source.counter
+        # Kept until the load: meanwhile another request may find them out of date.
+        ranks = state.peer_ranks.setdefault(source.peer, self._locator.ranks(source.peer))
+        generation = (ranks[0].epoch & 0xFFFFFFFF) << 32 | source.counter
         key = state.keys(chunk, chunk + 1)
         state.chunks.append(LoadChunk(key, source.place, generation, [], 0))
         state.chunk_peers.append(source.peer)
@@ -281,6 +282,7 @@ class Reader:
         for places, counters in state.pins:
             self._table.unpin(places, counters)
         state.pins, state.chunks, state.chunk_peers = [], [], []
+        state.peer_ranks = {}
 
     # ------------------------------------------------------------ with blocks
 
@@ -301,16 +303,16 @@ class Reader:
                 if state.chunk_peers[i] not in peers:
                     peers.append(state.chunk_peers[i])
                 chunk.peer = peers.index(state.chunk_peers[i])
-        ranks: list[list[PullPeer]] = [self._locator.ranks(peer) for peer in peers]
-        return Load(state.id, state.chunks, ranks)
+        return Load(state.id, state.chunks, [state.peer_ranks[peer] for peer in peers])
 
     def loaded(self, state: RequestState, result: LoadResult) -> None:
         """The load has ended on every rank; what failed is computed by vLLM."""
+        bad = b""
         if result.good < len(state.chunks):
             peer = state.chunk_peers[result.good]
             state.miss = PullResult.CAUSES[result.result]
             if not peer and result.result == PullResult.DIGEST:
-                self._table.retire(state.chunks[result.good].key)
+                bad = state.chunks[result.good].key
             if peer and result.result in (PullResult.PEER_DEAD, PullResult.TIMEOUT):
                 self._locator.failed(peer)
         for i in range(result.good):
@@ -318,7 +320,14 @@ class Reader:
                 state.mapped.add(state.first + i)
         self.account(state, result.good)
         self._release(state)
+        if bad:  # once its pin is gone: a pinned slot is not retired
+            self._table.retire(bad)
         state.phase = Phase.DONE
+
+    def declined(self, state: RequestState) -> None:
+        """vLLM runs the request without a load."""
+        self.account(state)
+        self._release(state)
 
     def account(self, state: RequestState, good: int = 0) -> None:
         """Count the prompt's tokens by cause, once a request; `good` chunks were loaded."""
@@ -338,7 +347,9 @@ class Reader:
         if at < whole:
             state.misses[state.miss] += whole - at
             at = whole
-        state.misses["too_short" if state.chain else "opted_out"] += state.prompt_tokens - at
+        state.misses["opted_out" if state.chain is None else "too_short"] += (
+            state.prompt_tokens - at
+        )
         for counts in (state.hits, state.misses):
             for cause, tokens in counts.items():
                 self._stats.tokens(cause, tokens)

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from lmkv import _native
+from lmkv.core.messages import PeerRef, PullPeer
 from lmkv.core.steps import LoadChunk
 
 
@@ -44,7 +45,7 @@ class RequestState:
     locate: int = 0  # request number
     base: int = 0  # chunk that the locate's first key was
     sources: dict[int, Source] = field(default_factory=dict)  # by chunk
-    peers: set[str] = field(default_factory=set)  # whose details are awaited
+    peers: dict[str, PeerRef] = field(default_factory=dict)  # whose details are awaited
     jobs: set[int] = field(default_factory=set)  # pulls awaited
     pulled: set[int] = field(default_factory=set)  # chunks that came by a pull
     miss: str = "cold"  # cause of the first chunk not found
@@ -54,6 +55,7 @@ class RequestState:
     computed: int = 0  # vLLM's own hit, tokens
     chunks: list[LoadChunk] = field(default_factory=list)
     chunk_peers: list[str] = field(default_factory=list)  # "" is the own pool
+    peer_ranks: dict[str, list[PullPeer]] = field(default_factory=dict)  # as chosen
     pins: list[tuple[bytes, bytes]] = field(default_factory=list)
 
     next_store: int = 0  # chunks before were stored, or are not to be

@@ -83,8 +83,9 @@ class Stores:
             for block in job.blocks:
                 if self._sources.get(block) == message.job:
                     del self._sources[block]
-        if job.good:
-            return self._table.admit(job.place, job.counter) > 0
+        if job.good and self._table.admit(job.place, job.counter):
+            return True
+        # Failed, or of an epoch that has ended: the slot is taken until it is given up.
         self._table.abort(job.place, job.counter)
         return False
 

@@ -170,9 +170,16 @@ class Stream:
         elif isinstance(message, HeartbeatOk):
             if self._welcome is not None and message.epoch != self._welcome.epoch:
                 self.restart()  # another life of the controller
-        elif isinstance(message, Touched) and message.epoch == epoch and len(frames) >= 3:
-            self._table.touch(frames[1], frames[2])
+        elif isinstance(message, Touched) and message.epoch == epoch:
+            self._touched(frames)
         return []
+
+    def _touched(self, frames: list[bytes]) -> None:
+        try:
+            wire.counts(frames[1:3], wire.PLACE_BYTES, wire.COUNTER_BYTES)
+        except wire.WireError:
+            return  # a hint that is torn is no hint
+        self._table.touch(frames[1], frames[2])
 
     def _refusal(self, message: Refused) -> None:
         if message.code == "not_registered":

@@ -1,0 +1,399 @@
+"""The read path of an agent, told as stories between it, a controller and its movers."""
+
+from __future__ import annotations
+
+import pytest
+from lmkv.core.messages import Attach, Locate, Peer, Pull, PullResult
+from lmkv.core.steps import SKIPPED, LoadResult
+
+from tests.fake_links import CONTROLLER, PEER_EPOCH, QUERY, World, counters, places
+
+GOOD, GONE, DIGEST = PullResult.GOOD, PullResult.GONE, PullResult.DIGEST
+TIMEOUT, PEER_DEAD = PullResult.TIMEOUT, PullResult.PEER_DEAD
+
+
+def finish(world: World, name: str) -> tuple[dict[str, int], dict[str, int]]:
+    """(hits, misses) of a request that ends without a load."""
+    world.agent.allocated(name, [], 0)
+    ended = world.agent.finished(name)
+    assert ended is not None
+    counts = ended["lmkv"]
+    return counts["hit_tokens"], {c: n for c, n in counts["miss_tokens"].items() if n}
+
+
+def load(world: World, name: str, tokens: int, blocks: list[int]):
+    world.agent.allocated(name, blocks, tokens)
+    plan = world.agent.step([], [])
+    assert len(plan.loads) == 1
+    return plan.loads[0]
+
+
+def pulling(world: World, name: str = "a", chunks: int = 2) -> list[int]:
+    """A request whose chunks a peer has, and whose Pull is with the mover."""
+    prompt = world.prompt(chunks)
+    world.begin(name, prompt)
+    world.located(chunks)
+    assert world.match(name, prompt) is None  # peer's details are asked for
+    world.peer_info()
+    assert world.match(name, prompt) is None
+    return prompt
+
+
+# ---------------------------------------------------------------- own pool, locate
+
+
+def test_what_the_own_pool_has_is_not_asked_for() -> None:
+    world = World()
+    world.hold(0, 2)
+    prompt = world.prompt(2)
+    world.begin("a", prompt)
+    assert world.match("a", prompt) == 8
+    assert world.agent.locator.sent == 0
+    assert world.agent.table.pins == 2
+    made = load(world, "a", 8, [10, 11, 12, 13, 14])
+    assert [chunk.blocks for chunk in made.chunks] == [[10, 11], [12, 13]]
+    assert [chunk.peer for chunk in made.chunks] == [-1, -1]
+    assert [chunk.generation >> 32 for chunk in made.chunks] == [world.agent.epoch & 0xFFFFFFFF] * 2
+    world.agent.loaded("a", LoadResult(2))
+    assert world.agent.table.pins == 0
+    counts = world.agent.finished("a")
+    assert counts is not None
+    assert counts["lmkv"]["hit_tokens"] == {"hit_vllm": 0, "hit_pool": 8}
+    assert world.at_rest()
+
+
+def test_only_what_the_own_pool_lacks_is_asked_for() -> None:
+    world = World()
+    world.hold(0, 1)
+    world.begin("a", world.prompt(3))
+    _, frames = world.at(QUERY).last(Locate)
+    assert frames == [world.keys(1, 3)]
+
+
+def test_a_pool_on_this_host_is_mapped_and_nothing_is_pulled() -> None:
+    world = World()
+    prompt = world.prompt(2)
+    world.begin("a", prompt)
+    assert world.match("a", prompt) is None
+    world.located(2)
+    assert world.match("a", prompt) is None
+    world.peer_info(mapped=True)
+    assert world.match("a", prompt) == 8
+    assert world.agent.pulls.posted == 0
+    made = load(world, "a", 8, [1, 2, 3, 4, 5])
+    assert [chunk.peer for chunk in made.chunks] == [0, 0]
+    assert [chunk.place for chunk in made.chunks] == [places(2)[:8], places(2)[8:]]
+    assert [chunk.generation for chunk in made.chunks] == [(7 << 32) + 100, (7 << 32) + 101]
+    assert [peer.info.share_socket for peer in made.peers[0]] == ["/peer0"]
+    world.agent.loaded("a", LoadResult(2))
+    # What came from a mapped pool is not stored a second time.
+    assert world.agent.step([("a", 0, 2, [1, 2, 3, 4])], []).stores == []
+    assert world.agent.finished("a")["lmkv"]["hit_tokens"]["hit_mapped"] == 8  # type: ignore[index]
+    assert world.at_rest()
+
+
+def test_a_peer_that_is_forgotten_before_the_load_keeps_its_details_in_it() -> None:
+    world = World(ranks=2)
+    prompt = world.prompt(1)
+    world.begin("a", prompt)
+    world.located(1)
+    world.match("a", prompt)
+    world.peer_info(mapped=True)
+    assert world.match("a", prompt) == 4
+    world.agent.locator.outdated("peer")  # another request's pull from it was stale
+    assert world.match("a", prompt) == 4
+    made = load(world, "a", 4, [1, 2, 3])
+    assert [peer.info.rank for peer in made.peers[0]] == [0, 1]
+
+
+def test_details_older_than_the_locate_says_are_waited_for() -> None:
+    world = World()
+    prompt = world.prompt(1)
+    world.begin("a", prompt)
+    world.located(1)
+    world.match("a", prompt)
+    world.peer_info(mapped=True)
+    assert world.match("a", prompt) == 4
+    finish(world, "a")
+    world.begin("b", prompt)
+    world.located(1, epoch=PEER_EPOCH + 1)  # the peer has begun another life
+    world.clock.advance(0.01)
+    assert world.match("b", prompt) is None
+    assert world.match("b", prompt) is None
+    world.clock.advance(1.1)
+    finish(world, "b")
+
+
+def test_a_locate_without_answer_ends_at_its_deadline() -> None:
+    world = World(locate_deadline=0.02)
+    prompt = world.prompt(2)
+    world.begin("a", prompt)
+    world.clock.advance(0.019)
+    assert world.match("a", prompt) is None
+    world.clock.advance(0.002)
+    assert world.match("a", prompt) == 0
+    assert finish(world, "a")[1] == {"locate_timeout": 8, "too_short": 1}
+    world.located(2)  # too late: nobody is confused
+    world.agent.locator.drain()
+    assert world.at_rest()
+
+
+def test_without_a_controller_nobody_waits() -> None:
+    world = World(controller=False)
+    prompt = world.prompt(2)
+    world.begin("a", prompt)
+    assert world.match("a", prompt) == 0
+    assert finish(world, "a")[1] == {"no_controller": 8, "too_short": 1}
+    assert world.agent.locator.sent == 0
+
+
+def test_nobody_has_it() -> None:
+    world = World()
+    prompt = world.prompt(2)
+    world.begin("a", prompt)
+    world.located(0)
+    assert world.match("a", prompt) == 0
+    assert finish(world, "a")[1] == {"cold": 8, "too_short": 1}
+
+
+def test_a_prompt_below_a_chunk_is_too_short() -> None:
+    world = World()
+    world.begin("a", [1, 2, 3])
+    assert world.match("a", [1, 2, 3]) == 0
+    assert finish(world, "a")[1] == {"too_short": 3}
+
+
+def test_a_request_may_opt_out_of_loading() -> None:
+    world = World()
+    world.hold(0, 2)
+    prompt = world.prompt(2)
+    world.begin("a", prompt, skip_load=True)
+    assert world.match("a", prompt) == 0
+    assert finish(world, "a")[1] == {"opted_out": 8, "too_short": 1}
+
+
+# ---------------------------------------------------------------- pulls
+
+
+def test_a_wish_for_nixl_pulls_even_on_the_same_host() -> None:
+    world = World(ranks=2)
+    prompt = world.prompt(2)
+    world.begin("a", prompt, transfer="nixl")
+    world.located(2)
+    assert world.match("a", prompt) is None
+    world.peer_info(mapped=True)
+    assert world.match("a", prompt) is None
+    for rank in (0, 1):
+        pull, frames = world.pull(rank)
+        assert (pull.peer.info.rank, pull.peer.epoch, pull.fingerprint) == (
+            rank,
+            PEER_EPOCH,
+            90 + rank,
+        )
+        assert frames[:3] == [world.keys(0, 2), places(2), counters(2)]
+        assert (len(frames[3]), len(frames[4])) == (16, 8)
+    assert world.granules("reserved") == 2
+    world.pulled([GOOD, GOOD], 0, seconds=0.5, bytes=10)
+    assert world.match("a", prompt) is None  # the other rank has not answered
+    world.pulled([GOOD, GOOD], 1, seconds=0.7, bytes=10)
+    assert world.match("a", prompt) == 8
+    assert world.agent.table.pins == 2
+    made = load(world, "a", 8, [1, 2, 3, 4, 5])
+    assert [c.place for c in made.chunks] == [world.pull()[1][3][:8], world.pull()[1][3][8:]]
+    world.agent.loaded("a", LoadResult(2))
+    assert world.agent.finished("a")["lmkv"]["hit_tokens"]["hit_peer"] == 8  # type: ignore[index]
+    taken = world.agent.stats.take("vllm")
+    assert (taken["pull_seconds"], taken["pull_bytes"]) == ([0.7], 20)
+    assert world.at_rest()
+
+
+@pytest.mark.parametrize(
+    ("result", "cause"), [(GONE, "gone"), (DIGEST, "digest"), (PEER_DEAD, "peer_dead")]
+)
+def test_a_failed_chunk_ends_the_claim_there(result: int, cause: str) -> None:
+    world = World()
+    prompt = pulling(world)
+    world.pulled([GOOD, result])
+    assert world.match("a", prompt) == 4
+    assert world.granules("readable") + world.granules("pinned") == 1
+    assert finish(world, "a")[1] == {cause: 8, "too_short": 1}
+    assert world.at_rest()
+
+
+def test_a_read_that_timed_out_keeps_its_slot_until_it_ends() -> None:
+    world = World()
+    prompt = pulling(world)
+    world.pulled([GOOD, TIMEOUT])
+    assert world.match("a", prompt) == 4
+    assert world.granules("limbo") == 1
+    assert world.agent.pending["pulls"] == 1
+    assert finish(world, "a")[1] == {"pull_timeout": 8, "too_short": 1}
+    world.limbo_ended()
+    world.turn()
+    assert world.granules("limbo") == 0
+    assert world.at_rest()
+
+
+def test_a_mover_that_says_nothing_leaves_limbo_and_another_mover_ends_it() -> None:
+    world = World(pull_deadline_min=0.25)
+    prompt = pulling(world)
+    world.clock.advance(0.29)
+    assert world.match("a", prompt) is None
+    world.clock.advance(0.02)
+    assert world.match("a", prompt) == 0
+    assert world.granules("limbo") == 2
+    assert finish(world, "a")[1] == {"pull_timeout": 8, "too_short": 1}
+    world.worker_state(0, "ipc://another")
+    world.turn()
+    assert world.granules("limbo") == 0
+    assert (
+        world.at(  # the new one knows whom it serves
+            "ipc://another"
+        )
+        .last(Attach)[0]
+        .epoch
+        == world.agent.epoch
+    )
+    assert world.at_rest()
+
+
+def test_limbo_that_ends_before_the_other_rank_answers_is_no_limbo() -> None:
+    world = World(ranks=2)
+    prompt = pulling(world, chunks=1)
+    world.pulled([TIMEOUT], 0)
+    world.limbo_ended(0)
+    assert world.match("a", prompt) is None
+    world.pulled([GOOD], 1)
+    assert world.match("a", prompt) == 0
+    assert world.granules("limbo") == 0
+    finish(world, "a")
+    assert world.at_rest()
+
+
+def test_a_mover_that_dies_ends_the_wait() -> None:
+    world = World()
+    prompt = pulling(world)
+    world.worker_state(0, "")
+    world.turn()
+    assert world.match("a", prompt) == 0
+    assert finish(world, "a")[1] == {"mover_down": 8, "too_short": 1}
+    assert world.granules("reserved") + world.granules("limbo") == 0
+    assert world.at_rest()
+
+
+def test_two_requests_share_one_pull() -> None:
+    world = World()
+    prompt = pulling(world, "a")
+    world.begin("b", prompt)
+    world.located(2)
+    assert world.match("b", prompt) is None
+    assert len(world.at("ipc://mover0").of(Pull)) == 1
+    world.pulled([GOOD, GOOD])
+    assert world.match("a", prompt) == 8
+    assert world.match("b", prompt) == 8
+    assert world.agent.table.pins == 4
+    for name in "ab":
+        load(world, name, 8, [1, 2, 3, 4, 5])
+        world.agent.loaded(name, LoadResult(2))
+        assert world.agent.table.pins == (2 if name == "a" else 0)
+        hits = world.agent.finished(name)["lmkv"]["hit_tokens"]  # type: ignore[index]
+        assert hits["hit_peer"] == 8
+    assert world.at_rest()
+
+
+def test_a_pull_that_nobody_waits_for_ends_in_the_background() -> None:
+    world = World()
+    pulling(world)
+    world.agent.finished("a")
+    world.pulled([GOOD, GOOD])
+    world.turn()
+    assert world.granules("readable") == 2
+    assert world.at_rest()
+
+
+def test_a_peer_that_timed_out_is_avoided_for_a_while() -> None:
+    world = World()
+    prompt = pulling(world)
+    world.pulled([TIMEOUT, TIMEOUT])
+    world.match("a", prompt)
+    world.begin("b", prompt)
+    assert world.at(QUERY).last(Locate)[0].avoid == ["peer"]
+    world.clock.advance(1.1)
+    world.begin("c", prompt)
+    assert world.at(QUERY).last(Locate)[0].avoid == []
+
+
+def test_details_are_asked_for_once() -> None:
+    world = World()
+    pulling(world, "a")
+    world.begin("b", world.prompt(3))
+    world.located(3)
+    world.match("b", world.prompt(3))
+    assert len(world.at(CONTROLLER, 1).of(Peer)) == 1
+
+
+# ---------------------------------------------------------------- loads
+
+
+def test_a_hit_of_vllm_that_ends_inside_a_chunk_is_not_written_again() -> None:
+    world = World()
+    world.hold(0, 2)
+    prompt = world.prompt(2)
+    world.begin("a", prompt)
+    assert world.match("a", prompt, computed=2) == 6
+    made = load(world, "a", 6, [10, 11, 12, 13, 14])
+    assert [chunk.blocks for chunk in made.chunks] == [[SKIPPED, 11], [12, 13]]
+    world.agent.loaded("a", LoadResult(2))
+    hits = world.agent.finished("a")["lmkv"]["hit_tokens"]  # type: ignore[index]
+    assert hits == {"hit_vllm": 2, "hit_pool": 6}
+
+
+def test_a_load_that_fails_counts_what_came_and_the_cause_of_the_rest() -> None:
+    world = World()
+    world.hold(0, 3)
+    prompt = world.prompt(3)
+    world.begin("a", prompt)
+    assert world.match("a", prompt) == 12
+    load(world, "a", 12, [1, 2, 3, 4, 5, 6, 7])
+    world.agent.loaded("a", LoadResult(1, DIGEST))
+    counts = world.agent.finished("a")["lmkv"]  # type: ignore[index]
+    assert counts["hit_tokens"] == {"hit_vllm": 0, "hit_pool": 4}
+    assert counts["miss_tokens"] == {"digest": 8, "too_short": 1}
+    assert world.at_rest()
+
+
+def test_a_slot_whose_digest_is_wrong_is_not_handed_out_again() -> None:
+    world = World()
+    world.hold(0, 2)
+    prompt = world.prompt(2)
+    world.begin("a", prompt)
+    world.match("a", prompt)
+    load(world, "a", 8, [1, 2, 3, 4, 5])
+    world.agent.loaded("a", LoadResult(1, DIGEST))
+    assert world.agent.table.contains(world.keys(0, 2)) == b"\x01\x00"
+
+
+def test_pins_of_an_aborted_request_last_as_long_as_its_load() -> None:
+    world = World()
+    world.hold(0, 2)
+    prompt = world.prompt(2)
+    world.begin("a", prompt)
+    world.match("a", prompt)
+    load(world, "a", 8, [1, 2, 3, 4, 5])
+    world.agent.finished("a")
+    assert world.agent.table.pins == 2
+    assert world.agent.pending["requests"] == 1
+    world.agent.loaded("a", LoadResult(2))
+    assert world.at_rest()
+
+
+def test_a_claim_below_the_least_holds_no_pins_while_the_request_runs() -> None:
+    world = World(min_tokens=100)
+    world.hold(0, 2)
+    prompt = world.prompt(2)
+    world.begin("a", prompt)
+    assert world.match("a", prompt) == 0
+    world.agent.allocated("a", [1, 2, 3, 4, 5], 0)
+    assert world.agent.table.pins == 0
+    world.agent.finished("a")
+    assert world.at_rest()
