@@ -86,10 +86,10 @@ class Server:
         poller.register(self._query, zmq.POLLIN)
         poller.register(self._state, zmq.POLLIN)
         while not stop():
-            busy = self._answer_queries()
-            busy = self._hear_one() or busy
-            self._time(busy)
-            if not busy:
+            self._answer_queries()
+            heard = self._hear_one()
+            self._time(heard)
+            if not heard:
                 idle = self.registry.placement.directory.sweep(SWEPT)
                 poller.poll(ceil(self._wait() * 1000) if idle else 0)
 
@@ -111,13 +111,12 @@ class Server:
             self._next_tick = now + min(1.0, beat / TICKS)
             self._send(self.registry.tick())
 
-    def _answer_queries(self) -> bool:
-        for done in range(LOCATES):
+    def _answer_queries(self) -> None:
+        for _ in range(LOCATES):
             frames = receive(self._query)
             if frames is None:
-                return done > 0
+                return
             self._guard(self._query, frames, self._query_answer)
-        return True
 
     def _hear_one(self) -> bool:
         frames = receive(self._state)
