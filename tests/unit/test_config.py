@@ -182,7 +182,7 @@ def test_values_that_are_right_only_together() -> None:
 
 @pytest.mark.parametrize("address", ["", "tcp://", "tcp://:1", "tcp://a:", "tcp://*:1", "a:1"])
 def test_what_is_no_address(address: str) -> None:
-    with pytest.raises(ValueError, match="tcp://HOST:PORT|no port"):
+    with pytest.raises(ValueError, match=r"tcp://HOST:PORT|no port"):
         split_address(address)
 
 
