@@ -26,6 +26,7 @@ from lmkv.core.messages import (
     Locate,
     Located,
     RankInfo,
+    Refused,
     Register,
     SyncEnd,
     Welcome,
@@ -103,6 +104,7 @@ class Instance:
         self.client.send(Heartbeat(self.epoch, self.number(), 0, 0, 0))
         while True:
             answer, _ = self.client.receive()
+            assert not isinstance(answer, Refused), answer.message
             if isinstance(answer, HeartbeatOk):
                 assert answer.seq == self.seq
                 return  # else: its sums are made up, a sync may be asked for

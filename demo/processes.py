@@ -85,8 +85,11 @@ class Processes:
         self.running.append(process)
         return process
 
-    def stop(self, processes: Sequence[Process] | None = None, seconds: float = 15) -> None:
-        """End these (all) and all that they started: SIGTERM, then SIGKILL to what is left."""
+    def stop(self, processes: Sequence[Process] | None = None, seconds: float = 4) -> None:
+        """End these (all) and all that they started: SIGTERM, then SIGKILL to what is left.
+
+        A server with a request in flight would wait for its end.
+        """
         ending = list(self.running if processes is None else processes)[::-1]
         for process in ending:
             self._signal(process, signal.SIGTERM)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from lmkv import _native
-from lmkv._native import Copier, Pages, Pool, SlotLayout, SlotStatus
+from lmkv._native import SKIPPED_BLOCK, Copier, Pages, Pool, SlotLayout, SlotStatus
 
 KEY, GENERATION = b"sixteen-byte-key", 5 << 32 | 2
 
@@ -168,6 +168,40 @@ def test_scatter_writes_those_blocks_and_nothing_else(world: World) -> None:
     status = world.copier.scatter(world.slot, KEY, GENERATION, target)
     assert status == SlotStatus.GOOD
     assert np.array_equal(world.memory, expected)
+
+
+@pytest.mark.parametrize("skipped", [0, -1], ids=["first", "last"])
+def test_scatter_leaves_a_skipped_block_alone_and_checks_its_bytes(
+    world: World, skipped: int
+) -> None:
+    source, target = some_blocks(world.case, 7), some_blocks(world.case, 9)
+    world.copier.gather(world.slot, KEY, GENERATION, source)
+    sources, targets = source.copy(), target.copy()
+    del sources[skipped], targets[skipped]
+    target[skipped] = SKIPPED_BLOCK
+    expected = world.memory.copy()
+    twin = np.lib.stride_tricks.as_strided(
+        expected[world.kv.ctypes.data - world.memory.ctypes.data :],
+        world.kv.shape,
+        world.kv.strides,
+    )
+    twin[:, :, targets] = world.kv[:, :, sources]
+    assert world.copier.scatter(world.slot, KEY, GENERATION, target) == SlotStatus.GOOD
+    assert np.array_equal(world.memory, expected)
+    run = world.case.run * world.case.tokens
+    of_skipped = 0 if skipped == 0 else run * (world.case.per_chunk - 1)
+    world.poke(world.layout.payload_offset + of_skipped)
+    assert world.copier.scatter(world.slot, KEY, GENERATION, target) == SlotStatus.DIGEST
+
+
+def test_only_a_scatter_may_skip(small: World) -> None:
+    blocks = [0, 1, 2, SKIPPED_BLOCK]
+    for call in (
+        lambda: small.copier.gather(small.slot, KEY, GENERATION, blocks),
+        lambda: small.copier.audit(small.slot, blocks),
+    ):
+        with pytest.raises(ValueError, match=f"blocks: {SKIPPED_BLOCK} of 6"):
+            call()
 
 
 def test_slots_of_engines_with_other_strides_are_alike() -> None:

@@ -13,6 +13,7 @@ STUB = Path(__file__).resolve().parents[2] / "python" / "lmkv" / "_native.pyi"
 TREE = ast.parse(STUB.read_text())
 CLASSES = {node.name: node for node in TREE.body if isinstance(node, ast.ClassDef)}
 FUNCTIONS = {node.name: node for node in TREE.body if isinstance(node, ast.FunctionDef)}
+CONSTANTS = {node.target.id for node in TREE.body if isinstance(node, ast.AnnAssign)}
 
 
 def members(node: ast.ClassDef) -> dict[str, ast.stmt]:
@@ -46,7 +47,7 @@ def built_parameters(function: object) -> list[list[tuple[str, bool]]]:
 
 def test_the_same_names_on_both_sides() -> None:
     there = {name for name in vars(_native) if not name.startswith("_")}
-    stub = set(CLASSES) | set(FUNCTIONS)
+    stub = CONSTANTS | set(CLASSES) | set(FUNCTIONS)
     assert sorted(there - stub) == [], "not in the stub"
     assert sorted(stub - there) == [], "not in the module"
 

@@ -1,8 +1,9 @@
 """The worker's copy thread: loads first, then stores, each to its end.
 
-`load()` and `store()` queue; `wait()` blocks until stores have ended or gives up those that have
+`load()` and `store()` queue; `wait()` blocks until stores have ended, or gives up those that have
 not begun. Whatever happens in a copy, each load is answered once in `take_loads()` and each store
-once by `on_stored`.
+once by `on_stored`; `stop()` answers for what is still queued. The blocks that a load did not fill
+are told after the load itself: vLLM must not hear of them a step early.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from time import monotonic
 
+from lmkv.core.clock import Clock, monotonic
 from lmkv.core.messages import PullResult
 from lmkv.core.steps import SKIPPED, Load, LoadResult, Store
 
@@ -22,74 +23,111 @@ CopyLoad = Callable[[Load], LoadResult]
 CopyStore = Callable[[Store, int], bool]  # with the plan's epoch
 
 
+class Once:
+    """Logs the first exception of a kind: what fails at each step must not fill a disk."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def exception(self, what: str, error: Exception) -> None:
+        kind = f"{what}: {type(error).__name__}"
+        if kind not in self._said:
+            self._said.add(kind)
+            log.error("lmkv: %s; said once", what, exc_info=error)
+
+
 class Copies:
+    """`on_stored(store, good, seconds)` is called from the copy thread, or from `wait` and `stop`
+    for stores that were given up."""
+
     def __init__(
         self,
         copy_load: CopyLoad,
         copy_store: CopyStore,
         on_stored: Callable[[Store, bool, float], None],
         load_deadline: float,
+        clock: Clock = monotonic,
     ) -> None:
         self._copy_load = copy_load
         self._copy_store = copy_store
         self._on_stored = on_stored
         self._load_deadline = load_deadline
+        self._clock = clock
+        self._once = Once()
         self._condition = threading.Condition()
         self._loads: deque[tuple[Load, float]] = deque()
         self._stores: deque[tuple[Store, int]] = deque()
-        self._running = 0  # job of the store being copied
+        self._running: int | None = None  # job of the store being copied
         self._ended: dict[str, LoadResult] = {}
-        self._failed_blocks: set[int] = set()
+        self._unfilled: dict[str, set[int]] = {}  # blocks of loads that ended, not yet told
+        self._failed_blocks: set[int] = set()  # of loads that were told
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="lmkv-copies", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self, deadline: float) -> None:
+    def stop(self, deadline: float) -> bool:
+        """Ends after the copy under way; False if that takes longer than `deadline` seconds."""
         with self._condition:
             self._stopping = True
+            loads, stores = list(self._loads), list(self._stores)
+            self._loads.clear()
+            self._stores.clear()
             self._condition.notify_all()
+        for load, _ in loads:
+            self._end_load(load, LoadResult(0, PullResult.MOVER_DOWN))
+        self._give_up([store for store, _ in stores])
         if self._thread.is_alive():
             self._thread.join(deadline)
+        return not self._thread.is_alive()
 
     # ------------------------------------------------------------ vLLM's thread
 
     def load(self, load: Load) -> None:
         with self._condition:
-            self._loads.append((load, monotonic() + self._load_deadline))
-            self._condition.notify_all()
+            if not self._stopping:
+                self._loads.append((load, self._clock() + self._load_deadline))
+                self._condition.notify_all()
+                return
+        self._end_load(load, LoadResult(0, PullResult.MOVER_DOWN))
 
     def store(self, store: Store, epoch: int) -> None:
         with self._condition:
-            self._stores.append((store, epoch))
-            self._condition.notify_all()
+            if not self._stopping:
+                self._stores.append((store, epoch))
+                self._condition.notify_all()
+                return
+        self._give_up([store])
 
     def wait(self, jobs: list[int], deadline: float) -> None:
         """Until none of these stores reads a block any more. Those that have not begun after
-        `deadline` seconds are given up; one that runs is waited for to its end."""
-        wanted, end = set(jobs), monotonic() + deadline
+        `deadline` seconds are given up; one that runs is waited for to its end, always: its
+        slot would be sealed over bytes of another request."""
+        wanted, end = set(jobs), self._clock() + deadline
 
         def pending() -> bool:
             return self._running in wanted or any(s.job in wanted for s, _ in self._stores)
 
         with self._condition:
-            while pending() and (left := end - monotonic()) > 0:
+            while pending() and (left := end - self._clock()) > 0:
                 self._condition.wait(left)
-            given_up = [entry for entry in self._stores if entry[0].job in wanted]
-            for entry in given_up:
-                self._stores.remove(entry)
+            given_up = [store for store, _ in self._stores if store.job in wanted]
+            if given_up:
+                self._stores = deque(e for e in self._stores if e[0].job not in wanted)
             while self._running in wanted:
                 self._condition.wait()
-        for store, _ in given_up:
-            self._on_stored(store, False, 0.0)
+        self._give_up(given_up)
 
     def take_loads(self) -> dict[str, LoadResult]:
         with self._condition:
             ended, self._ended = self._ended, {}
+            self._failed_blocks = self._failed_blocks.union(*self._unfilled.values())
+            self._unfilled = {}
             return ended
 
     def take_failed_blocks(self) -> set[int]:
+        """Blocks that the loads which `take_loads` has told did not fill."""
         with self._condition:
             failed, self._failed_blocks = self._failed_blocks, set()
             return failed
@@ -105,36 +143,49 @@ class Copies:
                     return
                 load = self._loads.popleft() if self._loads else None
                 store = None if load else self._stores.popleft()
-                self._running = store[0].job if store else 0
+                self._running = store[0].job if store else None
             if load:
                 self._do_load(*load)
             elif store:
                 self._do_store(*store)
 
     def _do_load(self, load: Load, begin_by: float) -> None:
-        began = monotonic()
+        began = self._clock()
         if began > begin_by:
             result = LoadResult(0, PullResult.TIMEOUT)
         else:
             try:
                 result = self._copy_load(load)
-            except Exception:
-                log.exception("lmkv: a load failed")
+            except Exception as error:
+                self._once.exception("a load failed", error)
                 result = LoadResult(0, PullResult.MOVER_DOWN)
-        result.seconds = monotonic() - began
+        result.seconds = self._clock() - began
+        self._end_load(load, result)
+
+    def _end_load(self, load: Load, result: LoadResult) -> None:
         failed = {b for chunk in load.chunks[result.good :] for b in chunk.blocks if b != SKIPPED}
         with self._condition:
             self._ended[load.request] = result
-            self._failed_blocks |= failed
+            self._unfilled[load.request] = failed
 
     def _do_store(self, store: Store, epoch: int) -> None:
-        began = monotonic()
+        began = self._clock()
         try:
             good = self._copy_store(store, epoch)
-        except Exception:
-            log.exception("lmkv: a store failed")
+        except Exception as error:
+            self._once.exception("a store failed", error)
             good = False
         with self._condition:
-            self._running = 0
+            self._running = None
             self._condition.notify_all()
-        self._on_stored(store, good, monotonic() - began)
+        self._answer(store, good, self._clock() - began)
+
+    def _give_up(self, stores: list[Store]) -> None:
+        for store in stores:
+            self._answer(store, False, 0.0)
+
+    def _answer(self, store: Store, good: bool, seconds: float) -> None:
+        try:
+            self._on_stored(store, good, seconds)
+        except Exception as error:  # the thread must live on
+            self._once.exception("a store cannot be reported", error)

@@ -94,7 +94,8 @@ class MappedPeers:
                 self._unmap_unused(key, mapping)
 
     def _unmap_unused(self, key: tuple[str, int, int], mapping: _Mapping) -> None:
-        if mapping.users or not (mapping.over or mapping.pool is None):
+        empty = mapping.pool is None or mapping.pool.segments == 0  # nothing came of it
+        if mapping.users or not (mapping.over or empty):
             return
         if mapping.pool is not None:
             mapping.pool.close()

@@ -87,11 +87,11 @@ class Backoff:
 
 
 def remove_stale_sockets(run_dir: str) -> None:
-    """Unlink mover and share sockets that nobody listens on any more."""
+    """Unlink worker, mover and share sockets that nobody listens on any more."""
     for path in Path(run_dir).iterdir():
-        if path.suffix not in (".mover", ".share") or not path.is_socket():
+        if path.suffix not in (".worker", ".mover", ".share") or not path.is_socket():
             continue
-        kind = socket.SOCK_STREAM if path.suffix == ".mover" else socket.SOCK_SEQPACKET
+        kind = socket.SOCK_SEQPACKET if path.suffix == ".share" else socket.SOCK_STREAM
         with socket.socket(socket.AF_UNIX, kind) as probe:
             probe.setblocking(False)
             try:

@@ -8,31 +8,30 @@ control (the agent's socket), copies, and the supervisor's.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import queue
 import threading
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
-import zmq
 
 from lmkv import _native
-from lmkv.core import geometry, identity, wire
+from lmkv.core import geometry, identity
 from lmkv.core.config import InstanceConfig
 from lmkv.core.messages import (
     Alarm,
     Attach,
-    Message,
     MoverState,
+    PullPeer,
     PullResult,
     RankInfo,
     Stored,
     WorkerState,
 )
 from lmkv.core.steps import Load, LoadChunk, LoadResult, StepPlan, Store
-from lmkv.worker.copies import Copies
+from lmkv.worker.control import Control
+from lmkv.worker.copies import Copies, Once
 from lmkv.worker.mapped import MapError, MappedPeers
 from lmkv.worker.page_layout import PageLayout
 from lmkv.worker.supervise import MoverSettings, Supervisor
@@ -42,10 +41,37 @@ log = logging.getLogger("lmkv.worker")
 GRANULES_A_SLOT = 16
 STOP_DEADLINE = 2.0
 UCX_TLS = {"": "", "tcp": "tcp,self", "cma": "cma,tcp,self"}
+MAP_RESULTS = {
+    "incompatible": PullResult.INCOMPATIBLE,
+    "peer_dead": PullResult.PEER_DEAD,
+    "no_room": PullResult.MOVER_DOWN,  # our own address space: the peer is not to blame
+}
+
+P = ParamSpec("P")
+R = TypeVar("R")
+StepCall = Callable[Concatenate["Worker", P], R]
+
+
+def _isolated(otherwise: Callable[[], R]) -> Callable[[StepCall[P, R]], StepCall[P, R]]:
+    """A step's call: whatever fails in it costs vLLM nothing, and answers `otherwise()`."""
+
+    def wrap(call: StepCall[P, R]) -> StepCall[P, R]:
+        def isolated(self: Worker, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return call(self, *args, **kwargs)
+            except Exception as error:
+                self._once.exception(getattr(call, "__name__", "a step"), error)
+                return otherwise()
+
+        isolated.__doc__ = call.__doc__
+        return isolated
+
+    return wrap
 
 
 class Worker:
-    """Raises geometry.DoesNotFit, ValueError, OSError or RuntimeError with a sentence."""
+    """`instance` and `engine_id` name the sockets. Raises geometry.DoesNotFit, ValueError, OSError,
+    RuntimeError or zmq.ZMQError with a sentence; nothing is left behind then."""
 
     def __init__(
         self,
@@ -66,6 +92,7 @@ class Worker:
         self.pool = _native.Pool(slot, slots, segment_slots)
         self._copier = pages.copier()
         self._mapped = MappedPeers(slot, config.connect_deadline)
+        self._lives: dict[str, int] = {}  # epochs of the peers that were mapped
         self._info = RankInfo(
             rank,
             identity.host_identity(folder),
@@ -75,7 +102,6 @@ class Worker:
             segment_granules=segment_slots * GRANULES_A_SLOT,
         )
         name = identity.socket_name(instance, engine_id, rank, "worker")
-        self._path = str(folder / name)
         settings = MoverSettings(
             str(folder),
             config.data_interface,
@@ -87,24 +113,26 @@ class Worker:
         tag = name.partition("-")[0]
         self.supervisor = Supervisor(self.pool, rank, tag, settings, self._mover_changed)
         self._copies = Copies(self._copy_load, self._copy_store, self._stored, config.load_deadline)
+        self._once = Once()
         self._lock = threading.Lock()  # of the state below
-        self._instance, self._epoch, self._data_version = instance, 0, 0
+        self._attached = Attach(instance, 0)
+        self._data_version = 0
         self._mover: MoverState | None = None
+        self._error = ""
+        self._stats = _no_stats()
         self._gathers = 0
-        self._out: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
-        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._stopping = False
-        self._threads = [
-            threading.Thread(target=self._control, name="lmkv-control", daemon=True),
-            threading.Thread(target=self._fill, name="lmkv-filler", daemon=True),
-        ]
+        self._filler = threading.Thread(target=self._fill, name="lmkv-filler", daemon=True)
+        self._control = Control(
+            str(folder / name), self._state, self._on_attach, self._mapped.forget
+        )
 
     def handshake(self) -> dict[str, Any]:
         """What the agent must know of this rank before anything else, as plain data."""
         return {
             "rank": self._rank,
             "info": self._info,
-            "control": f"ipc://{self._path}",
+            "control": self._control.address,
             "layout": self._pages.layout,
             "slots": self.pool.slots,
             "payload_bytes": self._pages.slot.payload_bytes,
@@ -113,68 +141,106 @@ class Worker:
     def start(self) -> None:
         self._copies.start()
         self.supervisor.start()
-        for thread in self._threads:
-            thread.start()
+        self._control.start()
+        self._filler.start()
 
     def stop(self) -> None:
-        """Ends threads and mover, within a few seconds; harmless when repeated."""
+        """Ends threads and mover, within 3 s unless a copy hangs; harmless when repeated."""
         if self._stopping:
             return
         self._stopping = True
-        self._wake()
-        self._copies.stop(STOP_DEADLINE)
+        ended = self._copies.stop(STOP_DEADLINE)
         self.supervisor.stop()
-        for thread in self._threads:
-            if thread.is_alive():
-                thread.join(STOP_DEADLINE)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)
+        ended &= self._control.stop(STOP_DEADLINE)
+        if self._filler.ident is not None:
+            self._filler.join(STOP_DEADLINE)
+        self._mapped.close()
+        if ended and not self._filler.is_alive():  # else a copy would fault
+            self.pool.close()
 
     # ------------------------------------------------------------ vLLM's steps
 
+    @_isolated(lambda: None)
     def handle_preemptions(self, plan: StepPlan) -> None:
         """Before a step's forward: stores whose source blocks it overwrites must have ended."""
         self._copies.wait(plan.wait_for, self._config.copy_deadline)
 
+    @_isolated(lambda: None)
     def submit_loads(self, plan: StepPlan) -> None:
         for load in plan.loads:
             self._copies.load(load)
 
+    @_isolated(lambda: None)
     def submit_stores(self, plan: StepPlan) -> None:
         """After the step's forward."""
         for store in plan.stores:
             self._copies.store(store, plan.epoch)
 
+    @_isolated(dict[str, LoadResult])
     def take_finished(self) -> dict[str, LoadResult]:
         """Loads that have ended since the last call, by request; each is told exactly once."""
         return self._copies.take_loads()
 
+    @_isolated(set[int])
     def take_failed_blocks(self) -> set[int]:
-        """Blocks that ended loads did not fill."""
+        """Blocks that the loads told by `take_finished` did not fill; ask after it."""
         return self._copies.take_failed_blocks()
+
+    @_isolated(dict[str, float])
+    def take_stats(self) -> dict[str, float]:
+        """Of the copies that ended well since the last call: `gather_seconds`, `gather_bytes`,
+        `load_seconds`, `load_bytes`; and `gathers_failed`, `loads_failed`."""
+        with self._lock:
+            stats, self._stats = self._stats, _no_stats()
+        return stats
 
     # ------------------------------------------------------------ the copy thread
 
     def _copy_load(self, load: Load) -> LoadResult:
-        for i, chunk in enumerate(load.chunks):
-            status = self._scatter(load, chunk)
+        began, good, status = time.monotonic(), 0, int(PullResult.GOOD)
+        for chunk in load.chunks:
+            try:
+                status = self._scatter(load, chunk)
+            except Exception as error:  # the chunks before it are there all the same
+                self._once.exception("a chunk cannot be loaded", error)
+                status = PullResult.MOVER_DOWN
             if status != PullResult.GOOD:
-                return LoadResult(i, status)
-        return LoadResult(len(load.chunks), bytes=len(load.chunks) * self._pages.slot.payload_bytes)
+                break
+            good += 1
+        moved = good * self._pages.slot.payload_bytes
+        with self._lock:
+            self._stats["load_seconds"] += time.monotonic() - began
+            self._stats["load_bytes"] += moved
+            self._stats["loads_failed"] += good < len(load.chunks)
+        return LoadResult(good, status, bytes=moved)
 
     def _scatter(self, load: Load, chunk: LoadChunk) -> int:
+        """A PullResult."""
         if chunk.peer < 0:
-            address = self.pool.slot_address(chunk.place)
-            return self._copier.scatter(address, chunk.key, chunk.generation, chunk.blocks)
+            return self._scatter_from(self.pool, chunk)
         peer = load.peers[chunk.peer][self._rank]
+        self._forget_earlier_life(peer)
         try:
             with self._mapped.map(peer) as pool:
-                address = pool.slot_address(chunk.place)
-                return self._copier.scatter(address, chunk.key, chunk.generation, chunk.blocks)
-        except (MapError, ValueError) as error:
+                return self._scatter_from(pool, chunk)
+        except MapError as error:
             log.info("lmkv: %s cannot be mapped: %s", peer.instance, error)
-            cause = getattr(error, "cause", "incompatible")
-            return PullResult.CAUSES.index(cause)
+            return MAP_RESULTS.get(error.cause, PullResult.PEER_DEAD)
+
+    def _scatter_from(self, pool: _native.Pool | _native.PoolMap, chunk: LoadChunk) -> int:
+        try:
+            address = pool.slot_address(chunk.place)
+        except ValueError as error:  # in no usable segment
+            log.info("lmkv: %s", error)
+            return PullResult.GONE
+        return self._copier.scatter(address, chunk.key, chunk.generation, chunk.blocks)
+
+    def _forget_earlier_life(self, peer: PullPeer) -> None:
+        """A map keeps a dead holder's memory alive."""
+        earlier = self._lives.get(peer.instance)
+        if earlier is not None and earlier != peer.epoch:
+            self._mapped.forget(peer.instance, earlier)
+        self._lives[peer.instance] = peer.epoch
 
     def _copy_store(self, store: Store, epoch: int) -> bool:
         address = self.pool.slot_address(store.place)
@@ -183,31 +249,34 @@ class Worker:
         self._gathers += 1
         every = self._config.audit_every
         if every and self._gathers % every == 0 and not self._copier.audit(address, store.blocks):
-            self._send(
-                Alarm(self._rank, "audit", f"chunk {store.key.hex()} gathered twice differs")
-            )
+            _native.clear_slot(address)
+            text = f"chunk {store.key.hex()} differs when it is gathered twice"
+            self._control.send(Alarm(self._rank, "audit", text))
             return False
         return True
 
     def _stored(self, store: Store, good: bool, seconds: float) -> None:
-        counter = store.counter.to_bytes(4, "little")
+        with self._lock:
+            self._stats["gather_seconds"] += seconds
+            self._stats["gather_bytes"] += self._pages.slot.payload_bytes if good else 0
+            self._stats["gathers_failed"] += not good
+        counter = (store.counter & 0xFFFFFFFF).to_bytes(4, "little")
         result = b"\x01" if good else b"\x00"
-        self._send(Stored(self._rank, store.job, seconds), store.place, counter, result)
+        self._control.send(Stored(self._rank, store.job, seconds), store.place, counter, result)
 
-    # ------------------------------------------------------------ filler, supervisor
+    # ------------------------------------------------------------ filler, supervisor, control
 
     def _fill(self) -> None:
+        pool = self.pool
         try:
-            while (
-                not self._stopping
-                and self.pool.segments * self.pool.segment_slots < self.pool.slots
-            ):
-                self.pool.add_segment()
+            while not self._stopping and pool.segments * pool.segment_slots < pool.slots:
+                pool.add_segment()
                 self.supervisor.segment_added()
                 self._changed()
         except RuntimeError as error:
-            log.warning("lmkv: rank %d's pool stays at %d segments: %s", self._rank,
-                        self.pool.segments, error)  # fmt: skip
+            text = f"rank {self._rank}'s pool stays at {pool.segments} segments: {error}"
+            log.warning("lmkv: %s", text)
+            self._changed(text)
 
     def _mover_changed(self, state: MoverState | None) -> None:
         with self._lock:
@@ -216,21 +285,29 @@ class Worker:
             log.warning("lmkv: rank %d: %s", self._rank, state.error)
         self._changed()
 
-    # ------------------------------------------------------------ the control thread
-
-    def _changed(self) -> None:
+    def _changed(self, error: str = "") -> None:
         with self._lock:
             self._data_version += 1
-        self._send(self._state())
+            self._error = error or self._error
+        self._control.wake()
+
+    def _on_attach(self, message: Attach) -> None:
+        with self._lock:
+            known, self._attached = self._attached, message
+        if message != known:
+            self.supervisor.attach(message.instance, message.epoch, message.data_version)
 
     def _state(self) -> WorkerState:
         with self._lock:
-            mover, epoch, version = self._mover, self._epoch, self._data_version
+            mover, epoch, version = self._mover, self._attached.epoch, self._data_version
+            error = self._error
         info = msgspec.structs.replace(
             self._info,
             usable_segments=mover.segments if mover else 0,
             share_socket=mover.share_socket if mover else "",
             nixl_metadata=mover.nixl_metadata if mover else b"",
+            stream_address=mover.stream_address if mover else "",
+            rdma=mover.rdma if mover else False,
         )
         return WorkerState(
             self._rank,
@@ -240,50 +317,10 @@ class Worker:
             f"ipc://{self.supervisor.control_socket}" if mover else "",
             self.supervisor.generation,
             local_segments=self.pool.segments,
+            error=error,
         )
 
-    def _send(self, message: Message, *arrays: bytes) -> None:
-        self._out.put(wire.encode(message, *arrays))
-        self._wake()
 
-    def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._wake_write, b"1")
-
-    def _control(self) -> None:
-        router: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
-        router.setsockopt(zmq.LINGER, 0)
-        router.bind(f"ipc://{self._path}")
-        os.chmod(self._path, 0o600)
-        poller = zmq.Poller()
-        poller.register(router, zmq.POLLIN)
-        poller.register(self._wake_read, zmq.POLLIN)
-        agent: bytes | None = None
-        while not self._stopping:
-            ready = dict(poller.poll(1000))
-            if self._wake_read in ready:
-                os.read(self._wake_read, 4096)
-            if router in ready:
-                sender, *frames = router.recv_multipart()
-                if self._attached(frames):
-                    agent = sender
-                    router.send_multipart([agent, *wire.encode(self._state())])
-            while agent is not None and not self._out.empty():
-                router.send_multipart([agent, *self._out.get()])
-        router.close()
-
-    def _attached(self, frames: list[bytes]) -> bool:
-        """Whether this is an agent's Attach, which is carried out."""
-        try:
-            message, _ = wire.decode(frames)
-        except wire.WireError as error:
-            log.info("lmkv: rank %d's control socket: %s", self._rank, error)
-            return False
-        if not isinstance(message, Attach):
-            return False
-        with self._lock:
-            new = message.epoch != self._epoch
-            self._instance, self._epoch = message.instance, message.epoch
-        if new:
-            self.supervisor.attach(message.instance, message.epoch, message.data_version)
-        return True
+def _no_stats() -> dict[str, float]:
+    names = ("gather_seconds", "gather_bytes", "gathers_failed")
+    return dict.fromkeys((*names, "load_seconds", "load_bytes", "loads_failed"), 0)

@@ -1,0 +1,149 @@
+"""The worker's socket to its agent: Attach -> WorkerState, and what changes or ends after it.
+
+A ROUTER (ipc) in `run_dir`, one thread. The agent that attached last is told; until one has, and
+while it cannot be reached, messages wait, and of the state only the present one is ever sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable
+
+import zmq
+
+from lmkv.core import wire
+from lmkv.core.messages import Attach, Forget, Message, WorkerState
+from lmkv.worker.copies import Once
+
+log = logging.getLogger("lmkv.worker")
+
+TICK_MS, RETRY_MS = 1000, 100
+
+
+class Control:
+    """Binds at once. `state`, `attach` and `forget` are called from the control thread."""
+
+    def __init__(
+        self,
+        path: str,
+        state: Callable[[], WorkerState],
+        attach: Callable[[Attach], None],
+        forget: Callable[[str, int], None],
+    ) -> None:
+        self.address = f"ipc://{path}"
+        self._path = path
+        self._state = state
+        self._attach = attach
+        self._forget = forget
+        self._out: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
+        self._unsent: list[bytes] | None = None  # taken from `_out`, not gone out
+        self._agent: bytes | None = None
+        self._told = (-1, -1)  # epoch, data version
+        self._stopping = False
+        self._once = Once()
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.SNDHWM, 0)  # a report that is dropped is a slot lost
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # say so when the agent is not there
+        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # an agent's new connection is the agent
+        try:
+            self._socket.bind(self.address)
+            os.chmod(path, 0o600)
+        except BaseException:
+            self._socket.close()
+            raise
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._thread = threading.Thread(target=self._run, name="lmkv-control", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def send(self, message: Message, *arrays: bytes) -> None:
+        self._out.put(wire.encode(message, *arrays))
+        self.wake()
+
+    def wake(self) -> None:
+        """There is something to send, or the state has changed."""
+        with contextlib.suppress(BlockingIOError):  # full: it is awake
+            os.write(self._wake_write, b"1")
+
+    def stop(self, deadline: float) -> bool:
+        self._stopping = True
+        self.wake()
+        if self._thread.ident is None:
+            self._socket.close()
+        else:
+            self._thread.join(deadline)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+        return not self._thread.is_alive()
+
+    # ------------------------------------------------------------ the control thread
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._wake_read, zmq.POLLIN)
+        sent = True
+        while not self._stopping:
+            poller.poll(TICK_MS if sent else RETRY_MS)
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wake_read, 4096)
+            sent = self._turn()
+        self._socket.close()
+
+    def _turn(self) -> bool:
+        try:
+            self._receive()
+            return self._send_all()
+        except Exception as error:  # nothing that an agent says may end this thread
+            self._once.exception("the worker's control socket", error)
+            return False
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                sender, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                message, _ = wire.decode(frames)
+            except wire.WireError as error:
+                log.info("lmkv: %s: %s", self._path, error)
+                continue
+            if isinstance(message, Attach):
+                self._agent, self._told = sender, (-1, -1)
+                self._attach(message)
+            elif isinstance(message, Forget):
+                self._forget(message.instance, message.epoch)
+
+    def _send_all(self) -> bool:
+        """False: the agent cannot be reached now."""
+        if self._agent is None:
+            return True
+        state = self._state()
+        if (state.epoch, state.data_version) != self._told:
+            if not self._send(wire.encode(state)):
+                return False
+            self._told = state.epoch, state.data_version
+        while self._unsent is not None or not self._out.empty():
+            if self._unsent is None:
+                self._unsent = self._out.get()
+            if not self._send(self._unsent):
+                return False
+            self._unsent = None
+        return True
+
+    def _send(self, frames: list[bytes]) -> bool:
+        assert self._agent is not None
+        try:
+            self._socket.send_multipart([self._agent, *frames], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            if error.errno in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                return False
+            raise
+        return True

@@ -1,0 +1,359 @@
+"""A worker without vLLM: its KV is numpy's, its agent a DEALER; pool, copies and mover are real."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import pickle
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import zmq
+from lmkv import _native
+from lmkv.core import config, geometry, wire
+from lmkv.core.messages import (
+    Alarm,
+    Attach,
+    Forget,
+    Message,
+    Ping,
+    PullPeer,
+    PullResult,
+    Stored,
+    WorkerState,
+)
+from lmkv.core.steps import SKIPPED, Load, LoadChunk, LoadResult, StepPlan, Store
+from lmkv.worker.worker import Worker
+
+LAYERS, HEADS, BLOCKS, PAGE = 2, 2, 8, 4096  # a chunk is two blocks
+EPOCH = 0x1_0000_0007
+DEADLINE = 20.0
+
+
+@dataclass
+class Kv:
+    """One rank's KV and what a worker wants to know of it."""
+
+    array: np.ndarray  # layer, block, head, byte
+    layout: str
+    slot: _native.SlotLayout
+    pages: _native.Pages
+
+    def copier(self) -> _native.Copier:
+        return _native.Copier(self.slot, self.pages, 2)
+
+    def chunk(self, a: int, b: int) -> np.ndarray:
+        return self.array[:, [a, b]].copy()
+
+
+def kv(seed: int) -> Kv:
+    rng = np.random.default_rng(seed)
+    array = rng.integers(0, 256, (LAYERS, BLOCKS, HEADS, PAGE), np.uint8)
+    layers = [array[n].ctypes.data for n in range(LAYERS)]
+    pages = _native.Pages(layers, BLOCKS, HEADS, 1, PAGE, HEADS * PAGE, PAGE)
+    names = ["model.layers.0.attn", "model.layers.1.attn"]
+    text = geometry.Layout(
+        16, "bfloat16", "cpu:vec:8", 0, names, 128, HEADS, 0, HEADS, pages.segment_bytes(2)
+    ).text()
+    return Kv(array, text, geometry.slot_layout(text), pages)
+
+
+def place(slot: int) -> bytes:
+    return struct.pack("<IBBH", 16 * slot, 16, 0, 0)
+
+
+def key(n: int) -> bytes:
+    return n.to_bytes(2, "little") * 8
+
+
+def store(n: int, blocks: list[int]) -> Store:
+    """Job n: chunk n into slot n, as counter n."""
+    return Store(n, key(n), place(n), n, blocks)
+
+
+def chunk(n: int, blocks: list[int], peer: int = -1) -> LoadChunk:
+    return LoadChunk(key(n), place(n), (EPOCH & 0xFFFFFFFF) << 32 | n, blocks, peer)
+
+
+class Rank:
+    """A started worker, and the agent that speaks to it."""
+
+    def __init__(self, name: str, run_dir: str, seed: int, **settings: object) -> None:
+        self.name = name
+        self.kv = kv(seed)
+        inline = {"run_dir": run_dir, "pool_gib": 0.25, **settings}
+        self.worker = Worker(
+            config.load(config.InstanceConfig, inline), name, "engine", 0, 1, self.kv
+        )  # type: ignore[arg-type]
+        self.hello = pickle.loads(pickle.dumps(self.worker.handshake()))
+        self.heard: list[tuple[Message, list[bytes]]] = []
+        self.agent = zmq.Context.instance().socket(zmq.DEALER)
+        self.agent.linger = 0
+        self.agent.connect(self.hello["control"])
+        self.worker.start()
+
+    def send(self, message: Message) -> None:
+        self.agent.send_multipart(wire.encode(message))
+
+    def receive(self) -> tuple[Message, list[bytes]]:
+        assert self.agent.poll(1000 * DEADLINE), "the worker says nothing"
+        self.heard.append(wire.decode(self.agent.recv_multipart()))
+        return self.heard[-1]
+
+    def state(self, wanted: Callable[[WorkerState], object]) -> WorkerState:
+        while True:
+            message, _ = self.receive()
+            if isinstance(message, WorkerState) and wanted(message):
+                return message
+
+    def ready(self) -> WorkerState:
+        """Attached, with a mover that shares the whole pool."""
+        self.send(Attach(self.name, EPOCH))
+        return self.state(lambda s: s.info.share_socket and s.info.usable_segments)
+
+    def stored(self) -> tuple[int, bytes]:
+        while True:
+            message, frames = self.receive()
+            if isinstance(message, Stored):
+                assert [len(f) for f in frames] == [8, 4, 1]
+                assert (frames[0], frames[1][0]) == (place(message.job), message.job)
+                return message.job, frames[2]
+
+    def save(self, n: int, blocks: list[int]) -> None:
+        self.worker.submit_stores(StepPlan(EPOCH, [store(n, blocks)]))
+        assert self.stored() == (n, b"\x01")
+
+    def load(self, *chunks: LoadChunk, peers: list[PullPeer] | None = None) -> LoadResult:
+        mine = [[peer] for peer in peers or []]
+        self.worker.submit_loads(StepPlan(EPOCH, loads=[Load("r", list(chunks), mine)]))
+        return self.finished()["r"]
+
+    def finished(self) -> dict[str, LoadResult]:
+        end = time.monotonic() + DEADLINE
+        while not (found := self.worker.take_finished()):
+            assert time.monotonic() < end, "the load does not end"
+            time.sleep(0.001)
+        return found
+
+    def close(self) -> None:
+        self.agent.close()
+        self.worker.stop()
+
+
+@pytest.fixture
+def start(run_dir: str) -> Iterator[Callable[..., Rank]]:
+    with contextlib.ExitStack() as stack:
+
+        def make(name: str = "a", seed: int = 1, **settings: object) -> Rank:
+            rank = Rank(name, run_dir, seed, **settings)
+            stack.callback(rank.close)
+            return rank
+
+        yield make
+
+
+def test_handshake_says_how_much_there_will_be_and_attach_how_much_there_is(start) -> None:
+    rank = start()
+    info, slot = rank.hello["info"], rank.kv.slot
+    assert rank.hello["slots"] == (1 << 28) // slot.slot_bytes
+    assert rank.hello["payload_bytes"] == slot.payload_bytes
+    assert rank.hello["layout"] == rank.kv.layout
+    assert (info.usable_segments, info.share_socket) == (0, "")
+    state = rank.ready()
+    assert (state.epoch, state.rank, state.local_segments) == (EPOCH, 0, 1)
+    assert state.info.usable_segments == 1
+    assert state.info.granules == 16 * rank.hello["slots"]
+    assert state.mover_socket == f"ipc://{rank.worker.supervisor.control_socket}"
+    versions = [m.data_version for m, _ in rank.heard if isinstance(m, WorkerState)]
+    assert versions == sorted(set(versions))
+
+
+def test_a_new_epoch_is_answered_with_the_state(start) -> None:
+    rank = start()
+    before = rank.ready()
+    rank.send(Attach("a", EPOCH + 1))
+    after = rank.state(lambda s: s.epoch == EPOCH + 1)
+    assert after.data_version >= before.data_version
+
+
+def test_frames_that_mean_nothing_are_passed_over(start) -> None:
+    rank = start()
+    rank.agent.send_multipart([b"\xff\xff"])
+    rank.agent.send_multipart([b""])
+    rank.send(Ping(1))
+    rank.send(Forget("nobody", 1))
+    assert rank.ready().local_segments == 1
+
+
+def test_what_was_stored_is_loaded_back_byte_by_byte(start) -> None:
+    rank = start()
+    rank.ready()
+    first, second = rank.kv.chunk(0, 1), rank.kv.chunk(2, 3)
+    rank.save(1, [0, 1])
+    rank.save(2, [2, 3])
+    rank.kv.array[:] = 0
+    result = rank.load(chunk(1, [7, 6]), chunk(2, [SKIPPED, 4]))
+    assert (result.good, result.result) == (2, PullResult.GOOD)
+    assert result.bytes == 2 * rank.kv.slot.payload_bytes
+    assert np.array_equal(rank.kv.chunk(7, 6), first)
+    assert np.array_equal(rank.kv.array[:, 4], second[:, 1])
+    assert not rank.kv.array[:, [0, 1, 2, 3, 5]].any()
+    assert rank.worker.take_failed_blocks() == set()
+    stats = rank.worker.take_stats()
+    assert stats["gather_bytes"] == stats["load_bytes"] == 2 * rank.kv.slot.payload_bytes
+    assert stats["gather_seconds"] > 0
+    assert stats["load_seconds"] > 0
+    assert not any(rank.worker.take_stats().values())
+
+
+def peer_of(rank: Rank, state: WorkerState) -> PullPeer:
+    return PullPeer(rank.name, EPOCH, state.data_version, state.info)
+
+
+def test_a_neighbours_pool_is_loaded_from_where_it_lies(start) -> None:
+    here, there = start("a", 1), start("b", 2)
+    here.ready()
+    peer = peer_of(there, there.ready())
+    there.save(1, [3, 5])
+    result = here.load(chunk(1, [0, 1], peer=0), peers=[peer])
+    assert (result.good, result.result) == (1, PullResult.GOOD)
+    assert np.array_equal(here.kv.chunk(0, 1), there.kv.chunk(3, 5))
+    assert len(here.worker._mapped) == 1
+    here.send(Forget("b", EPOCH))
+    here.send(Attach("a", EPOCH))
+    here.state(lambda s: True)
+    assert len(here.worker._mapped) == 0
+
+
+def test_a_flipped_bit_at_a_neighbour_fails_the_rest_of_the_load(start) -> None:
+    here, there = start("a", 1), start("b", 2)
+    here.ready()
+    peer = peer_of(there, there.ready())
+    for n in (1, 2, 3):
+        there.save(n, [n, n + 1])
+    address = there.worker.pool.slot_address(place(2)) + there.kv.slot.payload_offset
+    ctypes.c_uint8.from_address(address + 5000).value ^= 4
+    chunks = [chunk(1, [0, 1], 0), chunk(2, [2, SKIPPED], 0), chunk(3, [4, 5], 0)]
+    result = here.load(*chunks, peers=[peer])
+    assert (result.good, result.result) == (1, PullResult.DIGEST)
+    assert here.worker.take_failed_blocks() == {2, 4, 5}
+    assert here.worker.take_failed_blocks() == set()
+    assert here.worker.take_finished() == {}
+
+
+def test_a_dead_neighbour_and_its_next_life(start) -> None:
+    here, there = start("a", 1), start("b", 2)
+    here.ready()
+    peer = peer_of(there, there.ready())
+    there.save(1, [0, 1])
+    earlier = PullPeer("b", EPOCH - 1, 0, peer.info)
+    result = here.load(chunk(1, [0, 1], 0), peers=[earlier])
+    assert (result.good, result.result) == (0, PullResult.PEER_DEAD)
+    assert here.worker.take_failed_blocks() == {0, 1}
+    assert here.load(chunk(1, [0, 1], 0), peers=[peer]).result == PullResult.GOOD
+    here.load(chunk(1, [0, 1], 0), peers=[earlier])
+    assert len(here.worker._mapped) == 0  # the map of the other life went
+
+
+def test_a_place_beyond_the_pool_is_gone_and_a_bad_block_is_no_crash(start) -> None:
+    rank = start()
+    rank.ready()
+    rank.save(1, [0, 1])
+    beyond = LoadChunk(key(1), place(rank.hello["slots"]), 1, [0, 1])
+    assert rank.load(beyond).result == PullResult.GONE
+    result = rank.load(chunk(1, [0, 1]), chunk(1, [0, BLOCKS]))
+    assert (result.good, result.result) == (1, PullResult.MOVER_DOWN)
+    rank.worker.submit_stores(StepPlan(EPOCH, [store(2, [0, BLOCKS])]))
+    assert rank.stored() == (2, b"\x00")
+    assert rank.load(chunk(1, [0, 1])).result == PullResult.GOOD  # the thread lives
+
+
+class Gate:
+    """A copier whose gathers wait at a gate, and whose second look may differ."""
+
+    def __init__(self, copier: _native.Copier, same: bool = True) -> None:
+        self.scatter = copier.scatter
+        self._copier, self._same = copier, same
+        self.entered, self.open = threading.Event(), threading.Event()
+
+    def gather(self, *arguments: object) -> None:
+        self.entered.set()
+        assert self.open.wait(DEADLINE)
+        self._copier.gather(*arguments)  # type: ignore[arg-type]
+
+    def audit(self, *arguments: object) -> bool:
+        return self._same
+
+
+def test_a_step_waits_for_a_gather_that_reads_its_blocks(start) -> None:
+    rank = start(copy_deadline=0.05)
+    rank.ready()
+    gate = rank.worker._copier = Gate(rank.worker._copier)
+    rank.worker.submit_stores(StepPlan(EPOCH, [store(n, [n, n + 1]) for n in (1, 2, 3)]))
+    assert gate.entered.wait(DEADLINE)
+    done = threading.Event()
+
+    def step() -> None:
+        rank.worker.handle_preemptions(StepPlan(EPOCH, wait_for=[1, 2]))
+        done.set()
+
+    waiting = threading.Thread(target=step)
+    waiting.start()
+    assert not done.wait(0.2)  # past the deadline: the gather in progress is waited for
+    gate.open.set()
+    waiting.join(DEADLINE)
+    assert done.is_set()
+    # 2 had not begun when the deadline passed, and is given up; 3 was not waited for.
+    assert sorted(rank.stored() for _ in range(3)) == [(1, b"\x01"), (2, b"\x00"), (3, b"\x01")]
+
+
+def test_an_audit_that_finds_a_difference_is_an_alarm(start) -> None:
+    rank = start(audit_every=2)
+    rank.ready()
+    gate = rank.worker._copier = Gate(rank.worker._copier, same=False)
+    gate.open.set()
+    rank.save(1, [0, 1])
+    rank.worker.submit_stores(StepPlan(EPOCH, [store(2, [2, 3])]))
+    assert rank.stored() == (2, b"\x00")
+    (alarm,) = [m for m, _ in rank.heard if isinstance(m, Alarm)]
+    assert alarm.kind == "audit"
+    assert key(2).hex() in alarm.text
+    assert rank.load(chunk(2, [0, 1])).result == PullResult.GONE
+
+
+def test_a_killed_mover_is_told_and_the_next_one_too(start) -> None:
+    rank = start()
+    before = rank.ready()
+    rank.save(1, [0, 1])
+    os.kill(rank.worker.supervisor.pid, 9)
+    without = rank.state(lambda s: not s.mover_socket)
+    assert (without.info.share_socket, without.info.nixl_metadata) == ("", b"")
+    assert without.local_segments == 1
+    after = rank.state(lambda s: s.info.usable_segments)
+    assert after.mover_generation > before.mover_generation
+    assert after.mover_socket not in ("", before.mover_socket)
+    assert rank.load(chunk(1, [2, 3])).result == PullResult.GOOD
+
+
+def test_stop_leaves_no_socket_and_no_process(start, run_dir: str) -> None:
+    rank = start()
+    rank.ready()
+    pid = rank.worker.supervisor.pid
+    began = time.monotonic()
+    rank.worker.stop()
+    rank.worker.stop()
+    assert time.monotonic() - began < 3
+    assert not os.listdir(run_dir)
+    assert rank.worker.pool.segments == 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    names = {t.name for t in threading.enumerate()}
+    assert not names & {"lmkv-copies", "lmkv-control", "lmkv-filler", "lmkv-supervisor"}
+    rank.worker.submit_loads(StepPlan(EPOCH, loads=[Load("late", [chunk(1, [0, 1])])]))
+    assert rank.worker.take_finished()["late"].result == PullResult.MOVER_DOWN

@@ -1,0 +1,112 @@
+"""The worker's socket: what it must tell waits for an agent that is not there."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+import zmq
+from lmkv.core import wire
+from lmkv.core.messages import Alarm, Attach, HostIdentity, Message, RankInfo, WorkerState
+from lmkv.worker.control import Control
+from zmq.utils.monitor import recv_monitor_message
+
+DEADLINE_MS = 10_000
+
+
+class Side:
+    """A control socket whose state is a number, and agents that come and go."""
+
+    def __init__(self, folder: str) -> None:
+        self.version, self.epoch = 0, 0
+        self.control = Control(f"{folder}/x.worker", self._state, self._attach, lambda *_: None)
+        # Before the thread has the socket: tells when a connection has ended.
+        self.monitor = self.control._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self.control.start()
+
+    def _state(self) -> WorkerState:
+        info = RankInfo(0, HostIdentity("boot", 1, 1))
+        return WorkerState(0, self.epoch, self.version, info)
+
+    def _attach(self, message: Attach) -> None:
+        self.epoch = message.epoch
+
+    def agent(self, name: bytes = b"agent") -> zmq.Socket[bytes]:
+        agent: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        agent.setsockopt(zmq.LINGER, 0)
+        agent.setsockopt(zmq.ROUTING_ID, name)
+        agent.connect(self.control.address)
+        return agent
+
+    def leave(self, agent: zmq.Socket[bytes]) -> None:
+        agent.close()
+        assert self.monitor.poll(DEADLINE_MS)
+        recv_monitor_message(self.monitor)
+
+    def close(self) -> None:
+        assert self.control.stop(DEADLINE_MS / 1000)
+        self.monitor.close()
+
+
+@pytest.fixture
+def side() -> Iterator[Side]:
+    with tempfile.TemporaryDirectory(prefix="lmkv-", dir="/tmp") as folder:
+        side = Side(folder)
+        yield side
+        side.close()
+
+
+def alarm(n: int) -> Alarm:
+    return Alarm(0, "test", str(n))
+
+
+def hear(agent: zmq.Socket[bytes]) -> Message:
+    assert agent.poll(DEADLINE_MS), "nothing is said"
+    return wire.decode(agent.recv_multipart())[0]
+
+
+def test_reports_wait_for_the_first_attach_and_come_after_the_state(side: Side) -> None:
+    for n in (1, 2):
+        side.control.send(alarm(n))
+    with side.agent() as agent:
+        agent.send_multipart(wire.encode(Attach("a", 5)))
+        state = hear(agent)
+        assert isinstance(state, WorkerState)
+        assert state.epoch == 5
+        assert [hear(agent), hear(agent)] == [alarm(1), alarm(2)]
+
+
+def test_an_agent_that_comes_back_under_its_name_misses_nothing(side: Side) -> None:
+    first = side.agent()
+    first.send_multipart(wire.encode(Attach("a", 5)))
+    hear(first)
+    side.leave(first)
+    for n in (1, 2):
+        side.control.send(alarm(n))
+    with side.agent() as second:
+        assert [hear(second), hear(second)] == [alarm(1), alarm(2)]
+
+
+def test_another_agent_takes_over_when_it_attaches(side: Side) -> None:
+    with side.agent(b"one") as one, side.agent(b"two") as two:
+        one.send_multipart(wire.encode(Attach("a", 5)))
+        hear(one)
+        two.send_multipart(wire.encode(Attach("a", 6)))
+        hear(two)
+        side.control.send(alarm(1))
+        assert hear(two) == alarm(1)
+        assert one.poll(0) == 0
+
+
+def test_only_the_present_state_is_told_and_once(side: Side) -> None:
+    for side.version in (1, 2, 3):
+        side.control.wake()
+    with side.agent() as agent:
+        agent.send_multipart(wire.encode(Attach("a", 5)))
+        state = hear(agent)
+        assert isinstance(state, WorkerState)
+        assert state.data_version == 3
+        side.control.wake()
+        side.control.send(alarm(1))
+        assert hear(agent) == alarm(1)

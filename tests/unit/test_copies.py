@@ -1,0 +1,140 @@
+"""The copy thread's order and answers, with scripted copies and a clock that is moved by hand."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from lmkv.core.clock import ManualClock
+from lmkv.core.messages import PullResult
+from lmkv.core.steps import SKIPPED, Load, LoadChunk, LoadResult, Store
+from lmkv.worker.copies import Copies
+
+DEADLINE = 10.0
+
+
+class Script:
+    """Copies whose every copy waits until `go`; `log` says what began, in order."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.stored: list[tuple[int, bool]] = []
+        self.go = threading.Event()
+        self.fail: set[str] = set()
+        self.good = 1
+        self.clock = ManualClock()
+        self.copies = Copies(self._load, self._store, self._on_stored, 5.0, self.clock)
+
+    def _load(self, load: Load) -> LoadResult:
+        self._copy(load.request)
+        return LoadResult(self.good, PullResult.GOOD if self.good > 1 else PullResult.DIGEST)
+
+    def _store(self, store: Store, epoch: int) -> bool:
+        self._copy(f"store {store.job}")
+        return True
+
+    def _copy(self, name: str) -> None:
+        self.log.append(name)
+        assert self.go.wait(DEADLINE)
+        if name in self.fail:
+            raise OSError("scripted")
+
+    def _on_stored(self, store: Store, good: bool, seconds: float) -> None:
+        self.stored.append((store.job, good))
+
+    def until(self, condition) -> None:
+        end = time.monotonic() + DEADLINE
+        while not condition():
+            assert time.monotonic() < end, (self.log, self.stored)
+            time.sleep(0.001)
+
+
+@pytest.fixture
+def script() -> Iterator[Script]:
+    script = Script()
+    yield script
+    script.go.set()
+    assert script.copies.stop(DEADLINE)
+
+
+def a_load(name: str) -> Load:
+    chunks = [LoadChunk(b"k", b"p", 1, [1, 2]), LoadChunk(b"k", b"p", 1, [3, SKIPPED])]
+    return Load(name, chunks)
+
+
+def a_store(job: int) -> Store:
+    return Store(job, b"k", b"p", 1, [])
+
+
+def test_loads_go_before_stores(script: Script) -> None:
+    for job in (1, 2):
+        script.copies.store(a_store(job), 0)
+    script.copies.load(a_load("r"))
+    script.go.set()
+    script.copies.start()
+    script.until(lambda: len(script.stored) == 2)
+    assert script.log == ["r", "store 1", "store 2"]
+
+
+def test_failed_blocks_are_told_after_their_load_and_not_before(script: Script) -> None:
+    script.go.set()
+    script.copies.start()
+    script.copies.load(a_load("r"))
+    script.until(lambda: script.copies._ended)
+    assert script.copies.take_failed_blocks() == set()
+    assert script.copies.take_loads()["r"].good == 1
+    assert script.copies.take_failed_blocks() == {3}
+    assert script.copies.take_failed_blocks() == set()
+
+
+def test_a_load_that_waited_too_long_is_not_begun(script: Script) -> None:
+    script.copies.load(a_load("r"))
+    script.clock.advance(5.1)
+    script.go.set()
+    script.copies.start()
+    script.until(lambda: script.copies._ended)
+    assert script.copies.take_loads()["r"].result == PullResult.TIMEOUT
+    assert script.copies.take_failed_blocks() == {1, 2, 3}
+    assert script.log == []
+
+
+def test_what_raises_is_answered_all_the_same(script: Script, caplog) -> None:
+    script.fail = {"r", "s", "store 1"}
+    script.go.set()
+    script.copies.start()
+    script.copies.load(a_load("r"))
+    script.copies.load(a_load("s"))
+    script.copies.store(a_store(1), 0)
+    script.until(lambda: script.stored)
+    assert {n: r.result for n, r in script.copies.take_loads().items()} == {
+        "r": PullResult.MOVER_DOWN,
+        "s": PullResult.MOVER_DOWN,
+    }
+    assert script.stored == [(1, False)]
+    assert [r.message for r in caplog.records] == [
+        "lmkv: a load failed; said once",
+        "lmkv: a store failed; said once",
+    ]
+
+
+def test_stop_answers_for_what_is_queued(script: Script) -> None:
+    script.copies.load(a_load("r"))
+    script.copies.store(a_store(1), 0)
+    assert script.copies.stop(DEADLINE)
+    script.copies.store(a_store(2), 0)
+    assert script.copies.take_loads()["r"].good == 0
+    assert script.stored == [(1, False), (2, False)]
+    script.copies.wait([1, 2], DEADLINE)
+
+
+def test_wait_gives_up_what_has_not_begun(script: Script) -> None:
+    for job in (1, 2):
+        script.copies.store(a_store(job), 0)
+    script.copies.wait([1], 0.0)
+    assert script.stored == [(1, False)]
+    script.go.set()
+    script.copies.start()
+    script.until(lambda: len(script.stored) == 2)
+    assert script.log == ["store 2"]
