@@ -68,8 +68,19 @@ def test_any_bytes_are_a_message_or_a_wire_error(frame: bytes, behind: list[byte
     assert msgspec.msgpack.encode(decode(again)[0]) == again[0]
 
 
-@given(st.lists(st.binary(max_size=80), max_size=5), st.lists(st.sampled_from([1, 4, 8, 16])))
-def test_counts_are_equal_or_a_wire_error(frames: list[bytes], sizes: list[int]) -> None:
+sized = st.tuples(st.sampled_from([1, 4, 8, 16]), st.integers(0, 3), st.integers(-1, 1))
+
+
+@given(st.lists(sized, max_size=4), st.integers(0, 4))
+@settings(max_examples=300, deadline=None)
+def test_counts_are_equal_or_a_wire_error(items: list[tuple[int, int, int]], expected: int) -> None:
+    """Frames of n items each, some a byte too short or too long, one too few or too many."""
+    frames = [bytes(max(0, size * n + more)) for size, n, more in items]
+    sizes = [size for size, _, _ in items][:expected]
+    fitting = len(sizes) == len(frames) and len({n for _, n, _ in items}) <= 1
+    if fitting and all(len(f) == size * n for f, (size, n, _) in zip(frames, items)):
+        assert counts(frames, *sizes) == (items[0][1] if items else 0)
+        return
     try:
         number = counts(frames, *sizes)
     except WireError:
