@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.vllm.engine import Engine, Zygote
 
-READY_S = 30.0
+READY_S = 60.0
 # Deadlines that no busy machine meets by chance.
 GENEROUS = {"locate_deadline": 5.0, "pull_deadline_min": 10.0, "pull_deadline_max": 20.0}
 
@@ -72,12 +72,6 @@ class Cluster:
         if self._plain is None:
             self._plain = self._zygote.engine("plain", self._model, enable_prefix_caching=False)
         return self._plain.generate(tokens).tokens
-
-    def wait_up(self, *engines: Engine) -> None:
-        """Engines whose workers are other processes: pools and movers are there."""
-        self.wait(
-            lambda: all(self._state(e)["usable"] and self._state(e)["movers"] for e in engines)
-        )
 
     def wait_ready(self, *engines: Engine) -> None:
         """Registered, pools usable, movers there, and each known to the controller."""

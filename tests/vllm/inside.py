@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,7 @@ def libraries(llm: Any) -> list[str]:
     """Files mapped into this process whose names say NIXL or UCX."""
     lines = Path("/proc/self/maps").read_text().splitlines()
     names = {line.split(maxsplit=5)[5] for line in lines if len(line.split(maxsplit=5)) == 6}
-    found = (
-        n for n in names if any(w in os.path.basename(n) for w in ("nixl", "ucp", "ucs", "uct"))
-    )
-    return sorted(found)
+    return sorted(n for n in names if re.match(r"lib(nixl|ucp|ucs|uct|ucm)", os.path.basename(n)))
 
 
 def maps_of_peers(llm: Any) -> int:

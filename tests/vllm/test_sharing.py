@@ -232,12 +232,12 @@ def test_a_killed_peer_is_a_miss(cluster: Cluster) -> None:
 
 def test_two_ranks_share(cluster: Cluster) -> None:
     a, b = (cluster.start(n, tensor_parallel_size=2) for n in ("t1", "t2"))
-    cluster.wait_up(a, b)
+    cluster.wait_ready(a, b)
     for seed, wish, cause in ((150, MAPPED, "hit_mapped"), (151, NIXL, "hit_peer")):
         cold = a.generate(prompt(seed, 700))
-        time.sleep(1.0)
+        cluster.settle(a)
         warm = b.generate(prompt(seed, 700), kv_transfer_params=wish)
-        assert hits(warm) == {cause: 512}
+        assert hits(warm) == {cause: 512}, misses(warm)
         assert warm.tokens == cold.tokens
     a.stop()
     b.stop()

@@ -6,6 +6,7 @@ grows towards a controller or mover that is gone.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 
 import zmq
@@ -35,6 +36,8 @@ class Link:
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         for option, value in SILENCE_OPTIONS.items():
             self.socket.setsockopt(option, value)
+        # The same after a reconnection, so that what waits for this end still finds it.
+        self.socket.setsockopt(zmq.ROUTING_ID, b"a" + secrets.token_bytes(15))
         self.socket.connect(address)
 
     def send(self, message: Message, *arrays: bytes) -> bool:

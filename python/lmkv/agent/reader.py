@@ -84,7 +84,6 @@ class Reader:
             state.locate = self._locator.ask(keys[state.base * KEY :], self.epoch)
             state.phase = Phase.LOCATING if state.locate else Phase.PULLING
             state.miss = "cold" if state.locate else "no_controller"
-        state.deadline = self._clock() + self._config.locate_deadline
 
     def match(self, state: RequestState, computed: int, tokens: int) -> int | None:
         """Tokens beyond vLLM's own `computed` that a load brings; None: ask again."""
@@ -112,6 +111,8 @@ class Reader:
 
     def _located(self, state: RequestState) -> bool:
         answer = self._locator.answer(state.locate)
+        if not state.deadline:  # counts from the moment when vLLM begins to wait
+            state.deadline = self._clock() + self._config.locate_deadline
         if answer is None:
             if self._clock() < state.deadline:
                 return False

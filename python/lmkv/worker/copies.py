@@ -16,6 +16,7 @@ from collections.abc import Callable
 from lmkv.core.clock import Clock, monotonic
 from lmkv.core.messages import PullResult
 from lmkv.core.steps import SKIPPED, Load, LoadResult, Store
+from lmkv.worker.affinity import unpin
 
 log = logging.getLogger("lmkv.worker")
 
@@ -135,6 +136,7 @@ class Copies:
     # ------------------------------------------------------------ the copy thread
 
     def _run(self) -> None:
+        unpin()
         while True:
             with self._condition:
                 while not (self._loads or self._stores or self._stopping):

@@ -24,6 +24,7 @@ from pathlib import Path
 from lmkv import _native
 from lmkv.core import wire
 from lmkv.core.messages import Attach, Message, MoverConfig, MoverState, Segments, Stop
+from lmkv.worker.affinity import unpin
 
 MAX_PATH = 100  # bytes of a unix socket's path, with room to spare
 MAX_MESSAGE = 1 << 20
@@ -187,6 +188,7 @@ class Supervisor:
     # ------------------------------------------------------------ the supervisor's thread
 
     def _run(self) -> None:
+        unpin()
         while not self._stopping:
             self._spawn()
             self._watch()
