@@ -12,7 +12,6 @@ A field's `Meta.description` is the text of what is allowed. Durations are secon
 from __future__ import annotations
 
 import difflib
-import math
 import os
 import typing
 from collections.abc import Iterable, Mapping
@@ -245,11 +244,7 @@ def _convert(kind: type[Config], name: str, value: Any, origin: str) -> Any:
     if name == "controllers" and isinstance(value, str):
         raw = [part.strip() for part in value.split(",") if part.strip()]
     try:
-        if isinstance(raw, bool) or raw is None:
-            raise ValueError("no setting is a truth value")
         converted = msgspec.convert(raw, field, strict=not isinstance(raw, str))
-        if isinstance(converted, float) and not math.isfinite(converted):
-            raise ValueError("not finite")
         check = _checks.get(name)
         if check:
             check(converted)

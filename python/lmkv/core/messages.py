@@ -229,7 +229,7 @@ class ProbeOk(Message, tag="probe_ok"):
 class Locate(Message, tag="locate"):
     """Who holds the longest prefix of these keys? On the query socket. Frames: keys.
 
-    `hosts` is the asker's host identity per rank; holders on the same host are preferred.
+    Holders on the asker's host, as it registered, are preferred.
     `avoid` names peers not to be handed out (they failed lately).
     """
 

@@ -1,0 +1,280 @@
+"""The `lmkv` command as a shell sees it: data on stdout, words on stderr, and the exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+from lmkv import __version__, _native
+from lmkv.controller.server import Server
+from lmkv.core.client import Client
+from lmkv.core.config import ControllerConfig, load
+from lmkv.core.messages import HeartbeatOk, Welcome
+
+from tests.stub_instance import NAMESPACE, StubInstance
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+DONE, FAILED, USAGE, UNREACHABLE = 0, 1, 2, 3
+DEADLINE = 20.0
+TOKENS = list(range(40))  # two chunks of 16, and a tail
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "lmkv.cli.main", *words]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's without settings, wide enough that no line of a table wraps."""
+    mine = {name: value for name, value in os.environ.items() if not name.startswith("LMKV_")}
+    return {**mine, "COLUMNS": "200", "NO_COLOR": "1", **more}
+
+
+def lmkv(*words: str, stdin: str = "", **more: str) -> tuple[int, str, str]:
+    """(exit status, stdout, stderr)."""
+    done = subprocess.run(
+        command(*words), input=stdin, capture_output=True, text=True,
+        timeout=60, env=environment(**more),
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def sentence(expected: int, *words: str, **more: str) -> str:
+    """The one line on stderr of a command that ends with `expected` and prints no data."""
+    status, out, err = lmkv(*words, **more)
+    assert (status, out) == (expected, ""), (out, err)
+    assert err.count("\n") == 1, err
+    return err
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A controller with one instance, `a`, that holds both chunks of TOKENS."""
+    server = Server(load(ControllerConfig, {"port": 0, "dead_after_beats": 1000}))
+    stop = threading.Event()
+    thread = threading.Thread(target=server.serve, args=(stop.is_set,))
+    thread.start()
+    try:
+        stub = StubInstance("a")
+        with Client(server.state_address, DEADLINE) as client:
+            assert isinstance(client.ask(stub.registration)[0], Welcome)
+            chain = _native.KeyHasher(NAMESPACE, ["kind=full\n"], 16).chain()
+            chain.extend(TOKENS)
+            reserved = stub.table.reserve(chain.keys(), 0.0)
+            assert reserved is not None
+            assert stub.table.admit(*reserved) == 2
+            for message, arrays in [*stub.changes(), *stub.sync(), stub.heartbeat()]:
+                client.send(message, *arrays)
+            assert isinstance(client.receive()[0], HeartbeatOk)
+            yield server.state_address
+    finally:
+        stop.set()
+        thread.join(DEADLINE)
+        server.close()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+# ------------------------------------------------------------------ data
+
+
+def test_version_loads_neither_sockets_nor_tables() -> None:
+    status, out, err = lmkv("version")
+    assert (status, err) == (DONE, "")
+    assert out.startswith(f"lmkv {__version__}, protocol 1-1")
+    script = (
+        "import sys; from lmkv.cli.main import app; app(['version'], standalone_mode=False); "
+        "heavy = ('zmq', 'yaml', 'torch', 'vllm', 'lmkv.controller'); "
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_status_as_a_table(address: str) -> None:
+    status, out, err = lmkv("status", "--controller", address)
+    assert (status, err) == (DONE, "")
+    assert "cluster default" in out and "2 chunks" in out
+    assert out.splitlines()[-1].split()[:2] == ["a", "live"]
+
+
+def test_status_as_json_from_the_environments_controller(address: str) -> None:
+    status, out, err = lmkv("status", "-o", "json", LMKV_CONTROLLER=address)
+    assert (status, err) == (DONE, "")
+    body = json.loads(out)
+    assert (body["cluster"], body["keys"]) == ("default", 2)
+    [instance] = body["instances"]
+    assert (instance["instance"], instance["state"], instance["keys"]) == ("a", "live", 2)
+
+
+@pytest.mark.parametrize("how", ["list", "file", "stdin"])
+def test_lookup_names_the_holders_of_each_chunk(address: str, how: str, tmp_path: Path) -> None:
+    text = ",".join(map(str, TOKENS))
+    path = tmp_path / "tokens"
+    path.write_text(text.replace(",", "\n"))
+    words = {"list": text, "file": f"@{path}", "stdin": "@-"}[how]
+    status, out, err = lmkv(
+        "lookup", "--tokens", words, "--controller", address, "-o", "json", stdin=text
+    )
+    assert (status, err) == (DONE, "")
+    body = json.loads(out)
+    chain = _native.KeyHasher(NAMESPACE, ["kind=full\n"], 16).chain()
+    chain.extend(TOKENS)
+    assert "".join(body["keys"]) == chain.keys().hex()
+    assert (body["holders"], body["matched"]) == ([["a"], ["a"]], {"a": 32})
+
+
+def test_lookup_as_a_table(address: str) -> None:
+    text = ",".join(map(str, TOKENS))
+    status, out, _ = lmkv("lookup", "--tokens", text, "--controller", address)
+    assert status == DONE
+    assert "a has the first 32 tokens" in out
+    salted = lmkv("lookup", "--tokens", text, "--controller", address, "--salt", "s")[1]
+    assert "has the first" not in salted and "-" in salted.split()
+    assert "shorter than a chunk" in lmkv("lookup", "--tokens", "1", "--controller", address)[1]
+
+
+# ------------------------------------------------------------------ 1: failed
+
+
+def test_what_the_controller_refuses(address: str) -> None:
+    words = ("lookup", "--tokens", "1", "--controller", address, "--like", "nobody")
+    assert "'nobody' is not known here" in sentence(FAILED, *words)
+
+
+def test_a_socket_that_is_no_controllers() -> None:
+    context = zmq.Context()
+    router = context.socket(zmq.ROUTER)
+    router.setsockopt(zmq.LINGER, 0)
+    port = router.bind_to_random_port("tcp://127.0.0.1")
+    address = f"tcp://127.0.0.1:{port}"
+
+    def answer() -> None:
+        if router.poll(int(DEADLINE * 1000)):
+            router.send_multipart([router.recv_multipart()[0], b"hello"])
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    try:
+        assert "no lmkv controller" in sentence(FAILED, "status", "--controller", address)
+    finally:
+        thread.join(DEADLINE + 1)
+        context.destroy(linger=0)
+
+
+def test_a_controller_on_a_busy_port() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        said = sentence(FAILED, "controller", "--port", str(port))
+    assert f"port = {port}" in said and "in use" in said
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.invalid", "*"])
+def test_a_controller_off_loopback(host: str) -> None:
+    said = sentence(FAILED, "controller", "--host", host, "--port", str(free_port()))
+    assert f"host = {host!r}" in said and "loopback" in said
+
+
+# ------------------------------------------------------------------ 2: usage
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["lookup", "--tokens", "1,x"], "'x' is not a token id"),
+        (["lookup", "--tokens", "4294967296"], "'4294967296' is not a token id"),
+        (["lookup", "--tokens", "-1"], "'-1' is not a token id"),
+        (["lookup", "--tokens", ","], "there are none"),
+        (["lookup", "--tokens", "@/nowhere/tokens"], "No such file"),
+        (["status", "-o", "xml"], "allowed is table or json"),
+        (["status", "--controller", "http://127.0.0.1:7552"], "is not tcp://HOST:PORT"),
+        (["controller", "--port", "99999"], "port = 99999 (inline): allowed is"),
+        (["controller", "--cluster", "two words"], "cluster = 'two words'"),
+        (["controller", "--config", "/nowhere/a.yaml"], "No such file"),
+        (["controller", "--config", str(EXAMPLES / "instance-a.yaml")], "setting of the instance"),
+    ],
+)
+def test_a_mistake_of_the_callers(words: list[str], said: str) -> None:
+    assert said in sentence(USAGE, *words)
+
+
+def test_a_bad_variable_is_named() -> None:
+    assert "LMKV_HARTBEAT" in sentence(USAGE, "controller", LMKV_HARTBEAT="1")
+
+
+def test_a_command_that_is_not_there() -> None:
+    status, out, err = lmkv("stauts")
+    assert (status, out) == (USAGE, "")
+    assert "status" in err
+
+
+# ------------------------------------------------------------------ 3: unreachable
+
+
+def test_nobody_listens() -> None:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    for words in (["status"], ["lookup", "--tokens", "1"]):
+        said = sentence(UNREACHABLE, *words, "--controller", address)
+        assert address in said
+
+
+def test_somebody_listens_and_does_not_answer() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        assert address in sentence(UNREACHABLE, "status", "--controller", address)
+
+
+# ------------------------------------------------------------------ the controller's life
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_examples_controller_runs_until_a_signal(number: signal.Signals) -> None:
+    port = free_port()
+    words = ["controller", "--config", str(EXAMPLES / "controller.yaml"), "--no-web"]
+    running = subprocess.Popen(
+        command(*words, "--port", str(port), "--query-port", str(free_port())),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+    try:
+        assert running.stderr is not None
+        assert f"listening at tcp://127.0.0.1:{port}" in running.stderr.readline()
+        status, out, _ = lmkv("status", "--controller", f"tcp://127.0.0.1:{port}")
+        assert status == DONE
+        assert "no instances" in out
+        running.send_signal(number)
+        out, err = running.communicate(timeout=DEADLINE)
+        assert (running.returncode, out, err) == (DONE, "", "")
+    finally:
+        running.kill()
+        running.wait()
+
+
+def test_garbage_does_not_end_a_controller(address: str) -> None:
+    with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
+        dealer.setsockopt(zmq.LINGER, 0)
+        dealer.connect(address)
+        for frame in (b"", b"\xff", b"\x81", struct.pack("<Q", 1), os.urandom(1000)):
+            dealer.send_multipart([frame, frame])
+            assert dealer.poll(int(DEADLINE * 1000))
+            dealer.recv_multipart()
+    assert lmkv("status", "--controller", address)[0] == DONE
