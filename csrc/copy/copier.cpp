@@ -65,7 +65,8 @@ void Copier::check_blocks(std::span<const std::uint32_t> blocks, bool may_skip) 
   REQUIRE(blocks.size() == blocks_per_chunk_, "blocks: ", blocks.size(), ", a chunk has ",
           blocks_per_chunk_);
   for (const std::uint32_t block : blocks) {
-    REQUIRE(block < pages_.blocks || (may_skip && block == kSkippedBlock), "blocks: ", block, " of ", pages_.blocks);
+    REQUIRE(block < pages_.blocks || (may_skip && block == kSkippedBlock), "blocks: ", block,
+            " of ", pages_.blocks);
   }
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -50,14 +51,19 @@ class Cluster:
         log.close()
         return self.controller
 
-    def start(self, name: str, extra: dict[str, Any] | None = None, **arguments: Any) -> Engine:
+    def start(
+        self,
+        name: str,
+        extra: dict[str, Any] | None = None,
+        only: dict[str, Any] | None = None,
+        **arguments: Any,
+    ) -> Engine:
+        """`extra` settings beside the usual ones, or `only` these beside the cluster's addresses."""
+        usual = {"pool_gib": 0.3, "instance_id": name, **GENEROUS, **(extra or {})}
         settings = {
             "controllers": f"tcp://127.0.0.1:{self._port}",
-            "pool_gib": 0.3,
             "run_dir": str(self._runs),
-            "instance_id": name,
-            **GENEROUS,
-            **(extra or {}),
+            **(usual if only is None else only),
         }
         transfer = {
             "kv_connector": "LmkvConnector",
@@ -103,3 +109,4 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self.controller.terminate()
         self.controller.wait(10)
+        shutil.rmtree(self._runs, ignore_errors=True)

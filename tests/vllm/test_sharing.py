@@ -263,3 +263,13 @@ def test_bad_settings_are_one_sentence_and_vllm_serves(
     assert sentence in a.log.read_text()
     assert "lmkv shares nothing here" in a.log.read_text()
     a.stop()
+
+
+@pytest.mark.parametrize("file", ["instance-a.yaml", "instance-b.yaml"])
+def test_an_instance_starts_with_each_example(cluster: Cluster, file: str) -> None:
+    """The files' own settings; only what would meet other instances of this host is overruled."""
+    path = Path(__file__).parents[2] / "examples" / file
+    a = cluster.start("example", only={"config": str(path), "pool_gib": 0.3})
+    cluster.wait_ready(a)
+    assert a.call("tests.vllm.inside:state")["off"] == ""
+    a.stop()

@@ -138,7 +138,7 @@ class Locator:
 
     def avoided(self) -> list[str]:
         now = self._clock()
-        return [name for name, (until, _) in self._avoid.items() if now < until]
+        return [name for name, (until, _) in list(self._avoid.items()) if now < until]
 
     def close(self) -> None:
         for link in (self._query, self._state):

@@ -169,7 +169,7 @@ class Pulls:
         job.bytes += message.bytes
         job.stale |= message.stale
         results = list(frames[0]) if frames else []
-        if len(results) != len(job.results):
+        if len(results) != len(job.results) or max(results) >= len(PullResult.CAUSES):
             results = [PullResult.MOVER_DOWN] * len(job.results)
         self._answered(message.job, job, message.rank, results)
 

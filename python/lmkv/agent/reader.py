@@ -272,7 +272,7 @@ class Reader:
 
     def _why(self, key: bytes) -> str:
         """The cause for which a pull of this key failed."""
-        for keys, results in reversed(self._failures.items()):
+        for keys, results in reversed(list(self._failures.items())):
             for i, result in enumerate(results):
                 if keys[i * KEY : (i + 1) * KEY] == key and result != PullResult.GOOD:
                     return PullResult.CAUSES[result]
