@@ -58,7 +58,7 @@ class Cluster:
         only: dict[str, Any] | None = None,
         **arguments: Any,
     ) -> Engine:
-        """`extra` settings beside the usual ones, or `only` these beside the cluster's addresses."""
+        """`extra` settings beside the usual ones, or `only` these and the cluster's addresses."""
         usual = {"pool_gib": 0.3, "instance_id": name, **GENEROUS, **(extra or {})}
         settings = {
             "controllers": f"tcp://127.0.0.1:{self._port}",
