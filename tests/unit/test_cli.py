@@ -19,7 +19,7 @@ from lmkv import __version__, _native
 from lmkv.controller.server import Server
 from lmkv.core.client import Client
 from lmkv.core.config import ControllerConfig, load
-from lmkv.core.messages import HeartbeatOk, Welcome
+from lmkv.core.messages import HeartbeatOk, InstanceState, StatusInfo, Welcome
 
 from tests.stub_instance import NAMESPACE, StubInstance
 
@@ -27,6 +27,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 DONE, FAILED, USAGE, UNREACHABLE = 0, 1, 2, 3
 DEADLINE = 20.0
 TOKENS = list(range(40))  # two chunks of 16, and a tail
+MODEL = "[red]m[/red]" + "x" * 200  # rich would take it for markup, and cut it
 
 
 def command(*words: str) -> list[str]:
@@ -34,9 +35,9 @@ def command(*words: str) -> list[str]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's without settings, wide enough that no line of a table wraps."""
+    """This process's without settings."""
     mine = {name: value for name, value in os.environ.items() if not name.startswith("LMKV_")}
-    return {**mine, "COLUMNS": "200", "NO_COLOR": "1", **more}
+    return {**mine, "COLUMNS": "100", "NO_COLOR": "1", **more}
 
 
 def lmkv(*words: str, stdin: str = "", **more: str) -> tuple[int, str, str]:
@@ -66,6 +67,7 @@ def address() -> Iterator[str]:
     thread.start()
     try:
         stub = StubInstance("a")
+        stub.registration.model = MODEL
         with Client(server.state_address, DEADLINE) as client:
             assert isinstance(client.ask(stub.registration)[0], Welcome)
             chain = _native.KeyHasher(NAMESPACE, ["kind=full\n"], 16).chain()
@@ -111,7 +113,7 @@ def test_status_as_a_table(address: str) -> None:
     status, out, err = lmkv("status", "--controller", address)
     assert (status, err) == (DONE, "")
     assert "cluster default" in out and "2 chunks" in out
-    assert out.splitlines()[-1].split()[:2] == ["a", "live"]
+    assert out.splitlines()[-1].split()[:5] == ["a", "live", MODEL, "1", "2"]
 
 
 def test_status_as_json_from_the_environments_controller(address: str) -> None:
@@ -121,6 +123,9 @@ def test_status_as_json_from_the_environments_controller(address: str) -> None:
     assert (body["cluster"], body["keys"]) == ("default", 2)
     [instance] = body["instances"]
     assert (instance["instance"], instance["state"], instance["keys"]) == ("a", "live", 2)
+    # A script finds every field, also those that stand at their default.
+    assert set(body) | {"request"} == set(StatusInfo.__struct_fields__)
+    assert set(instance) == set(InstanceState.__struct_fields__)
 
 
 @pytest.mark.parametrize("how", ["list", "file", "stdin"])
@@ -147,7 +152,13 @@ def test_lookup_as_a_table(address: str) -> None:
     assert "a has the first 32 tokens" in out
     salted = lmkv("lookup", "--tokens", text, "--controller", address, "--salt", "s")[1]
     assert "has the first" not in salted and "-" in salted.split()
-    assert "shorter than a chunk" in lmkv("lookup", "--tokens", "1", "--controller", address)[1]
+    short = lmkv("lookup", "--tokens", "1", "--controller", address)
+    assert short == (DONE, "", "shorter than a chunk of 16 tokens\n")
+
+
+def test_no_web_says_that_there_is_none_yet() -> None:
+    words = " ".join(lmkv("controller", "--help")[1].replace("│", " ").split())
+    assert "No web process; it comes with a later release." in words
 
 
 # ------------------------------------------------------------------ 1: failed
@@ -202,6 +213,7 @@ def test_a_controller_off_loopback(host: str) -> None:
         (["lookup", "--tokens", "1,x"], "'x' is not a token id"),
         (["lookup", "--tokens", "4294967296"], "'4294967296' is not a token id"),
         (["lookup", "--tokens", "-1"], "'-1' is not a token id"),
+        (["lookup", "--tokens", "9" * 5000], "'99999999999999999999' is not a token id"),
         (["lookup", "--tokens", ","], "there are none"),
         (["lookup", "--tokens", "@/nowhere/tokens"], "No such file"),
         (["status", "-o", "xml"], "allowed is table or json"),
@@ -258,9 +270,8 @@ def test_the_examples_controller_runs_until_a_signal(number: signal.Signals) -> 
     try:
         assert running.stderr is not None
         assert f"listening at tcp://127.0.0.1:{port}" in running.stderr.readline()
-        status, out, _ = lmkv("status", "--controller", f"tcp://127.0.0.1:{port}")
-        assert status == DONE
-        assert "no instances" in out
+        status, _, err = lmkv("status", "--controller", f"tcp://127.0.0.1:{port}")
+        assert (status, err) == (DONE, "no instances\n")
         running.send_signal(number)
         out, err = running.communicate(timeout=DEADLINE)
         assert (running.returncode, out, err) == (DONE, "", "")

@@ -67,10 +67,17 @@ def _check_output(output: str) -> None:
 def _print_json(answer: Any) -> None:
     import json
 
-    import msgspec
+    typer.echo(json.dumps(_plain(answer), indent=2))
 
-    # JSON has no 64-bit integers that every reader keeps, so epochs stay numbers only in Python's.
-    typer.echo(json.dumps(msgspec.to_builtins(answer), indent=2))
+
+def _plain(value: Any) -> Any:
+    """Dictionaries with every field, also those that are left out on the wire."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    names = getattr(value, "__struct_fields__", None)
+    if names is None:
+        return value
+    return {name: _plain(getattr(value, name)) for name in names if name != "request"}
 
 
 @app.command()
@@ -81,7 +88,8 @@ def controller(
     cluster: Annotated[str | None, typer.Option(help="Only instances of this cluster.")] = None,
     config: Annotated[str | None, typer.Option(help="A YAML file with settings.")] = None,
     no_web: Annotated[
-        bool, typer.Option("--no-web", help="Without HTTP, which this release does not have yet.")
+        bool,
+        typer.Option("--no-web", help="No web process; it comes with a later release."),
     ] = False,
 ) -> None:
     """Run a controller until SIGTERM or ctrl-C.
@@ -145,11 +153,13 @@ def _tokens(text: str) -> list[int]:
         try:
             text = sys.stdin.read() if text == "@-" else Path(text[1:]).read_text()
         except (OSError, UnicodeDecodeError) as error:
-            _fail(f"--tokens {text}: {error}", USAGE)
+            reason = getattr(error, "strerror", None) or "it is not text"
+            _fail(f"--tokens {text}: {reason}", USAGE)
     found = []
     for word in text.replace(",", " ").split():
-        if not word.isascii() or not word.isdigit() or int(word) > 0xFFFFFFFF:
-            _fail(f"--tokens: {word!r} is not a token id, 0 to 4294967295", USAGE)
+        # The length comes first: Python refuses to read thousands of digits.
+        if not (word.isascii() and word.isdigit() and len(word) <= 10 and int(word) < 1 << 32):
+            _fail(f"--tokens: {word[:20]!r} is not a token id, 0 to 4294967295", USAGE)
         found.append(int(word))
     if not found:
         _fail("--tokens: there are none", USAGE)

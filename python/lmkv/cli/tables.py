@@ -1,18 +1,31 @@
-"""The CLI's answers as tables for people."""
+"""The CLI's answers as tables for people.
+
+Names come from the network: they are printed as they are, never read as rich's markup. Into a pipe
+a line is as long as it must be, so that nothing a script reads is cut.
+"""
 
 from __future__ import annotations
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
 from lmkv.core.messages import InstanceState, LookupInfo, StatusInfo
 
-console = Console()
+PIPE_WIDTH = 10_000
+
+
+def _console() -> Console:
+    console = Console(markup=False, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    return console
 
 
 def status_table(info: StatusInfo) -> None:
+    console = _console()
     console.print(
-        f"cluster [bold]{info.cluster}[/], controller {info.controller} ({info.state}), "
+        f"cluster {info.cluster}, controller {info.controller} ({info.state}), "
         f"up {info.uptime:.0f} s, lmkv {info.version}"
     )
     console.print(
@@ -34,7 +47,10 @@ def status_table(info: StatusInfo) -> None:
             f"{instance.heartbeat_age:.1f} s",
             f"{sum(instance.hit_tokens.values()):,}",
         )
-    console.print(table if info.instances else "no instances")
+    if info.instances:
+        console.print(table)
+    else:
+        typer.echo("no instances", err=True)
 
 
 def _state(instance: InstanceState) -> str:
@@ -43,6 +59,7 @@ def _state(instance: InstanceState) -> str:
 
 
 def lookup_table(info: LookupInfo) -> None:
+    console = _console()
     table = Table(box=None, pad_edge=False)
     table.add_column("chunk", justify="right")
     table.add_column("tokens", justify="right")
@@ -52,6 +69,9 @@ def lookup_table(info: LookupInfo) -> None:
         first = i * info.chunk_tokens
         span = f"{first}-{first + info.chunk_tokens - 1}"
         table.add_row(str(i), span, key, ", ".join(holders) or "-")
-    console.print(table if info.keys else f"shorter than a chunk of {info.chunk_tokens} tokens")
+    if not info.keys:
+        typer.echo(f"shorter than a chunk of {info.chunk_tokens} tokens", err=True)
+        return
+    console.print(table)
     for instance, tokens in info.matched.items():
         console.print(f"{instance} has the first {tokens:,} tokens")
