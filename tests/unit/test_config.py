@@ -140,6 +140,7 @@ def test_a_setting_of_the_other_kind_is_named_as_such() -> None:
         ("chunk_tokens", 256.5, "1 to 65536"),
         ("min_tokens", 10**30, "0 to 10000000"),
         ("min_tokens", True, "0 to 10000000"),
+        ("min_tokens", 256.0, "0 to 10000000"),
         ("min_tokens", [256], "0 to 10000000"),
         ("limbo_share", 0.9, "at most 0.5"),
         ("locate_deadline", 0, "seconds above 0"),

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from lmkv.core import wire
-from lmkv.core.messages import MAX_KEYS, Announce, Locate, Located, Refused, Run, Status
+from lmkv.core.messages import MAX_KEYS, Announce, Locate, Located, Message, Refused, Run, Status
 from lmkv.core.wire import WireError, counts, decode, encode
 
 from tests.golden import make_wire
 from tests.golden.make_wire import KINDS, example, fields, readable, tag
 
 ROOT = Path(__file__).resolve().parents[2]
+PARTS = [
+    kind
+    for kind in vars(wire.messages).values()
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and not issubclass(kind, Message)
+]
 VECTORS = json.loads(make_wire.PATH.read_text())
 
 
@@ -151,9 +157,27 @@ def test_the_page_has_every_message_and_its_fields() -> None:
     told = {row[0].removeprefix("| ").strip("`"): row for row in rows}
     for kind in KINDS:
         assert told[tag(kind)][2] == fields(kind), f"docs/wire.md: {tag(kind)}"
-    parts = {name: row for name, row in told.items() if name[0].isupper()}
-    assert parts["RankInfo"][1].removesuffix(" |") == fields(wire.messages.RankInfo)
-    assert parts["InstanceState"][1].removesuffix(" |") == fields(wire.messages.InstanceState)
+    parts = {row[0]: row[1] for name, row in told.items() if name[0].isupper()}
+    for part in PARTS:
+        [text] = [text for name, text in parts.items() if name.split()[1] == part.__name__]
+        assert text.removesuffix(" |") == fields(part), f"docs/wire.md: {part.__name__}"
+    assert {row[0][3:-1] for row in rows if row[0].startswith("| `")} == set(map(tag, KINDS))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=tag)
+def test_the_page_and_the_docstring_have_the_same_frames(kind: Any) -> None:
+    """A docstring's `Frames: keys, counters, results (u8: ...).` is the row's last column."""
+    page = (ROOT / "docs" / "wire.md").read_text()
+    [row] = [row for row in page.splitlines() if row.startswith(f"| `{tag(kind)}` |")]
+    told = row.removesuffix(" |").rpartition(" | ")[2]
+    said = " ".join((kind.__doc__ or "").split()).partition("Frames: ")[2]
+    names = (
+        "keys|remote places|remote counters|own places|own counters|places|counters|others|results"
+    )
+    found = re.match(rf"(?:(?:{names})(?: u32| \([^)]*\))?(?:, )?)*", said)
+    assert found is not None
+    listed = ", ".join(re.findall(names, re.sub(r"\([^)]*\)", "", found.group())))
+    assert told.removeprefix("none, or ") == (listed or "-")
 
 
 def test_the_page_has_every_code_that_is_refused() -> None:

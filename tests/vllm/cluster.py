@@ -15,7 +15,12 @@ from tests.vllm.engine import Engine, Zygote
 
 READY_S = 60.0
 # Deadlines that no busy machine meets by chance.
-GENEROUS = {"locate_deadline": 5.0, "pull_deadline_min": 10.0, "pull_deadline_max": 20.0}
+GENEROUS = {
+    "locate_deadline": 5.0,
+    "pull_deadline_min": 10.0,
+    "pull_deadline_max": 20.0,
+    "connect_deadline": 10.0,
+}
 
 
 def free_port() -> int:
@@ -107,6 +112,7 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._zygote.stop_engines()
         self.controller.terminate()
         self.controller.wait(10)
         shutil.rmtree(self._runs, ignore_errors=True)

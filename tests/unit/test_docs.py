@@ -1,0 +1,43 @@
+"""What the pages point at is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from lmkv.core.config import InstanceConfig, load
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_paths_lead_somewhere(page: Path) -> None:
+    text = page.read_text()
+    for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        if "://" not in link:
+            assert (page.parent / link).exists(), link
+    folders = "bench|csrc|demo|docs|examples|kernels|python|tests|tools"
+    for path in re.findall(rf"`((?:{folders})/[A-Za-z0-9_./-]*)`", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_index_has_every_page() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    pages = [page for page in PAGES if page.parent.name == "docs" and page.name != "README.md"]
+    assert len(pages) >= 3
+    assert [page.name for page in pages if f"({page.name})" not in index] == []
+
+
+def test_the_settings_of_the_readme_have_these_defaults() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    default = load(InstanceConfig)
+    told = {name: text.strip("`") for name, text in rows}
+    assert told == {
+        "controllers": f"[{default.controllers[0]}]",
+        "cluster": default.cluster,
+        "pool_gib": "a quarter of free memory",  # None: the worker looks
+        "transfer": default.transfer,
+        "min_tokens": str(default.min_tokens),
+    }
