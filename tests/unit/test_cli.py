@@ -16,13 +16,10 @@ from pathlib import Path
 import pytest
 import zmq
 from lmkv import __version__, _native
+from lmkv.controller.server import Server
 from lmkv.core.client import Client
-<<<<<<< HEAD
 from lmkv.core.config import ControllerConfig, load
 from lmkv.core.messages import HeartbeatOk, InstanceState, StatusInfo, Welcome
-=======
-from lmkv.core.messages import HeartbeatOk, Welcome
->>>>>>> docs
 
 from tests.stub_instance import NAMESPACE, StubInstance
 
@@ -62,24 +59,16 @@ def sentence(expected: int, *words: str, **more: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A controller process with one instance, `a`, that holds both chunks of TOKENS."""
-    path = tmp_path_factory.mktemp("cli") / "controller.yaml"
-    path.write_text("dead_after_beats: 1000\n")  # nobody beats while the commands run
-    running = subprocess.Popen(
-        command("controller", "--port", "0", "--config", str(path)),
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment(),
-    )  # fmt: skip
+def address() -> Iterator[str]:
+    """A controller with one instance, `a`, that holds both chunks of TOKENS."""
+    server = Server(load(ControllerConfig, {"port": 0, "dead_after_beats": 1000}))
+    stop = threading.Event()
+    thread = threading.Thread(target=server.serve, args=(stop.is_set,))
+    thread.start()
     try:
-        assert running.stderr is not None
-        state_address = running.stderr.readline().partition("listening at ")[2].partition(",")[0]
         stub = StubInstance("a")
-<<<<<<< HEAD
         stub.registration.model = MODEL
         with Client(server.state_address, DEADLINE) as client:
-=======
-        with Client(state_address, DEADLINE) as client:
->>>>>>> docs
             assert isinstance(client.ask(stub.registration)[0], Welcome)
             chain = _native.KeyHasher(NAMESPACE, ["kind=full\n"], 16).chain()
             chain.extend(TOKENS)
@@ -89,15 +78,11 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             for message, arrays in [*stub.changes(), *stub.sync(), stub.heartbeat()]:
                 client.send(message, *arrays)
             assert isinstance(client.receive()[0], HeartbeatOk)
-            yield state_address
+            yield server.state_address
     finally:
-        running.terminate()
-        try:
-            _, said = running.communicate(timeout=DEADLINE)
-        finally:
-            running.kill()
-            running.wait()
-    assert (running.returncode, said) == (DONE, "")
+        stop.set()
+        thread.join(DEADLINE)
+        server.close()
 
 
 def free_port() -> int:
@@ -122,23 +107,6 @@ def test_version_loads_neither_sockets_nor_tables() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
     )
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
-
-
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        ([], ["controller", "status", "lookup", "version"]),
-        (["controller"], ["--host", "--port", "--query-port", "--cluster", "--config", "--no-web"]),
-        (["status"], ["--controller", "LMKV_CONTROLLER", "--output"]),
-        (["lookup"], ["--tokens", "--controller", "--like", "--salt", "--output"]),
-        (["version"], []),
-    ],
-    ids=lambda words: words[0] if words else "lmkv",
-)
-def test_help_names_what_there_is(words: list[str], named: list[str]) -> None:
-    status, out, err = lmkv(*words, "--help")
-    assert (status, err) == (DONE, "")
-    assert [name for name in [*named, "--help"] if name not in out] == []
 
 
 def test_status_as_a_table(address: str) -> None:
@@ -262,13 +230,6 @@ def test_a_mistake_of_the_callers(words: list[str], said: str) -> None:
 
 def test_a_bad_variable_is_named() -> None:
     assert "LMKV_HARTBEAT" in sentence(USAGE, "controller", LMKV_HARTBEAT="1")
-
-
-@pytest.mark.parametrize("words", [["lookup"], ["status", "--colour"], ["version", "now"]])
-def test_words_that_a_command_does_not_take(words: list[str]) -> None:
-    status, out, err = lmkv(*words)
-    assert (status, out) == (USAGE, "")
-    assert f"{words[0]} --help" in err
 
 
 def test_a_command_that_is_not_there() -> None:
