@@ -224,7 +224,7 @@ class Worker:
             with self._mapped.map(peer) as pool:
                 return self._scatter_from(pool, chunk)
         except MapError as error:
-            log.info("lmkv: %s cannot be mapped: %s", peer.instance, error)
+            log.warning("lmkv: %s cannot be mapped: %s", peer.instance, error)
             return MAP_RESULTS.get(error.cause, PullResult.PEER_DEAD)
 
     def _scatter_from(self, pool: _native.Pool | _native.PoolMap, chunk: LoadChunk) -> int:
