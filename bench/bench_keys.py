@@ -11,8 +11,9 @@ import random
 import struct
 
 from blake3 import blake3
-from harness import Figure, Row, measure
 from lmkv import _native
+
+from bench.harness import Figure, Row, measure
 
 TOKENS = 131_072
 SPEC = "head_size=128\nkind=full\nkv_heads=8\nlayers=0-31\nwindow=0\n"
