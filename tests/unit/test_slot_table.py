@@ -12,38 +12,15 @@ import threading
 import pytest
 from lmkv._native import SlotTable
 
-
-def keys(*numbers: int) -> bytes:
-    return b"".join(n.to_bytes(16, "little") for n in numbers)
+from tests.slot_tables import counters, keys, make, place, store
 
 
 def numbers(raw: bytes) -> list[int]:
     return [int.from_bytes(raw[i : i + 16], "little") for i in range(0, len(raw), 16)]
 
 
-def place(slot: int) -> bytes:
-    return struct.pack("<IBBH", slot * 16, 16, 0, 0)
-
-
 def slots(places: bytes) -> list[int]:
     return [first // 16 for first, *_ in struct.iter_unpack("<IBBH", places)]
-
-
-def counters(*values: int) -> bytes:
-    return struct.pack(f"<{len(values)}I", *values)
-
-
-def make(capacity: int, **options: float) -> SlotTable:
-    table = SlotTable(capacity, capacity, **options)
-    table.grow(capacity)
-    return table
-
-
-def store(table: SlotTable, *which: int, now: float = 0.0, front: bool = True) -> bytes:
-    got = table.reserve(keys(*which), now)
-    assert got is not None
-    assert table.admit(*got, front=front) == len(which)
-    return got[0]
 
 
 def readable(table: SlotTable) -> set[int]:
