@@ -23,7 +23,7 @@ from demo.servers import ROOT, start_cluster
 WORK = ROOT / ".demo"
 MODEL = WORK / "model"
 REPORT = ROOT / "demo-report.json"
-TOKENS = 4000
+TOKENS = 4110
 PER_ROW = 3
 
 _begin = time.monotonic()

@@ -1,13 +1,15 @@
 """Long real text that every CPython has: the language's manual, by topic (`pydoc_data.topics`).
 
-A manual is whole lines of consecutive topics, at most `tokens` long; no two share any text.
+A manual is consecutive topics, cut after the last word that fits into `tokens`; no two share any
+text. All are equally long, so that every hit leaves as many tokens to compute: rows are compared.
 """
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain
 
 QUESTIONS = (
     "What is this manual about? Answer in two short sentences.",
@@ -36,14 +38,14 @@ def manuals(count: int, tokens: int, measure: Callable[[str], int]) -> list[Manu
     names = iter(sorted(topics, key=lambda name: (-len(topics[name]), name)))
 
     def fill(title: str) -> Manual:
-        lines: list[str] = []
-        total = 0
-        for name in chain([title], names):
-            for line in topics[name].splitlines():
-                total += measure(line + "\n")
-                if total > tokens:
-                    return Manual(title, "\n".join(lines))
-                lines.append(line)
-        raise RuntimeError("this Python's own manual is too short")
+        text = topics[title]
+        while measure(text) <= tokens:
+            following = next(names, None)
+            if following is None:
+                raise RuntimeError("this Python's own manual is too short")
+            text += "\n" + topics[following]
+        ends = [word.end() for word in re.finditer(r"\S+", text)]
+        fits = bisect_right(ends, tokens, key=lambda end: measure(text[:end]))
+        return Manual(title, text[: ends[fits - 1]])
 
     return [fill(next(names)) for _ in range(count)]

@@ -157,13 +157,23 @@ class World:
     # ------------------------------------------------------------ controller
 
     def located(
-        self, n: int, peer: str = "peer", epoch: int = PEER_EPOCH, version: int = 0
+        self,
+        n: int,
+        peer: str = "peer",
+        epoch: int = PEER_EPOCH,
+        version: int = 0,
+        others: dict[str, tuple[int, int]] | None = None,
     ) -> None:
-        """The last locate's first `n` keys: slots 0 .. n-1 of `peer`, counters 100, 101 ..."""
+        """The last locate's first `n` keys: slots 0 .. n-1 of `peer`, counters 100, 101 ...
+        `others` hold [first, last) of them too, at the same places."""
         query = self.at(QUERY)
         asked, _ = query.last(Locate)
         refs, runs = ([PeerRef(peer, epoch, version)], [Run(0, n, 0, 0)]) if n else ([], [])
-        query.say(Located(asked.request, 77, n, runs, [], refs), places(n), counters(n))
+        alternates = []
+        for i, (other, (first, last)) in enumerate((others or {}).items()):
+            refs.append(PeerRef(other, PEER_EPOCH, 0))
+            alternates.append(Run(first, last - first, 1 + i, first))
+        query.say(Located(asked.request, 77, n, runs, alternates, refs), places(n), counters(n))
 
     def peer_info(
         self, peer: str = "peer", mapped: bool = False, epoch: int = PEER_EPOCH, version: int = 0

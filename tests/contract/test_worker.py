@@ -226,8 +226,8 @@ def test_a_neighbours_pool_is_loaded_from_where_it_lies(start) -> None:
     assert np.array_equal(here.kv.chunk(0, 1), there.kv.chunk(3, 5))
     assert len(here.worker._mapped) == 1
     here.send(Forget("b", EPOCH))
-    here.send(Attach("a", EPOCH))
-    here.state(lambda s: True)
+    here.send(Attach("a", EPOCH + 1))
+    here.state(lambda s: s.epoch == EPOCH + 1)  # so it has read the Forget before it
     assert len(here.worker._mapped) == 0
 
 

@@ -6,7 +6,7 @@ import pytest
 from lmkv.core.messages import Attach, Locate, Peer, Pull, PullResult
 from lmkv.core.steps import SKIPPED, LoadResult
 
-from tests.fake_links import CONTROLLER, PEER_EPOCH, QUERY, World, counters, places
+from tests.fake_links import CHUNK, CONTROLLER, PEER_EPOCH, QUERY, World, counters, places
 
 GOOD, GONE, DIGEST = PullResult.GOOD, PullResult.GONE, PullResult.DIGEST
 TIMEOUT, PEER_DEAD = PullResult.TIMEOUT, PullResult.PEER_DEAD
@@ -334,6 +334,89 @@ def test_details_are_asked_for_once() -> None:
     assert len(world.at(CONTROLLER, 1).of(Peer)) == 1
 
 
+# ---------------------------------------------------------------- alternates
+
+
+def hits(world: World, name: str, tokens: int) -> dict[str, int]:
+    """Of a request whose `tokens` are loaded, by cause."""
+    load(world, name, tokens, list(range(2 * tokens // CHUNK + 1)))
+    world.agent.loaded(name, LoadResult(tokens // CHUNK))
+    ended = world.agent.finished(name)
+    assert ended is not None
+    return {c: n for c, n in ended["lmkv"]["hit_tokens"].items() if n}
+
+
+def pulls_of(world: World) -> list[tuple[str, list[bytes]]]:
+    """(peer, keys) of each Pull so far."""
+    return [(p.peer.instance, frames[0]) for p, frames in world.at("ipc://mover0").of(Pull)]
+
+
+def pulling_with_others(world: World, chunks: int, **others: tuple[int, int]) -> list[int]:
+    """As `pulling`, where other holders have some of the chunks too."""
+    prompt = world.prompt(chunks)
+    world.begin("a", prompt)
+    world.located(chunks, others=others)
+    assert world.match("a", prompt) is None
+    world.peer_info()
+    assert world.match("a", prompt) is None
+    return prompt
+
+
+@pytest.mark.parametrize("result", [GONE, DIGEST, PEER_DEAD, TIMEOUT])
+def test_what_a_peer_did_not_bring_is_pulled_from_another_holder(result: int) -> None:
+    world = World()
+    prompt = pulling_with_others(world, 3, other=(0, 3))
+    world.pulled([GOOD, result, result])
+    assert world.match("a", prompt) is None  # the other's details are asked for
+    world.peer_info("other")
+    assert world.match("a", prompt) is None
+    assert pulls_of(world) == [("peer", world.keys(0, 3)), ("other", world.keys(1, 3))]
+    world.pulled([GOOD, GOOD])
+    assert world.match("a", prompt) == 12
+    assert hits(world, "a", 12) == {"hit_peer": 12}
+
+
+def test_an_alternate_is_taken_once() -> None:
+    world = World()
+    prompt = pulling_with_others(world, 2, other=(0, 2))
+    world.pulled([GONE, GONE])
+    world.match("a", prompt)
+    world.peer_info("other")
+    assert world.match("a", prompt) is None
+    world.pulled([DIGEST, DIGEST])
+    assert world.match("a", prompt) == 0
+    assert len(pulls_of(world)) == 2
+    assert finish(world, "a")[1] == {"digest": 8, "too_short": 1}
+    assert world.at_rest()
+
+
+def test_a_peer_that_failed_is_not_asked_again_for_what_only_it_has() -> None:
+    world = World()
+    prompt = pulling_with_others(world, 3, other=(0, 1))
+    world.pulled([PEER_DEAD] * 3)
+    world.match("a", prompt)
+    world.peer_info("other")
+    assert world.match("a", prompt) is None
+    assert pulls_of(world)[1:] == [("other", world.keys(0, 1))]
+    world.pulled([GOOD])
+    assert world.match("a", prompt) == 4
+    assert finish(world, "a")[1] == {"peer_dead": 12, "too_short": 1}
+
+
+def test_a_holder_without_details_is_left_for_one_that_is_mapped() -> None:
+    world = World()
+    prompt = world.prompt(2)
+    world.begin("a", prompt)
+    world.located(2, others={"other": (0, 2)})
+    assert world.match("a", prompt) is None
+    world.clock.advance(1.01)  # connect_deadline
+    assert world.match("a", prompt) is None
+    world.peer_info("other", mapped=True)
+    assert world.match("a", prompt) == 8
+    assert pulls_of(world) == []
+    assert hits(world, "a", 8) == {"hit_mapped": 8}
+
+
 # ---------------------------------------------------------------- loads
 
 
@@ -397,5 +480,6 @@ def test_a_claim_below_the_least_holds_no_pins_while_the_request_runs() -> None:
     assert world.match("a", prompt) == 0
     world.agent.allocated("a", [1, 2, 3, 4, 5], 0)
     assert world.agent.table.pins == 0
-    world.agent.finished("a")
+    counts = world.agent.finished("a")["lmkv"]  # type: ignore[index]
+    assert counts["miss_tokens"]["recompute_cheaper"] == 8
     assert world.at_rest()

@@ -10,7 +10,7 @@ the background thread, under `lock`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from lmkv import _native
@@ -103,7 +103,12 @@ class Reader:
         if not state.chunks or state.first != first:
             self._choose(state, first, last)
         claim = state.end * self._geometry.chunk_tokens - computed
-        return claim if state.chunks and claim >= self._config.min_tokens else 0
+        if not state.chunks:
+            return 0
+        if claim < self._config.min_tokens:
+            state.miss = "recompute_cheaper"
+            return 0
+        return claim
 
     def _last(self, tokens: int) -> int:
         """Chunks that a hit may cover: vLLM computes at least the last token itself."""
@@ -119,30 +124,66 @@ class Reader:
             self._locator.drop(state.locate)
             state.miss = "locate_timeout"
         else:
-            state.miss = answer.missing
+            state.miss = state.missing = answer.missing
             state.sources = {state.base + i: s for i, s in answer.sources.items()}
-            for name in {source.peer for source in state.sources.values()}:
-                if not self._locator.fetch(answer.peers[name]):
-                    state.peers[name] = answer.peers[name]
+            state.alternates = {state.base + i: s for i, s in answer.alternates.items()}
+            state.holders = answer.peers
         state.phase = Phase.PULLING
-        state.deadline = self._clock() + self._config.connect_deadline
+        self._fetch_details(state, state.sources)
         return True
+
+    def _fetch_details(self, state: RequestState, chunks: Iterable[int]) -> None:
+        """Of the peers that hold these chunks."""
+        names = {state.sources[chunk].peer for chunk in chunks if chunk in state.sources}
+        refs = {name: state.holders[name] for name in names}
+        state.peers = {name: ref for name, ref in refs.items() if not self._locator.fetch(ref)}
+        state.deadline = self._clock() + self._config.connect_deadline
 
     def _gathered(self, state: RequestState, first: int, last: int) -> bool:
         """Peers' details are here, pulls posted and ended; or their deadlines have passed."""
-        now = self._clock()
-        state.peers = {p: ref for p, ref in state.peers.items() if not self._locator.fetch(ref)}
-        if state.peers and now < state.deadline:
-            return False
-        with self.lock:
-            self._pulls.drain()
-            if not state.jobs and state.sources:
-                self._post(state, first, last)
-            waiting = {job for job in state.jobs if not self._pulls.done(job)}
-        if waiting:
-            return False
-        state.phase = Phase.READY
-        return True
+        while True:
+            fetch = self._locator.fetch
+            state.peers = {peer: ref for peer, ref in state.peers.items() if not fetch(ref)}
+            if state.peers and self._clock() < state.deadline:
+                return False
+            with self.lock:
+                self._pulls.drain()
+                if not state.jobs and state.sources:
+                    self._post(state, first, last)
+                waiting = {job for job in state.jobs if not self._pulls.done(job)}
+            if waiting:
+                return False
+            if not self._fall_back(state, first, last):
+                state.phase = Phase.READY
+                return True
+
+    def _fall_back(self, state: RequestState, first: int, last: int) -> bool:
+        """Where the first chunk that did not come has another holder, that one is asked, for all
+        that this peer did not bring. It ends: an alternate is taken once."""
+        have = self._table.contains(state.keys(first, last))
+        missing = [chunk for chunk in range(first, last) if have[chunk - first] != READABLE]
+        for at, chunk in enumerate(missing):
+            source = state.sources.get(chunk)
+            if source is not None and self._mapped(state, source):
+                continue
+            if source is None or chunk not in state.alternates:
+                return False
+            self._leave_peer(state, source.peer, missing[at:])
+            self._fetch_details(state, missing[at:])
+            return True
+        return False
+
+    def _leave_peer(self, state: RequestState, peer: str, chunks: list[int]) -> None:
+        """These chunks come from their alternates now, or from nobody."""
+        state.jobs.clear()
+        theirs = [c for c in chunks if c in state.sources and state.sources[c].peer == peer]
+        if all(chunk in state.alternates for chunk in theirs):
+            state.miss = state.missing
+        for chunk in theirs:
+            del state.sources[chunk]
+            if chunk in state.alternates:
+                state.sources[chunk] = state.alternates.pop(chunk)
+                state.pulled.discard(chunk)
 
     def _post(self, state: RequestState, first: int, last: int) -> None:
         """Pulls for chunks that are neither here nor mapped, one job a peer and run."""

@@ -45,10 +45,13 @@ class RequestState:
     locate: int = 0  # request number
     base: int = 0  # chunk that the locate's first key was
     sources: dict[int, Source] = field(default_factory=dict)  # by chunk
+    alternates: dict[int, Source] = field(default_factory=dict)  # other holders, by chunk
+    holders: dict[str, PeerRef] = field(default_factory=dict)  # of sources and alternates
     peers: dict[str, PeerRef] = field(default_factory=dict)  # whose details are awaited
     jobs: set[int] = field(default_factory=set)  # pulls awaited
     pulled: set[int] = field(default_factory=set)  # chunks that came by a pull
-    miss: str = "cold"  # cause of the first chunk not found
+    missing: str = "cold"  # cause of the first chunk that the locate did not find
+    miss: str = "cold"  # cause of the first chunk that cannot be loaded
 
     first: int = 0  # chunks [first, end) are to be loaded
     end: int = 0
