@@ -19,7 +19,9 @@ from demo.manuals import Manual
 from demo.servers import Cluster
 
 COLD, NIXL, MAPPED, PREFIX = "cold", "peer hit (NIXL)", "peer hit (mapped)", "prefix hit (vLLM)"
-SETTLE_S = 0.5  # a chunk is stored and announced in a fraction of this
+# A chunk is stored and announced in a fraction of this; but vLLM's worker spins for a second after
+# a step, and the next question shall find its server's core free.
+SETTLE_S = 1.5
 WARM_UP = [{"role": "user", "content": "Say hello."}]
 
 Say = Callable[[str], None]

@@ -39,6 +39,7 @@ void bind_memory(nb::module_& m) {
            nb::arg("layout"), nb::arg("slots"), nb::arg("segment_slots"), nb::arg("address") = 0,
            nb::arg("writable") = false)
       .def("add_segment", &PoolMap::add_segment, nb::arg("fd"), Release())
+      .def("fault_in", &PoolMap::fault_in, nb::arg("segment"), Release())
       .def_prop_ro("address", &PoolMap::address)
       .def_prop_ro("segments", &PoolMap::segments)
       .def_prop_ro("layout", &PoolMap::layout, nb::rv_policy::reference_internal)

@@ -107,6 +107,17 @@ std::uint32_t PoolMap::add_segment(int fd) {
   return segment;
 }
 
+void PoolMap::fault_in(std::uint32_t segment) {
+  constexpr std::uint64_t kPiece = 16 << 20;  // a few ms, for which others wait
+  REQUIRE(segment < segments(), "segment ", segment, " of ", segments());
+  const std::uint64_t offset = segment_offset(segment), bytes = segment_bytes(segment);
+  for (std::uint64_t at = 0; at < bytes; at += kPiece) {
+    const std::lock_guard lock(adding_);
+    if (segments() == 0) return;  // closed meanwhile
+    range_.fault_in(offset + at, std::min(kPiece, bytes - at), writable_);
+  }
+}
+
 void PoolMap::close() {
   const std::lock_guard lock(adding_);
   close_range();

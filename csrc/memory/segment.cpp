@@ -13,6 +13,9 @@
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
 #ifndef MAP_FIXED_NOREPLACE
 #define MAP_FIXED_NOREPLACE 0x100000
 #endif
@@ -122,6 +125,10 @@ void AddressRange::populate(std::size_t offset, std::size_t bytes) {
   for (std::size_t at = 0; at < bytes; at += 4096) {  // a kernel before 5.14
     *reinterpret_cast<volatile unsigned char*>(data_ + offset + at) = 0;
   }
+}
+
+void AddressRange::fault_in(std::size_t offset, std::size_t bytes, bool writable) noexcept {
+  madvise(data_ + offset, bytes, writable ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
 }
 
 void AddressRange::hide(std::size_t offset, std::size_t bytes) noexcept {

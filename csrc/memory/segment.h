@@ -45,6 +45,8 @@ class AddressRange {
   void map(int fd, std::size_t offset, std::size_t bytes, bool writable);
   // Takes memory for [offset, offset + bytes) now, not at the first touch. SystemError.
   void populate(std::size_t offset, std::size_t bytes);
+  // Page table entries for memory that is there already; only a hint, it touches no byte.
+  void fault_in(std::size_t offset, std::size_t bytes, bool writable) noexcept;
   // Back to PROT_NONE.
   void hide(std::size_t offset, std::size_t bytes) noexcept;
   void unmap() noexcept;

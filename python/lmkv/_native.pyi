@@ -151,6 +151,9 @@ class PoolMap:
     ) -> None: ...
     def add_segment(self, fd: int) -> int:
         """Maps and keeps; the descriptor stays the caller's."""
+    def fault_in(self, segment: int) -> None:
+        """Takes the segment's page faults now, so that the first READ into it does not (it is three
+        times slower then). It may run beside everything else, and ends when the pool is closed."""
     @property
     def address(self) -> int: ...
     @property

@@ -6,6 +6,7 @@ import fcntl
 import mmap
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from lmkv._native import Pool, PoolMap, SlotLayout, SlotStatus, check_slot, write_slot
@@ -120,6 +121,37 @@ def test_a_writable_map_is_the_pool() -> None:
         mover.add_segment(fd)
     write_slot(mover.slot_address(place(16)), LAYOUT, KEY, 3, bytes(128))
     assert check_slot(pool.slot_address(place(16)), LAYOUT, KEY, 3) == SlotStatus.GOOD
+
+
+def resident(address: int) -> int:
+    """Bytes of the mapping at `address` that have page table entries."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    for line in lines:
+        if line.startswith(f"{address:x}-"):
+            return next(int(n.split()[1]) << 10 for n in lines if n.startswith("Rss:"))
+    raise AssertionError(f"nothing is mapped at {address:x}")
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_faults_are_taken_ahead_and_no_byte_changes(writable: bool) -> None:
+    layout = SlotLayout(64, 1 << 16, 1, 5)  # 4 MiB and a table: two pieces a segment
+    pool = Pool(layout, 10, 5)
+    for _ in range(2):
+        pool.add_segment()
+    segment_bytes = 5 * layout.slot_bytes
+    there = pool.slot_address(place(64))
+    write_slot(there, layout, KEY, 3, bytes(range(256)) * (layout.payload_bytes // 256))
+    before = ctypes.string_at(pool.address, segment_bytes)
+    peer = PoolMap(layout, 10, 5, writable=writable)
+    for segment in (0, 1):
+        with closing(pool.segment_fd(segment, readonly=not writable)) as fd:
+            peer.add_segment(fd)
+    assert resident(peer.address) == 0
+    peer.fault_in(0)
+    assert resident(peer.address) == segment_bytes
+    assert ctypes.string_at(pool.address, segment_bytes) == before
+    with pytest.raises(ValueError, match="segment 2 of 2"):
+        peer.fault_in(2)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,11 @@ worker lives, and starts another.
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import socket
 import sys
+import threading
 import time
 
 import zmq
@@ -66,6 +68,8 @@ class Mover:
         self._versions = {"lmkv": __version__}
         self._known: list[bytes] = []  # routing ids of agents, the latest last
         self._peers = Peers(layout)
+        self._added: queue.SimpleQueue[int] = queue.SimpleQueue()  # segments to be faulted in
+        threading.Thread(target=self._fault_in, name="lmkv-faults", daemon=True).start()
         self._running = True
         self._over_limbo = False
         self._start_nixl()
@@ -128,7 +132,14 @@ class Mover:
             self._share.add_segment(fd)
             self._register(number, os.fstat(fd).st_size)
             os.close(fd)
+            self._added.put(number)
         self._tell()
+
+    def _fault_in(self) -> None:
+        """A thread of the least priority: pulls work without it, the first ones slower."""
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        while True:
+            self._pool.fault_in(self._added.get())
 
     def _register(self, segment: int, length: int) -> None:
         if self._agents is None:
