@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 START_S = 120.0
 ANSWER_S = 120.0
 BLOCK = 64
+NAPS = ROOT / "tests/vllm/naps"  # its sitecustomize says why
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -213,6 +214,7 @@ class Zygote:
             "environment": {"VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, mine))}
             | dict(environment or {}),
             "log": str(log),
+            "naps": str(NAPS) if ranks > 1 else "",
         }
         ours, theirs = socket.socketpair()
         socket.send_fds(self._control, [json.dumps(spec).encode()], [theirs.fileno()])

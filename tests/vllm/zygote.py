@@ -1,10 +1,10 @@
 """The process that imports vLLM once and forks an engine whenever it is asked.
 
 A request is one datagram on the socket whose descriptor is the only argument: JSON with the
-engine's arguments, environment and log file, and by SCM_RIGHTS the engine's end of a pipe. The
-answer is the engine's pid. The zygote reaps its engines, and ends (they with it) when the socket
-does. In the engine every command of the pipe is (name, arguments), the answer (good, result).
-Tensor-parallel workers are spawned by vLLM, so nothing here may run at import.
+engine's arguments, environment, log file and how its waits nap, and by SCM_RIGHTS the engine's end
+of a pipe. The answer is the engine's pid. The zygote reaps its engines, and ends (they with it)
+when the socket does. In the engine every command of the pipe is (name, arguments), the answer
+(good, result). Tensor-parallel workers are spawned by vLLM, so nothing here may run at import.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import ctypes
 import importlib
 import json
 import os
+import runpy
 import signal
 import socket
 import sys
@@ -100,6 +101,9 @@ def engine(spec: dict[str, Any], pipe: Connection) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ.update(spec["environment"])
+    if spec["naps"]:  # the ranks read it as they start; this process has started
+        os.environ["PYTHONPATH"] = os.pathsep.join([spec["naps"], os.environ["PYTHONPATH"]])
+        runpy.run_path(os.path.join(spec["naps"], "sitecustomize.py"))
     status = 1
     try:
         from vllm import LLM
