@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CXX_FILES := $(shell find csrc kernels tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' 2>/dev/null)
 
-.PHONY: help setup demo test bench lint format
+.PHONY: help setup demo test faults bench lint format
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | while IFS='	' read -r name words; do printf '  make %-8s %s\n' "$$name" "$$words"; done
 
@@ -15,6 +15,9 @@ demo: setup  ## two vLLM servers share a prompt; KEEP=1 leaves them running
 
 test: setup  ## all tests: csrc under sanitizers, python, real vLLM engines
 	@$(BIN)/python tools/test.py $(if $(ONLY),--only $(ONLY))
+
+faults: setup  ## kill, stop and garble every process and link at every step; one table, half an hour
+	@$(BIN)/python -m tests.faults
 
 bench: setup  ## the microbenchmarks, and bench-report.json
 	@$(BIN)/python -m bench

@@ -42,6 +42,7 @@ class Cluster:
     def __init__(self, zygote: Zygote, model: Path, folder: Path) -> None:
         self._zygote, self._model, self._folder = zygote, model, folder
         self._port = free_port()
+        self.ports = self._port, self._port + 1  # state, query
         self._runs = Path(f"/tmp/lmkv-test-{os.getpid()}")  # paths of sockets are short
         self._runs.mkdir(mode=0o700, exist_ok=True)
         self._plain: Engine | None = None
