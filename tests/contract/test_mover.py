@@ -23,6 +23,7 @@ from lmkv.core.messages import (
     Alarm,
     Connect,
     Forget,
+    Limbo,
     LimboEnded,
     Ping,
     Pong,
@@ -210,6 +211,7 @@ def test_a_stopped_holder_costs_the_deadline_and_puts_the_places_in_limbo(tcp_pa
         b.pull(2, a.peer(), [(0, 0, 1)] * 2, [(1, 1), (2, 1)], deadline=0.3)
         assert pulled(b, 2)[1] == [TIMEOUT] * 2
         b.send(Forget("a", a.epoch))  # not obeyed while the READ is under way
+        b.send(Limbo(2))  # not answered
         b.send(Ping(3))
         assert b.receive()[0] == Pong(3)
         assert not b.agent.poll(100), "limbo cannot have ended: the holder is stopped"
@@ -217,6 +219,8 @@ def test_a_stopped_holder_costs_the_deadline_and_puts_the_places_in_limbo(tcp_pa
         os.kill(a.supervisor.pid, signal.SIGCONT)
     ended, _ = b.receive()
     assert isinstance(ended, LimboEnded) and ended.job == 2
+    b.send(Limbo(2))  # for one who has not heard it
+    assert b.receive()[0] == LimboEnded(0, 2)
     for slot in (1, 2):  # the bytes landed; no reader takes them
         at = b.pool.slot_address(place(slot))
         assert _native.check_slot(at, LAYOUT, key(0), generation(a.epoch, 1)) == GONE
@@ -373,6 +377,17 @@ def test_bad_messages_are_answered_and_the_mover_goes_on(run_dir):
         a.pull(4, a.peer(nixl_metadata=b""), [(0, 0, 1)], [(0, 1)])
         assert pulled(a, 4)[1] == [PEER_DEAD]
         assert a.deaths() == 0
+
+
+def test_a_job_that_was_said_to_have_ended_never_begins(pair):
+    a, b = pair
+    a.write(0, n=0, counter=1)
+    b.send(Limbo(7))  # its Pull is still on its way
+    assert b.receive()[0] == LimboEnded(0, 7)
+    b.pull(7, a.peer(), [(0, 0, 1)], [(0, 1)])
+    assert pulled(b, 7)[1] == [MOVER_DOWN]
+    b.pull(8, a.peer(), [(0, 0, 1)], [(0, 1)])
+    assert pulled(b, 8)[1] == [GOOD]
 
 
 def test_connect_ahead_then_pull(pair):

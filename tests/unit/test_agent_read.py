@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from lmkv.core.messages import Attach, Locate, Peer, Pull, PullResult
+from lmkv.core.messages import Attach, Limbo, Locate, Peer, Pull, PullResult
 from lmkv.core.steps import SKIPPED, LoadResult
 
 from tests.fake_links import CHUNK, CONTROLLER, PEER_EPOCH, QUERY, World, counters, places
@@ -256,6 +256,26 @@ def test_a_mover_that_says_nothing_leaves_limbo_and_another_mover_ends_it() -> N
         .epoch
         == world.agent.epoch
     )
+    assert world.at_rest()
+
+
+def test_a_mover_is_asked_for_the_end_that_was_lost_with_its_connection() -> None:
+    world = World()
+    prompt = pulling(world)
+    world.pulled([GOOD, TIMEOUT])
+    world.match("a", prompt)
+    finish(world, "a")
+    world.turn()
+    asked = world.at("ipc://mover0").of(Limbo)
+    assert [message.job for message, _ in asked] == [world.pull()[0].job]
+    world.clock.advance(0.9)
+    world.turn()
+    assert len(world.at("ipc://mover0").of(Limbo)) == 1
+    world.clock.advance(0.2)
+    world.turn()
+    assert len(world.at("ipc://mover0").of(Limbo)) == 2
+    world.limbo_ended()
+    world.turn()
     assert world.at_rest()
 
 

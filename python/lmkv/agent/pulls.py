@@ -1,9 +1,9 @@
 """Pulls: reserve -> Pull to every rank's mover -> all answer -> admit, or abort.
 
 A READ that timed out may still land: its places stay in limbo until every rank's mover has said
-that it ended, or is another one. Whoever waits asks `done(job)`; requests that miss the same chunk
-share its job. Calls are under the owner's lock: the scheduler thread's, or the background's while
-nobody waits.
+that it ended, or is another one. Movers are asked each second, as an answer may be lost with its
+connection. Whoever waits asks `done(job)`; requests that miss the same chunk share its job. Calls
+are under the owner's lock: the scheduler thread's, or the background's while nobody waits.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from lmkv.agent.links import Link
 from lmkv.core.messages import (
     Attach,
     Connect,
+    Limbo,
     LimboEnded,
     Pull,
     Pulled,
@@ -24,6 +25,7 @@ from lmkv.core.messages import (
 )
 
 GRACE = 0.05  # seconds that a mover has to answer after its deadline
+ASK_EVERY = 1.0  # seconds between questions after a job in limbo
 KEY = 16
 
 
@@ -38,6 +40,7 @@ class Job:
     waiting: set[int]  # ranks that have not answered
     limbo: set[int] = field(default_factory=set)  # ranks whose READs may still land
     limbo_chunks: list[int] = field(default_factory=list)
+    ask_limbo: float = 0.0  # when to ask whether its READs have ended
     seconds: float = 0.0
     bytes: int = 0
     stale: bool = False  # what we know of the peer is out of date
@@ -158,6 +161,10 @@ class Pulls:
             if not job.done and now > job.deadline:
                 for rank in list(job.waiting):  # nobody knows: it may still land
                     self._answered(number, job, rank, [PullResult.TIMEOUT] * len(job.results))
+            if job.done and now >= job.ask_limbo:
+                job.ask_limbo = now + ASK_EVERY
+                for rank in job.limbo & self._links.keys():
+                    self._links[rank].send(Limbo(number))
 
     def _pulled(self, message: Pulled, frames: list[bytes]) -> None:
         job = self._jobs.get(message.job)

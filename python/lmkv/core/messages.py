@@ -545,6 +545,13 @@ class Pulled(Message, tag="pulled"):
     stale: bool = False  # the peer's data version or metadata is out of date: fetch `Peer` again
 
 
+class Limbo(Message, tag="limbo"):
+    """Agent -> mover: does this job still READ? An answer may have been lost with its connection.
+    If it does not, `limbo_ended`, and a pull of that number that comes later is not begun."""
+
+    job: U64
+
+
 class LimboEnded(Message, tag="limbo_ended"):
     """The READs of a job that timed out have ended on this rank; its places may be used again."""
 
@@ -639,5 +646,5 @@ AnyMessage = Union[
     Resync, SyncSlice, SyncEnd, Leave, Left, Touched, Probe, ProbeOk, Locate, Located, Peer,
     PeerInfo, Status, StatusInfo, Lookup, LookupInfo, Instances, Controllers, Prefixes, Subscribe,
     Event, Command, Job, Jobs, Attach, WorkerState, Stored, Alarm, MoverState, Pull, Pulled,
-    LimboEnded, Connect, Forget, MoverConfig, Segments, Stop, Ping, Pong, Share, Shared,
+    Limbo, LimboEnded, Connect, Forget, MoverConfig, Segments, Stop, Ping, Pong, Share, Shared,
 ]  # fmt: skip

@@ -56,6 +56,9 @@ class Mover:
             self._share = ShareServer(config.share_socket, config.rank, config.uids, time.monotonic)
             self._context = zmq.Context()
             self._control = self._context.socket(zmq.ROUTER)
+            # After a pause of ours the agent comes back before its old connection is noticed to be
+            # gone; the new one is the agent.
+            self._control.setsockopt(zmq.ROUTER_HANDOVER, 1)
             self._control.bind(f"ipc://{config.control_socket}")
         except (OSError, zmq.ZMQError) as error:
             raise Fatal(
@@ -191,6 +194,8 @@ class Mover:
             for peer in self._peers.forget(message.instance, message.epoch):
                 if self._engine is not None:
                     self._engine.forget(peer)
+        elif isinstance(message, messages.Limbo):
+            return self._pulls.limbo(identity, message.job)
         elif isinstance(message, messages.Ping):
             return [(identity, wire.encode(messages.Pong(message.request)))]
         else:

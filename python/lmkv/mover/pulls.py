@@ -5,6 +5,7 @@ handle(identity, pull, frames) starts one; events() turns what the engine report
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from lmkv.core.messages import Alarm, LimboEnded, Message, Pull, Pulled, PullRes
 from lmkv.mover.peers import Peers
 
 Answer = tuple[bytes, list[bytes]]  # routing id, frames
+VOID = 4096  # jobs that are remembered to have ended
 
 
 @dataclass
@@ -31,6 +33,7 @@ class Pulls:
         self._peers = peers
         self._asked: dict[int, _Asked] = {}
         self._next = 1  # two agents in a row may use the same job number
+        self._void: OrderedDict[tuple[bytes, int], None] = OrderedDict()  # said to have ended
 
     def handle(self, identity: bytes, pull: Pull, frames: list[bytes], epoch: int) -> list[Answer]:
         """`epoch` is our own. Raises WireError for torn frames."""
@@ -40,6 +43,8 @@ class Pulls:
             return [self._all(identity, pull, n, PullResult.MOVER_DOWN)]
         if n == 0:
             return [self._all(identity, pull, 0, PullResult.GOOD)]
+        if (identity, pull.job) in self._void:  # its slots may hold something else by now
+            return [self._all(identity, pull, n, PullResult.MOVER_DOWN)]
         refusal = self._peers.refusal(pull)
         if refusal is not None:
             result, stale, _ = refusal
@@ -60,6 +65,15 @@ class Pulls:
         self._asked[self._next] = _Asked(identity, pull.job)
         self._next += 1
         return []
+
+    def limbo(self, identity: bytes, job: int) -> list[Answer]:
+        """Nothing while the job is under way: its end will be told."""
+        if _Asked(identity, job) in self._asked.values():
+            return []
+        self._void[identity, job] = None
+        while len(self._void) > VOID:
+            self._void.popitem(last=False)
+        return [(identity, wire.encode(LimboEnded(self._rank, job)))]
 
     def events(self) -> Iterator[Answer]:
         if self._engine is None:
