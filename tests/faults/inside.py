@@ -25,18 +25,21 @@ STEPS: dict[str, Callable[[Any, Any], tuple[Any, str, bool]]] = {
     "after the pull": lambda agent, worker: (agent.pulls, "post", False),
     "before the load": lambda agent, worker: (worker, "submit_loads", True),
     "inside the load": lambda agent, worker: (worker, "_scatter", False),
-    "before a store": lambda agent, worker: (worker, "_copy_store", True),
-    "after a store": lambda agent, worker: (worker, "_copy_store", False),
+    "before a store": lambda agent, worker: (worker._copies, "_copy_store", True),
+    "after a store": lambda agent, worker: (worker._copies, "_copy_store", False),
 }
+_armed: list[str] = []  # steps that have not been taken yet
 
 
 def arm(llm: Any, step: str, number: int, pids: list[int], wake_s: float) -> None:
     """At the next `step`, once: signal `number` to `pids` (negative: groups)."""
     owner, name, before = STEPS[step](_connector(llm)._agent, _worker(llm))
     original = getattr(owner, name)
+    _armed.append(step)
 
     def stepped(*args: Any, **kwargs: Any) -> Any:
         setattr(owner, name, original)
+        _armed.remove(step)
         if before:
             _send(number, pids, wake_s)
         answer = original(*args, **kwargs)
@@ -45,6 +48,10 @@ def arm(llm: Any, step: str, number: int, pids: list[int], wake_s: float) -> Non
         return answer
 
     setattr(owner, name, stepped)
+
+
+def armed(llm: Any) -> list[str]:
+    return list(_armed)
 
 
 def _send(number: int, pids: list[int], wake_s: float) -> None:

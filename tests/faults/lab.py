@@ -120,6 +120,9 @@ class Lab:
             outcome.hit_tokens = answer.num_cached_tokens
         except EngineError:
             outcome.failed = 1
+        if cell.process != LINK:
+            engine = self.a if storing else self.b
+            assert not engine.call("tests.faults.inside:armed"), f"{cell}: its step was not taken"
         try:
             self._heal(cell, outcome)
         except AssertionError:  # not ready in time
