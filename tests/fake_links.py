@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from lmkv import _native
 from lmkv.agent.agent import Agent, Engine, Options, Rank
-from lmkv.agent.reader import Geometry
+from lmkv.agent.transfers import Geometry
 from lmkv.core import config, wire
 from lmkv.core.clock import ManualClock
 from lmkv.core.messages import (
