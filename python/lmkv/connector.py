@@ -341,31 +341,9 @@ class LmkvConnector(KVConnectorBase_V1):
         for ids in scheduler_output.scheduled_cached_reqs.new_block_ids:
             if ids is not None:
                 new_blocks += ids[0]
-        self._measure(agent, scheduler_output)
+        agent.rates.prefill.scheduled(scheduler_output.num_scheduled_tokens, self._requests)
         stores = [] if self._off else self._stores(agent, scheduler_output)
         return agent.step(stores, new_blocks)
-
-    def _measure(self, agent: Agent, scheduler_output: Any) -> None:
-        """Time the step if it is mostly prefill, of a chunk at least. It has ended when vLLM has
-        settled the tokens of the prompt that most of it computes."""
-        total = scheduler_output.total_num_scheduled_tokens
-        if total < self._chunk_tokens():
-            return
-        prompts: list[tuple[int, Any]] = []
-        for request_id, scheduled in scheduler_output.num_scheduled_tokens.items():
-            request = self._requests.get(request_id)
-            if request is not None and request.num_computed_tokens < request.num_prompt_tokens:
-                prompts.append((scheduled, request))
-        tokens = sum(scheduled for scheduled, _ in prompts)
-        if 2 * tokens < total:
-            return
-        scheduled, most = max(prompts, key=lambda prompt: prompt[0])
-        target = most.num_computed_tokens + scheduled
-
-        def ended() -> bool:
-            return bool(most.num_computed_tokens - most.num_in_flight_tokens >= target)
-
-        agent.rates.prefill.scheduled(tokens, ended)
 
     def _stores(
         self, agent: Agent, scheduler_output: Any

@@ -120,7 +120,7 @@ class Agent:
             lambda job: self.transfers.ended(job),  # noqa: PLW0108 (made below)
         )
         self.stores = Stores(self.table, len(engine.ranks))
-        self.rates = Rates(engine.geometry.payload_bytes, clock)
+        self.rates = Rates(engine.geometry.payload_bytes, engine.geometry.chunk_tokens, clock)
         self.transfers = Transfers(
             config,
             engine.geometry,

@@ -1,7 +1,7 @@
 """Measured rates: how fast each peer's bytes come, and how fast this engine computes a prompt.
 
     rates.started(peer, size) -> rates.ended(peer, size, brought, begin, seconds)   a pull
-    rates.prefill.scheduled(tokens, ended) -> rates.prefill.output()                a step
+    rates.prefill.scheduled(tokens, requests) -> rates.prefill.output()             a step
     rates.estimate(peer, size), rates.computing_is_faster(peer, size, tokens)
 
 A rate is the middle one of the last measurements: one that is odd says nothing, and the second of
@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,31 +45,56 @@ class Measured:
         return statistics.median_high(rate for _, rate in self._rates)
 
 
+@dataclass(eq=False)
+class _Step:
+    begin: float
+    tokens: int
+    request: Any  # the prompt that most of the step computes,
+    settled: int  # and how many of its tokens are computed when the step has ended
+
+
 class Prefill:
-    """Tokens a second of steps that are mostly prefill.
+    """Tokens a second of steps that are mostly prefill, `least` tokens or more.
 
     A step's time runs from when it was scheduled, or from the output of the step before it where
     vLLM schedules ahead, to its own output.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, least: int, clock: Callable[[], float]) -> None:
+        self._least = least
         self._clock = clock
         self._measured = Measured(5)
-        self._steps: deque[tuple[float, int, Callable[[], bool]]] = deque(maxlen=OPEN_STEPS)
+        self._steps: deque[_Step] = deque(maxlen=OPEN_STEPS)
         self._last_output = -math.inf
 
-    def scheduled(self, tokens: int, ended: Callable[[], bool]) -> None:
-        """A step with `tokens` of prompts; `ended()` says whether its output has come."""
-        self._steps.append((self._clock(), tokens, ended))
+    def scheduled(self, tokens: Mapping[str, int], requests: Mapping[str, Any]) -> None:
+        """A step computes so many tokens of these requests, which are vLLM's as they were before
+        it (their `num_computed_tokens` and `num_prompt_tokens` are read)."""
+        total = sum(tokens.values())
+        if total < self._least:
+            return
+        prompts: list[tuple[int, Any]] = []
+        for name, count in tokens.items():
+            request = requests.get(name)
+            if request is not None and request.num_computed_tokens < request.num_prompt_tokens:
+                prompts.append((count, request))
+        prefill = sum(count for count, _ in prompts)
+        if 2 * prefill < total:
+            return
+        count, request = max(prompts, key=lambda prompt: prompt[0])
+        settled = request.num_computed_tokens + count
+        self._steps.append(_Step(self._clock(), prefill, request, settled))
 
     def output(self) -> None:
         """Some step's output has come."""
         now = self._clock()
         for step in list(self._steps):
-            begin, tokens, ended = step
-            if ended():
+            # Counted as computed when scheduled; in flight until their output has come.
+            request = step.request
+            in_flight = getattr(request, "num_in_flight_tokens", 0)
+            if request.num_computed_tokens - in_flight >= step.settled:
                 self._steps.remove(step)
-                self._measured.add(tokens, now - max(begin, self._last_output), now)
+                self._measured.add(step.tokens, now - max(step.begin, self._last_output), now)
         self._last_output = now
 
     @property
@@ -88,11 +113,11 @@ class _Peer:
 
 
 class Rates:
-    """`least` is the fewest bytes that a pull must have brought to be a measurement."""
+    """A pull that brought less than a slot, and a step of less than a chunk, measure nothing."""
 
-    def __init__(self, least: int, clock: Callable[[], float]) -> None:
-        self.prefill = Prefill(clock)
-        self._least = least
+    def __init__(self, slot_bytes: int, chunk_tokens: int, clock: Callable[[], float]) -> None:
+        self.prefill = Prefill(chunk_tokens, clock)
+        self._least = slot_bytes
         self._clock = clock
         self._peers: dict[str, _Peer] = {}
 
