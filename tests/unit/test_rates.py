@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lmkv.agent.rates import FORGET, LATENCY, UNKNOWN, Rates
+from lmkv.agent.rates import FORGET, LATENCY, PEERS, UNKNOWN, Rates
 from lmkv.core.clock import ManualClock
 
 SLOT, CHUNK = 100, 10
@@ -79,8 +79,8 @@ def test_a_minute_later_a_slow_peer_is_unknown_again() -> None:
 
 def test_less_than_a_slot_and_what_failed_measure_nothing() -> None:
     story = Story()
-    for brought in (99, 0, 0):
-        story.pull(1000, 50.0, brought)
+    for brought in (99, 99, 0, 0):
+        story.pull(1000, 5.0, brought)
     assert story.rates.snapshot()["peers"] == {"peer": {"rate": None, "queued": 0}}
 
 
@@ -131,10 +131,12 @@ def test_an_estimate_holds_the_queue() -> None:
 
 def test_peers_that_are_not_seen_again_are_not_kept() -> None:
     story = Story()
+    story.rates.started("peer", 1000)
     for i in range(3000):
         story.rates.started(f"peer{i}", 1000)
         story.rates.ended(f"peer{i}", 1000, 0, story.clock(), 0.0)
-    assert len(story.rates.snapshot()["peers"]) <= 1025
+    assert len(story.rates.snapshot()["peers"]) <= PEERS + 1
+    story.rates.ended("peer", 1000, 0, story.clock(), 0.0)
 
 
 # ---------------------------------------------------------------- prefill
