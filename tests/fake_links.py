@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from lmkv import _native
 from lmkv.agent.agent import Agent, Engine, Options, Rank
-from lmkv.agent.reader import Geometry
+from lmkv.agent.transfers import Geometry
 from lmkv.core import config, wire
 from lmkv.core.clock import ManualClock
 from lmkv.core.messages import (
@@ -178,10 +178,9 @@ class World:
     def peer_info(
         self, peer: str = "peer", mapped: bool = False, epoch: int = PEER_EPOCH, version: int = 0
     ) -> None:
-        """The details that the agent has asked for."""
+        """This peer's details, for which the agent has asked."""
         link = self.at(CONTROLLER, 1)
-        asked, _ = link.last(Peer)
-        assert asked.instance == peer
+        asked = [m for m, _ in link.of(Peer) if m.instance == peer][-1]
         ranks = [
             RankInfo(
                 r,

@@ -253,7 +253,7 @@ class LmkvConnector(KVConnectorBase_V1):
     def _begin(self, ranks: list[dict[str, Any]]) -> None:
         from lmkv.agent.agent import Agent, Engine, Rank
         from lmkv.agent.namespace import Unshareable, content_ids, group_spec, namespace
-        from lmkv.agent.reader import Geometry
+        from lmkv.agent.transfers import Geometry
         from lmkv.core import geometry
         from lmkv.core.extras import AdapterHashes
 
@@ -341,6 +341,7 @@ class LmkvConnector(KVConnectorBase_V1):
         for ids in scheduler_output.scheduled_cached_reqs.new_block_ids:
             if ids is not None:
                 new_blocks += ids[0]
+        agent.rates.prefill.scheduled(scheduler_output.num_scheduled_tokens, self._requests)
         stores = [] if self._off else self._stores(agent, scheduler_output)
         return agent.step(stores, new_blocks)
 
@@ -363,7 +364,10 @@ class LmkvConnector(KVConnectorBase_V1):
     @_guarded()
     def update_connector_output(self, connector_output: Any) -> None:
         metadata = connector_output.kv_connector_worker_meta
-        if self._agent is None or not isinstance(metadata, LmkvWorkerMetadata):
+        if self._agent is None:
+            return
+        self._agent.rates.prefill.output()
+        if not isinstance(metadata, LmkvWorkerMetadata):
             return
         ranks = self._vllm_config.parallel_config.tensor_parallel_size
         ended = LmkvWorkerMetadata(self._ended).aggregate(metadata)

@@ -97,6 +97,7 @@ class Lab:
             "pool_gib": 0.3,
             "instance_id": name,
             "controllers": f"tcp://127.0.0.2:{self._cluster.ports[0]}",
+            "pull": "always",  # also from a peer that a fault has made slow
             **self._settings,
         }
         return self._cluster.start(name, only=settings)

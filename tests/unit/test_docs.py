@@ -39,5 +39,6 @@ def test_the_settings_of_the_readme_have_these_defaults() -> None:
         "cluster": default.cluster,
         "pool_gib": "a quarter of free memory",  # None: the worker looks
         "transfer": default.transfer,
+        "pull": default.pull,
         "min_tokens": str(default.min_tokens),
     }

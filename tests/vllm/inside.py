@@ -33,6 +33,7 @@ def state(llm: Any) -> dict[str, Any]:
         "pulls": agent.pulls.posted,
         "pending": agent.pending,
         "granules": agent.table.granules(),
+        "rates": agent.rates.snapshot(),
         "instance": agent._engine.instance,
     }
 

@@ -20,11 +20,13 @@ from lmkv.agent.background import Background
 from lmkv.agent.links import Link
 from lmkv.agent.locator import Locator
 from lmkv.agent.pulls import Pulls
-from lmkv.agent.reader import Geometry, Reader
+from lmkv.agent.rates import Rates
+from lmkv.agent.reader import Reader
 from lmkv.agent.request import Phase, RequestState
 from lmkv.agent.stats import Stats
 from lmkv.agent.stores import Stores
 from lmkv.agent.stream import Stream
+from lmkv.agent.transfers import Geometry, Transfers
 from lmkv.core import identity
 from lmkv.core.config import InstanceConfig
 from lmkv.core.messages import PROTOCOL_MAX, PROTOCOL_MIN, Attach, RankInfo, Register
@@ -115,14 +117,32 @@ class Agent:
             [rank.fingerprint for rank in engine.ranks],
             connect,
             clock,
-            lambda job: self.reader.pull_ended(job),  # noqa: PLW0108 (made below)
+            lambda job: self.transfers.ended(job),  # noqa: PLW0108 (made below)
         )
         self.stores = Stores(self.table, len(engine.ranks))
+        self.rates = Rates(engine.geometry.payload_bytes, engine.geometry.chunk_tokens, clock)
+        self.transfers = Transfers(
+            config,
+            engine.geometry,
+            self.table,
+            self.locator,
+            self.pulls,
+            self.rates,
+            self.stats,
+            engine.ranks[0].info.host,
+            clock,
+        )
         self.reader = Reader(
-            config, engine.geometry, self.table, self.locator, self.pulls, self.stats, clock
+            config,
+            engine.geometry,
+            self.table,
+            self.locator,
+            self.pulls,
+            self.transfers,
+            self.stats,
+            clock,
         )
         self.reader.epoch = self.epoch
-        self.reader.host = engine.ranks[0].info.host
         self.pulls.attach(self.attach())
         self._requests: dict[str, RequestState] = {}
         self._mapped_keys: OrderedDict[bytes, None] = OrderedDict()

@@ -35,6 +35,8 @@ class Job:
     places: bytes
     counters: bytes
     peer: str
+    size: int  # bytes asked for, of all ranks
+    begin: float
     deadline: float
     results: list[int]
     waiting: set[int]  # ranks that have not answered
@@ -123,17 +125,20 @@ class Pulls:
         keys: bytes,
         remote: tuple[bytes, bytes],
         own: tuple[bytes, bytes],
+        size: int,
         seconds: float,
     ) -> int:
-        """Pull reserved slots; the number of the job."""
+        """Pull reserved slots, `size` bytes in all, within `seconds`; the number of the job."""
         number, self._next = self._next, self._next + 1
-        n = len(keys) // KEY
+        n, now = len(keys) // KEY, self._clock()
         job = Job(
             keys,
             own[0],
             own[1],
             peers[0].instance,
-            self._clock() + seconds + GRACE,
+            size,
+            now,
+            now + seconds + GRACE,
             [PullResult.GOOD] * n,
             set(range(len(peers))),
         )

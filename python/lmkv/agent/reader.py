@@ -11,33 +11,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from lmkv import _native
 from lmkv.agent.locator import Locator
-from lmkv.agent.pulls import Job, Pulls
+from lmkv.agent.pulls import Pulls
 from lmkv.agent.request import Phase, RequestState, Source
 from lmkv.agent.stats import Stats
+from lmkv.agent.transfers import READABLE, Geometry, Transfers
 from lmkv.core.config import InstanceConfig
-from lmkv.core.messages import HostIdentity, PullResult
+from lmkv.core.messages import PullResult
 from lmkv.core.steps import SKIPPED, Load, LoadChunk, LoadResult
 
 KEY, PLACE, COUNTER = 16, 8, 4
-RATE = 1e9  # bytes per second assumed for a pull's deadline
-READABLE, RESERVED = 1, 2
-
-
-@dataclass
-class Geometry:
-    """Of the engine's chunks and blocks."""
-
-    chunk_tokens: int
-    block_tokens: int
-    payload_bytes: int
-
-    @property
-    def blocks_per_chunk(self) -> int:
-        return self.chunk_tokens // self.block_tokens
 
 
 class Reader:
@@ -48,6 +33,7 @@ class Reader:
         table: _native.SlotTable,
         locator: Locator,
         pulls: Pulls,
+        transfers: Transfers,
         stats: Stats,
         clock: Callable[[], float],
     ) -> None:
@@ -56,10 +42,9 @@ class Reader:
         self._table = table
         self._locator = locator
         self._pulls = pulls
+        self._transfers = transfers
         self._stats = stats
         self._clock = clock
-        self._failures: dict[bytes, list[int]] = {}  # results of the last pulls, by their keys
-        self.host: HostIdentity | None = None
         self.lock = threading.Lock()  # of `pulls`
         self.epoch = 0
         self.controller_ready = False  # told by the background thread
@@ -149,7 +134,7 @@ class Reader:
             with self.lock:
                 self._pulls.drain()
                 if not state.jobs and state.sources:
-                    self._post(state, first, last)
+                    self._transfers.post(state, first, last)
                 waiting = {job for job in state.jobs if not self._pulls.done(job)}
             if waiting:
                 return False
@@ -164,7 +149,7 @@ class Reader:
         missing = [chunk for chunk in range(first, last) if have[chunk - first] != READABLE]
         for at, chunk in enumerate(missing):
             source = state.sources.get(chunk)
-            if source is not None and self._mapped(state, source):
+            if source is not None and self._transfers.mapped(state, source):
                 continue
             if source is None or chunk not in state.alternates:
                 return False
@@ -185,89 +170,6 @@ class Reader:
                 state.sources[chunk] = state.alternates.pop(chunk)
                 state.pulled.discard(chunk)
 
-    def _post(self, state: RequestState, first: int, last: int) -> None:
-        """Pulls for chunks that are neither here nor mapped, one job a peer and run."""
-        have = self._table.contains(state.keys(first, last))
-        batch: list[tuple[int, Source]] = []
-        for chunk in range(first, last):
-            source = state.sources.get(chunk)
-            there = have[chunk - first]
-            if there == RESERVED:
-                job = self._pulls.job_of(state.keys(chunk, chunk + 1))
-                if job is not None:
-                    state.jobs.add(job)
-                    state.pulled.add(chunk)
-                continue
-            if there == READABLE:
-                continue
-            if source is None or not self._usable(state, source):
-                break
-            if self._mapped(state, source):
-                continue
-            if batch and batch[-1][1].peer != source.peer:
-                self._post_batch(state, batch)
-                batch = []
-            batch.append((chunk, source))
-        if batch:
-            self._post_batch(state, batch)
-
-    def _usable(self, state: RequestState, source: Source) -> bool:
-        ranks = self._locator.ranks(source.peer)
-        if not ranks:
-            state.miss = "peer_dead"
-            return False
-        if self._mapped(state, source):
-            return True
-        if state.transfer == "mapped" or self._config.pull == "never":
-            state.miss = "incompatible" if state.transfer == "mapped" else "recompute_cheaper"
-            return False
-        if not self._pulls.ready or not all(r.info.nixl_metadata for r in ranks):
-            state.miss = "mover_down"
-            return False
-        return True
-
-    def _mapped(self, state: RequestState, source: Source) -> bool:
-        """Whether this peer's pool is mapped rather than pulled from."""
-        if state.transfer == "nixl":
-            return False
-        ranks = self._locator.ranks(source.peer)
-        return bool(ranks) and all(
-            rank.info.share_socket and rank.info.host == self.host for rank in ranks
-        )
-
-    def _post_batch(self, state: RequestState, batch: list[tuple[int, Source]]) -> None:
-        keys = b"".join(state.keys(chunk, chunk + 1) for chunk, _ in batch)
-        own = self._table.reserve(keys, self._clock())
-        if own is None:
-            state.miss = "no_room"
-            return
-        remote = (
-            b"".join(source.place for _, source in batch),
-            b"".join(source.counter.to_bytes(COUNTER, "little") for _, source in batch),
-        )
-        ranks = self._locator.ranks(batch[0][1].peer)
-        size = len(batch) * self._geometry.payload_bytes * len(ranks)
-        seconds = min(
-            max(self._config.pull_deadline_min, 4 * size / RATE), self._config.pull_deadline_max
-        )
-        state.jobs.add(self._pulls.post(ranks, keys, remote, own, seconds))
-        state.pulled |= {chunk for chunk, _ in batch}
-
-    def pull_ended(self, job: Job) -> None:
-        """Called by `pulls` at the end of each job."""
-        worst = max(job.results, default=PullResult.GOOD)
-        if job.good:
-            self._stats.pull(job.seconds, job.bytes)
-        if worst in (PullResult.TIMEOUT, PullResult.PEER_DEAD):
-            self._locator.failed(job.peer)
-        elif worst == PullResult.GOOD:
-            self._locator.worked(job.peer)
-        if job.stale:
-            self._locator.outdated(job.peer)
-        self._failures[job.keys] = job.results
-        while len(self._failures) > 1024:
-            del self._failures[next(iter(self._failures))]
-
     # ------------------------------------------------------------ what to load
 
     def _choose(self, state: RequestState, first: int, last: int) -> None:
@@ -278,14 +180,14 @@ class Reader:
             pinned = self._pin(state, chunk, last)
             chunk += pinned
             source = state.sources.get(chunk) if chunk < last else None
-            if source is not None and self._mapped(state, source):
+            if source is not None and self._transfers.mapped(state, source):
                 self._add_mapped(state, chunk, source)
                 chunk += 1
             elif not pinned:
                 break
         state.end = chunk
         if chunk < last and chunk in state.pulled:
-            state.miss = self._why(state.keys(chunk, chunk + 1))
+            state.miss = self._transfers.why(state.keys(chunk, chunk + 1))
 
     def _pin(self, state: RequestState, first: int, last: int) -> int:
         keys = state.keys(first, last)
@@ -310,14 +212,6 @@ class Reader:
         key = state.keys(chunk, chunk + 1)
         state.chunks.append(LoadChunk(key, source.place, generation, [], 0))
         state.chunk_peers.append(source.peer)
-
-    def _why(self, key: bytes) -> str:
-        """The cause for which a pull of this key failed."""
-        for keys, results in reversed(list(self._failures.items())):
-            for i, result in enumerate(results):
-                if keys[i * KEY : (i + 1) * KEY] == key and result != PullResult.GOOD:
-                    return PullResult.CAUSES[result]
-        return "gone"
 
     def _release(self, state: RequestState) -> None:
         for places, counters in state.pins:
