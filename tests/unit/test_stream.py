@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from lmkv import _native
 from lmkv.agent.stats import Stats
-from lmkv.agent.stream import Frames, Stream
+from lmkv.agent.stream import OUTBOX, SLICES_A_PUMP, Frames, Stream
 from lmkv.controller.registry import Registry
 from lmkv.core import wire
 from lmkv.core.clock import ManualClock
@@ -265,6 +265,86 @@ def test_what_peers_have_used_is_kept_longest() -> None:
     assert us.table.contains(key(1) + key(2)) == b"\x01\x00"
 
 
+def test_what_the_link_does_not_take_waits_in_order() -> None:
+    us = Instance().settled()
+    us.hold(1)
+    us.stream.pump(us.table.take_changes())
+    us.stream.flush(lambda frames: False)
+    us.hold(2)
+    assert us.kinds() == [Announce, Announce]
+    assert [m.seq for m in us.says() if isinstance(m, Announce)] == []
+
+
+def test_a_full_outbox_is_dropped_and_only_a_full_sync_speaks_again() -> None:
+    us = Instance().settled()
+    for _ in range(OUTBOX // 2 + 1):  # an announcement and a retraction each
+        us.hold(1)
+        us.stream.pump(us.table.take_changes())
+        us.table.retire(key(1))
+        us.stream.pump(us.table.take_changes())
+    assert us.sent() == []
+    us.hold(2)
+    us.clock.advance(1.0)
+    (beat,) = us.says()
+    assert isinstance(beat, Heartbeat)
+    assert beat.seq == OUTBOX + 5  # after three of the settling, and all that was dropped
+    us.hear(Resync(9, "gap"))
+    assert us.kinds() == [Ranks, SyncSlice, SyncEnd]
+    us.hold(3)
+    assert us.kinds() == [Announce]
+
+
+def test_a_full_sync_never_fills_the_outbox() -> None:
+    us = Instance(slots=9 * 4096)
+    us.pump()
+    us.hear(Welcome(1, "controller", 77, 7551))
+    for _ in range(10):
+        us.stream.pump([])
+    assert len(us.stream.outbox) <= SLICES_A_PUMP + 2  # the ranks, a heartbeat
+    assert us.stream.due() > 0  # it waits for the link
+    told = us.kinds() + us.kinds() + us.kinds()
+    assert (told.count(SyncSlice), told[-1]) == (9, SyncEnd)
+
+
+def test_a_registration_waits_once_for_a_link() -> None:
+    us = Instance()
+    for _ in range(5):
+        us.stream.pump([])
+        us.clock.advance(1.0)
+    assert [type(m) for m, _ in us.sent()] == [Register]
+
+
+def test_a_repeated_welcome_does_not_begin_the_numbers_again() -> None:
+    us = Instance()
+    us.pump()
+    us.clock.advance(1.0)
+    us.pump()  # the first answer takes its time
+    us.hear(Welcome(1, "controller", 77, 7551, sync=False))
+    us.hold(1)
+    us.pump()
+    us.hear(Welcome(1, "controller", 77, 7551))
+    part, *_ = us.says()
+    assert isinstance(part, SyncSlice)  # the second one wants a sync
+    assert (part.seq, part.sync) == (3, 0)  # after announcement and heartbeat
+    us.hear(Welcome(1, "controller", 77, 7551))
+    assert us.kinds() == []
+
+
+def test_a_round_trip_is_smoothed_and_a_standstill_is_none() -> None:
+    us = Instance().settled()
+    assert us.stream.round_trip is None
+    for seq, trip, smoothed in ((3, 0.008, 0.008), (4, 0.016, 0.009)):
+        us.clock.advance(trip)
+        us.hear(HeartbeatOk(77, seq))
+        assert us.stream.round_trip == pytest.approx(smoothed)
+        us.clock.advance(1.0 - trip)
+        us.pump()
+    us.clock.advance(10.0)
+    us.stream.stood_still(10.0)
+    us.hear(HeartbeatOk(77, 5))
+    assert us.stream.round_trip == pytest.approx(0.009)
+
+
 # ---------------------------------------------------------------- with a real registry
 
 
@@ -278,12 +358,12 @@ class Pair:
     def restarted(self) -> None:
         self.registry = Registry(ControllerConfig(), self.us.clock)
 
-    def run(self, rounds: int = 4) -> None:
+    def run(self, rounds: int = 4, seconds: float = 1.0) -> None:
         for _ in range(rounds):
             for message, arrays in self.us.pump():
                 for _, answer, out in self.registry.hear(b"us", message, arrays):
                     self.us.hear(answer, *out)
-            self.us.clock.advance(1.0)
+            self.us.clock.advance(seconds)
 
     def agree(self) -> bool:
         number = self.registry.instances["us"].number
@@ -314,6 +394,47 @@ def test_a_lost_message_is_noticed_and_made_good() -> None:
     pair.run()
     assert pair.agree()
     assert pair.us.table.sums()[0] == 2
+
+
+def test_a_resync_that_is_lost_is_asked_for_again() -> None:
+    pair = Pair()
+    pair.run()
+    pair.us.hold(1)
+    pair.us.pump()  # lost
+    pair.us.clock.advance(1.0)
+    (beat,) = pair.us.says()
+    out = pair.registry.hear(b"us", beat, [])
+    assert [type(message) for _, message, _ in out] == [HeartbeatOk, Resync]  # lost too
+    pair.run(4)
+    assert pair.agree()
+
+
+def test_ranks_that_are_lost_are_told_again() -> None:
+    pair = Pair()
+    pair.run()
+    pair.run(1, seconds=0.5)
+    pair.us.version = 1
+    assert pair.us.kinds() == [Ranks]  # lost
+    pair.run()
+    assert pair.registry.instances["us"].registration.data_version == 1
+
+
+def test_a_controller_that_answers_late_gets_one_full_sync() -> None:
+    pair = Pair()
+    pair.us.hold(1)
+    registrations = []
+    for _ in range(3):
+        registrations += pair.us.says()
+        pair.us.clock.advance(1.0)
+    assert len(registrations) == 3
+    welcomes = [m for r in registrations for _, m, _ in pair.registry.hear(b"us", r, [])]
+    for welcome in welcomes:
+        pair.us.hear(welcome)
+        for message, arrays in pair.us.pump():
+            pair.registry.hear(b"us", message, arrays)
+    pair.run()
+    assert pair.agree()
+    assert (pair.registry.drifts, pair.registry.resyncs) == (0, 0)
 
 
 def test_a_controller_that_was_restarted_learns_all() -> None:
