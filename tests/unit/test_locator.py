@@ -106,6 +106,7 @@ def test_one_that_let_a_deadline_pass_is_asked_after_the_others_for_a_second() -
     world.clock.advance(1.1)
     world.begin("c", prompt)
     assert asked(world, A, B) == [2, 2]
+    assert world.match("c", prompt) is None
 
 
 def test_one_that_cannot_be_sent_to_is_passed_over() -> None:

@@ -87,7 +87,6 @@ class Stream:
 
     def restart(self) -> None:
         """A new epoch, or a controller that is gone: register again."""
-        self.outbox.clear()
         self._welcome, self._sync, self._next_register = None, None, 0.0
         self._beat, self._beat_sent, self.round_trip = None, None, None
 
