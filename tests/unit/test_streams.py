@@ -213,3 +213,13 @@ def test_a_process_that_stood_still_judges_nobody() -> None:
     assert us.streams.news() == []
     assert us.kinds(A) == [Heartbeat]  # not a registration
     assert us.streams.order() == [A]
+
+
+def test_a_process_that_hardly_runs_still_sees_who_is_silent() -> None:
+    us = Instance(A)
+    us.welcome(A)
+    for _ in range(8):
+        us.clock.advance(1.2)
+        us.streams.woke()
+        us.streams.turn()
+    assert us.streams.order() == []

@@ -15,7 +15,8 @@ from lmkv.agent.stream import Stream
 from lmkv.core.messages import Register
 
 QUIET = 5.0  # seconds after which people are told that a controller does not answer
-STANDSTILL = 1.0  # between two turns: the process was stopped
+STANDSTILL = 1.0  # between two turns: the process was stopped, or nearly
+A_TURN = 0.5  # of it, as much may be between any two
 
 
 class Streams:
@@ -61,11 +62,10 @@ class Streams:
     def woke(self) -> None:
         """To be called before anything is heard: silence while this process was stopped is nobody's
         fault."""
-        now = self._clock()
-        if now - self._turned > STANDSTILL:
+        gap, self._turned = self._clock() - self._turned, self._clock()
+        if gap > STANDSTILL:
             for stream in self._streams.values():
-                stream.stood_still(now - self._turned)
-        self._turned = now
+                stream.stood_still(gap - A_TURN)
 
     def due(self) -> float:
         """Seconds until a turn has something to do of itself."""
