@@ -11,7 +11,7 @@ import zmq
 from lmkv.agent.links import Link
 
 from bench.harness import Figure, Row, measure
-from tests.fake_links import World
+from tests.fake_links import CONTROLLER, World
 
 CALLS, ROUNDS, TARGET_US = 1000, 21, 50.0
 
@@ -24,8 +24,8 @@ def rows() -> list[Row]:
     for link in links:
         assert link.socket.poll(2000, zmq.POLLOUT), "the router is there"
     world = World(locate_deadline=3600)
-    world.agent.background.take_links()
-    world.agent.locator.use(*links)
+    world.begin("first", world.prompt(1), skip_load=True)  # takes the links that World made
+    world.agent.locator.use(CONTROLLER, (links[0], links[1]))
     prompt = world.prompt(512)
     world.begin("waiting", prompt)
     assert world.match("waiting", prompt) is None

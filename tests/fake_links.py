@@ -108,7 +108,7 @@ class World:
         for r in range(ranks):
             self.worker_state(r, f"ipc://mover{r}" if movers else "")
         if controller:
-            self.at(CONTROLLER).say(Welcome(1, "controller", 77, 7551))
+            self.welcome()
         self.turn()
 
     def _connect(self, address: str) -> Any:
@@ -156,6 +156,11 @@ class World:
 
     # ------------------------------------------------------------ controller
 
+    def welcome(self, address: str = CONTROLLER, state: str = "ready") -> None:
+        """Its query socket is the next port."""
+        port = int(address.rpartition(":")[2])
+        self.at(address).say(Welcome(1, "controller", 77, port + 1, state))
+
     def located(
         self,
         n: int,
@@ -163,10 +168,11 @@ class World:
         epoch: int = PEER_EPOCH,
         version: int = 0,
         others: dict[str, tuple[int, int]] | None = None,
+        at: str = QUERY,
     ) -> None:
         """The last locate's first `n` keys: slots 0 .. n-1 of `peer`, counters 100, 101 ...
         `others` hold [first, last) of them too, at the same places."""
-        query = self.at(QUERY)
+        query = self.at(at)
         asked, _ = query.last(Locate)
         refs, runs = ([PeerRef(peer, epoch, version)], [Run(0, n, 0, 0)]) if n else ([], [])
         alternates = []

@@ -390,7 +390,7 @@ class LmkvConnector(KVConnectorBase_V1):
     def get_kv_connector_stats(self) -> LmkvStats | None:
         if self._agent is None:
             return None
-        taken = self._agent.stats.take("vllm")
+        taken = self._agent.stats.take()
         if not taken:
             return None
         granules = self._agent.table.granules()

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import zmq
+from lmkv.core import wire
 from lmkv.core.client import Client, Unreachable
 from lmkv.core.messages import (
     Announce,
@@ -294,6 +295,19 @@ def test_two_lives(controller: Controller, pair: tuple[Instance, Instance]) -> N
     answer = a.beat()
     assert isinstance(answer, Refused)
     assert answer.code == "not_registered"
+
+
+def test_a_new_connection_takes_the_place_of_the_old_one(controller: Controller) -> None:
+    """As when one side was stopped: the old connection's end may be noticed later."""
+    with zmq.Context() as context:
+        for _ in range(3):
+            dealer = context.socket(zmq.DEALER)
+            dealer.setsockopt(zmq.LINGER, 0)
+            dealer.setsockopt(zmq.ROUTING_ID, b"the same")
+            dealer.connect(controller.state)
+            dealer.send_multipart(wire.encode(Status()))
+            assert dealer.poll(DEADLINE * 1000)
+        context.destroy()
 
 
 GARBAGE = [

@@ -204,7 +204,7 @@ def test_a_wish_for_nixl_pulls_even_on_the_same_host() -> None:
     assert [c.place for c in made.chunks] == [world.pull()[1][3][:8], world.pull()[1][3][8:]]
     world.agent.loaded("a", LoadResult(2))
     assert world.agent.finished("a")["lmkv"]["hit_tokens"]["hit_peer"] == 8  # type: ignore[index]
-    taken = world.agent.stats.take("vllm")
+    taken = world.agent.stats.take()
     assert (taken["pull_seconds"], taken["pull_bytes"]) == ([0.7], 20)
     assert world.at_rest()
 

@@ -159,7 +159,8 @@ def test_a_setting_of_the_other_kind_is_named_as_such() -> None:
         ("controllers", "http://127.0.0.1:7552", "is not tcp://HOST:PORT"),
         ("controllers", ["tcp://127.0.0.1"], "tcp://HOST:PORT"),
         ("controllers", ["tcp://127.0.0.1:99999"], "no port from 1 to 65535"),
-        ("controllers", ["dns+tcp://name:7550"], "not served by this release"),
+        ("controllers", ["dns+tcp://name"], "is not tcp://HOST:PORT"),
+        ("controllers", ["dns+udp://name:7550"], "dns+tcp://NAME:PORT"),
     ],
 )
 def test_a_bad_value_names_setting_value_source_and_what_is_allowed(

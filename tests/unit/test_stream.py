@@ -5,11 +5,9 @@ from __future__ import annotations
 import pytest
 from lmkv import _native
 from lmkv.agent.stats import Stats
-from lmkv.agent.stream import Frames, Stream
-from lmkv.controller.registry import Registry
+from lmkv.agent.stream import OUTBOX, SLICES_A_PUMP, Frames, Stream
 from lmkv.core import wire
 from lmkv.core.clock import ManualClock
-from lmkv.core.config import ControllerConfig
 from lmkv.core.messages import (
     Announce,
     AnyMessage,
@@ -63,7 +61,14 @@ class Instance:
         self.table.admit(*room)
 
     def pump(self) -> list[tuple[AnyMessage, list[bytes]]]:
-        return [wire.decode(frames) for frames in self.stream.pump()]
+        self.stream.pump(self.table.take_changes())
+        return self.sent()
+
+    def sent(self) -> list[tuple[AnyMessage, list[bytes]]]:
+        """What leaves over a link that takes all."""
+        out: list[Frames] = []
+        self.stream.flush(lambda frames: out.append(frames) is None)
+        return [wire.decode(frames) for frames in out]
 
     def says(self) -> list[Message]:
         return [message for message, _ in self.pump()]
@@ -71,8 +76,8 @@ class Instance:
     def kinds(self) -> list[type]:
         return [type(message) for message in self.says()]
 
-    def hear(self, message: Message, *arrays: bytes) -> list[Frames]:
-        return self.stream.hear(*wire.decode(wire.encode(message, *arrays)))
+    def hear(self, message: Message, *arrays: bytes) -> None:
+        self.stream.hear(*wire.decode(wire.encode(message, *arrays)))
 
     def settled(self) -> Instance:
         """Registered, and its first full sync is over."""
@@ -151,7 +156,8 @@ def test_a_heartbeat_each_second_with_sums_and_counts() -> None:
 def test_resync_begins_a_sync_under_its_number() -> None:
     us = Instance().settled()
     us.hear(Resync(9, "gap"))
-    part, end = us.says()
+    ranks, part, end = us.says()
+    assert isinstance(ranks, Ranks)  # they may be what was lost
     assert isinstance(part, SyncSlice)
     assert isinstance(end, SyncEnd)
     assert (part.sync, end.sync) == (9, 9)
@@ -163,7 +169,7 @@ def test_a_resync_in_the_middle_of_a_sync_starts_it_over() -> None:
     us.hear(Welcome(1, "controller", 77, 7551))
     us.pump()
     us.hear(Resync(3, "gap"))
-    part = us.says()[0]
+    _, part, *_ = us.says()
     assert isinstance(part, SyncSlice)
     assert (part.sync, part.first) == (3, 0)
 
@@ -240,8 +246,8 @@ def test_new_ranks_are_told_once_and_unnumbered() -> None:
 
 def test_a_probe_is_answered_at_once_with_the_own_epoch() -> None:
     us = Instance()
-    (answer,) = us.hear(Probe(5))
-    assert wire.decode(answer) == (ProbeOk(5), [])
+    us.hear(Probe(5))
+    assert us.sent() == [(ProbeOk(5), [])]
 
 
 def test_what_peers_have_used_is_kept_longest() -> None:
@@ -257,76 +263,82 @@ def test_what_peers_have_used_is_kept_longest() -> None:
     assert us.table.contains(key(1) + key(2)) == b"\x01\x00"
 
 
-# ---------------------------------------------------------------- with a real registry
+def test_what_the_link_does_not_take_waits_in_order() -> None:
+    us = Instance().settled()
+    us.hold(1)
+    us.stream.pump(us.table.take_changes())
+    us.stream.flush(lambda frames: False)
+    us.hold(2)
+    assert us.kinds() == [Announce, Announce]
+    assert [m.seq for m in us.says() if isinstance(m, Announce)] == []
 
 
-class Pair:
-    """A stream and a registry that hear each other; `lose` drops what is on its way."""
-
-    def __init__(self) -> None:
-        self.us = Instance()
-        self.restarted()
-
-    def restarted(self) -> None:
-        self.registry = Registry(ControllerConfig(), self.us.clock)
-
-    def run(self, rounds: int = 4) -> None:
-        for _ in range(rounds):
-            for frames in self.us.stream.pump():
-                message, arrays = wire.decode(frames)
-                for _, answer, out in self.registry.hear(b"us", message, arrays):
-                    for back in self.us.hear(answer, *out):
-                        self.registry.hear(b"us", *wire.decode(back))
-            self.us.clock.advance(1.0)
-
-    def agree(self) -> bool:
-        number = self.registry.instances["us"].number
-        told = self.registry.placement.directory.sums(number)
-        return told == self.us.table.sums() and not self.registry.syncing(
-            self.registry.instances["us"]
-        )
+def test_a_full_outbox_is_dropped_and_only_a_full_sync_speaks_again() -> None:
+    us = Instance().settled()
+    us.clock.advance(1.0)  # a heartbeat is among them
+    for _ in range(OUTBOX // 2 + 1):  # an announcement and a retraction each
+        us.hold(1)
+        us.stream.pump(us.table.take_changes())
+        us.table.retire(key(1))
+        us.stream.pump(us.table.take_changes())
+    assert us.sent() == []
+    us.hold(2)
+    us.clock.advance(1.0)
+    (beat,) = us.says()
+    assert isinstance(beat, Heartbeat)
+    assert beat.seq == OUTBOX + 5  # after three of the settling, and 257 that were dropped
+    us.hear(Resync(9, "gap"))
+    assert us.kinds() == [Ranks, SyncSlice, SyncEnd]
+    us.hold(3)
+    assert us.kinds() == [Announce]
 
 
-def test_a_registry_ends_with_the_same_sums() -> None:
-    pair = Pair()
-    pair.us.hold(1, 2, 3)
-    pair.run()
-    assert pair.agree()
-    for n in range(4, 20):  # more than there is room for
-        pair.us.hold(n)
-        pair.run(1)
-    assert pair.agree()
-    assert (pair.registry.drifts, pair.registry.resyncs) == (0, 0)
+def test_a_full_sync_never_fills_the_outbox() -> None:
+    us = Instance(slots=9 * 4096)
+    us.pump()
+    us.hear(Welcome(1, "controller", 77, 7551))
+    for _ in range(10):
+        us.stream.pump([])
+    assert len(us.stream.outbox) <= SLICES_A_PUMP + 2  # the ranks, a heartbeat
+    assert us.stream.due() > 0  # it waits for the link
+    told = us.kinds() + us.kinds() + us.kinds()
+    assert (told.count(SyncSlice), told[-1]) == (9, SyncEnd)
 
 
-def test_a_lost_message_is_noticed_and_made_good() -> None:
-    pair = Pair()
-    pair.run()
-    pair.us.hold(1)
-    pair.us.stream.pump()  # on its way, and lost
-    pair.us.hold(2)
-    pair.run()
-    assert pair.agree()
-    assert pair.us.table.sums()[0] == 2
+def test_a_registration_waits_once_for_a_link() -> None:
+    us = Instance()
+    for _ in range(5):
+        us.stream.pump([])
+        us.clock.advance(1.0)
+    assert [type(m) for m, _ in us.sent()] == [Register]
 
 
-def test_a_controller_that_was_restarted_learns_all() -> None:
-    pair = Pair()
-    pair.us.hold(1, 2)
-    pair.run()
-    pair.restarted()
-    pair.run()
-    assert pair.agree()
+def test_a_repeated_welcome_does_not_begin_the_numbers_again() -> None:
+    us = Instance()
+    us.pump()
+    us.clock.advance(1.0)
+    us.pump()  # the first answer takes its time
+    us.hear(Welcome(1, "controller", 77, 7551, sync=False))
+    us.hold(1)
+    us.pump()
+    us.hear(Welcome(1, "controller", 77, 7551))
+    part, *_ = us.says()
+    assert isinstance(part, SyncSlice)  # the second one wants a sync
+    assert (part.seq, part.sync) == (3, 0)  # after announcement and heartbeat
+    us.hear(Welcome(1, "controller", 77, 7551))
+    assert us.kinds() == []
 
 
-def test_a_new_epoch_starts_from_nothing() -> None:
-    pair = Pair()
-    pair.us.hold(1, 2)
-    pair.run()
-    pair.us.table.begin_epoch()
-    pair.us.epoch = 6
-    pair.us.stream.restart()
-    pair.us.hold(3)
-    pair.run()
-    assert pair.agree()
-    assert pair.us.table.sums()[0] == 1
+def test_a_round_trip_is_smoothed_and_a_standstill_is_none() -> None:
+    us = Instance().settled()
+    assert us.stream.round_trip is None
+    for seq, trip, smoothed in ((3, 0.008, 0.008), (4, 0.016, 0.009)):
+        us.clock.advance(trip)
+        us.hear(HeartbeatOk(77, seq))
+        assert us.stream.round_trip == pytest.approx(smoothed)
+        us.clock.advance(1.0 - trip)
+        us.pump()
+    us.clock.advance(10.0)
+    us.stream.stood_still(10.0)
+    us.hear(HeartbeatOk(77, 5))
+    assert us.stream.round_trip == pytest.approx(0.009)

@@ -17,15 +17,17 @@ from typing import Any
 
 from lmkv import __version__, _native
 from lmkv.agent.background import Background
+from lmkv.agent.controllers import Controllers
 from lmkv.agent.links import Link
 from lmkv.agent.locator import Locator
 from lmkv.agent.pulls import Pulls
 from lmkv.agent.rates import Rates
 from lmkv.agent.reader import Reader
 from lmkv.agent.request import Phase, RequestState
+from lmkv.agent.resolve import Addresses
 from lmkv.agent.stats import Stats
 from lmkv.agent.stores import Stores
-from lmkv.agent.stream import Stream
+from lmkv.agent.streams import Streams
 from lmkv.agent.transfers import Geometry, Transfers
 from lmkv.core import identity
 from lmkv.core.config import InstanceConfig
@@ -97,6 +99,7 @@ class Agent:
         engine: Engine,
         clock: Callable[[], float] = time.monotonic,
         connect: Callable[[str], Link] = Link,
+        addresses: Addresses | None = None,
     ) -> None:
         self._config = config
         self._engine = engine
@@ -110,7 +113,9 @@ class Agent:
         self.infos = [rank.info for rank in engine.ranks]
         self.data_version = 0
         self._info_lock = threading.Lock()
-        self.stream = Stream(self.table, self.registration, self.stats, clock)
+        self.streams = Streams(self.table, self.registration, self.stats, clock)
+        addresses = addresses or Addresses(config.controllers, clock)
+        self._controllers = Controllers(addresses, self.streams, connect, clock)
         self.locator = Locator(config.cluster, engine.instance, clock)
         self.pulls = Pulls(
             self.table,
@@ -148,7 +153,7 @@ class Agent:
         self._mapped_keys: OrderedDict[bytes, None] = OrderedDict()
         self._step = _Step()
         self.background = Background(
-            self, config.controllers[0], [rank.control for rank in engine.ranks], connect, clock
+            self, self._controllers, [rank.control for rank in engine.ranks], connect, clock
         )
 
     def _namespace(self) -> None:
@@ -219,11 +224,13 @@ class Agent:
             opted_out,
         )
         self._requests[request] = state
-        self.reader.controller_ready = self.background.ready
-        links = self.background.take_links()
-        if links is not None:
-            self.locator.use(*links)
+        self._take_links()
+        self.locator.order = self.streams.order()
         self.reader.begin(state)
+
+    def _take_links(self) -> None:
+        for address, links in self._controllers.take_links().items():
+            self.locator.use(address, links)
 
     def match(self, request: str, computed: int, tokens: int) -> int | None:
         """Tokens that can be loaded beyond `computed`, or None: not known yet."""
@@ -345,5 +352,6 @@ class Agent:
     def close(self) -> None:
         """Leave the cluster; waits at most a second."""
         self.background.stop()
+        self._take_links()
         self.locator.close()
         self.pulls.close()

@@ -1,4 +1,4 @@
-"""The agent's second thread: the stream to the controller, and what workers report.
+"""The agent's second thread: the streams to the controllers, and what workers report.
 
 Its sockets are its own. It wakes for a message, for a change of the slot table that it made
 itself, for `wake()`, and when the stream is due; it drains pulls only while the scheduler thread
@@ -10,17 +10,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import queue
 import threading
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import zmq
 
+from lmkv.agent.controllers import LEAVE_DEADLINE, Controllers
 from lmkv.agent.links import Link
-from lmkv.core.config import split_address
-from lmkv.core.messages import Alarm, AnyMessage, Leave, Left, Stored, WorkerState
+from lmkv.core.messages import Alarm, AnyMessage, Stored, WorkerState
 
 if TYPE_CHECKING:
     from lmkv.agent.agent import Agent
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("lmkv.agent")
 
 LONGEST, BUSY = 0.5, 0.02  # seconds between turns at rest, and while pulls are open
-LEAVE_DEADLINE = 0.5
 ATTACH_EVERY = 1.0  # until a worker has answered
 
 
@@ -36,43 +33,29 @@ class Background:
     def __init__(
         self,
         agent: Agent,
-        controller: str,
+        controllers: Controllers,
         workers: list[str],
         connect: Callable[[str], Link],
         clock: Callable[[], float],
     ) -> None:
         self._agent = agent
-        self.address = controller
+        self._controllers = controllers
         self._worker_addresses = workers
         self._connect = connect
         self._clock = clock
-        self._state: Link | None = None
         self._workers: list[Link] = []
         self._states: dict[int, WorkerState] = {}
         self._next_attach = 0.0
         self._restart = False
         self._said: set[str] = set()
-        self._linked = ""  # query address that links were made for
-        self._links: queue.SimpleQueue[tuple[Link, Link]] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name="lmkv-agent", daemon=True)
 
     @property
     def ready(self) -> bool:
-        """Whether the controller may be asked."""
-        return self._agent.stream.ready
-
-    def take_links(self) -> tuple[Link, Link] | None:
-        """Query and state link for the scheduler thread, made ahead so that they are connected
-        when the first request needs them; None while those that it has are right."""
-        found = None
-        while not self._links.empty():
-            if found is not None:
-                for link in found:
-                    link.close()
-            found = self._links.get()
-        return found
+        """Whether a controller may be asked."""
+        return bool(self._agent.streams.order())
 
     def start(self) -> None:
         self._thread.start()
@@ -105,26 +88,25 @@ class Background:
             log.exception("lmkv: the agent's background thread has ended; nothing new is shared")
 
     def open(self) -> None:
-        self._state = self._connect(self.address)
+        self._controllers.open()
         self._workers = [self._connect(address) for address in self._worker_addresses]
 
     def _wait(self) -> None:
         poller = zmq.Poller()
         poller.register(self._wake_read, zmq.POLLIN)
-        for link in (self._state, *self._workers):
-            assert link is not None
+        for link in self._workers:
             poller.register(link.socket, zmq.POLLIN)
+        self._controllers.poll(poller)
         longest = BUSY if self._agent.pulls.open else LONGEST
-        poller.poll(int(1000 * min(longest, self._agent.stream.due())) + 1)
+        poller.poll(int(1000 * min(longest, self._agent.streams.due())) + 1)
         with contextlib.suppress(BlockingIOError):
             os.read(self._wake_read, 4096)
 
     def turn(self) -> None:
         """One round: hear all, then say what is due."""
-        assert self._state is not None
         if self._restart:
             self._restart, self._states, self._next_attach = False, {}, 0.0
-            self._agent.stream.restart()
+            self._agent.streams.restart()
         for link in self._workers:
             for message, frames in link.receive():
                 self._worker_says(message, frames)
@@ -137,24 +119,7 @@ class Background:
                 self._agent.pulls.drain()
             finally:
                 self._agent.reader.lock.release()
-        for message, frames in self._state.receive():
-            for answer in self._agent.stream.hear(message, frames):
-                self._state.send_frames(answer)
-        for frames in self._agent.stream.pump():
-            self._state.send_frames(frames)
-        self._make_links()
-        refused = self._agent.stream.refused
-        if refused:
-            self._say(f"lmkv: the controller at {self.address} refuses this instance: {refused}")
-
-    def _make_links(self) -> None:
-        welcome = self._agent.stream.welcome
-        if welcome is None:
-            return
-        address = f"tcp://{split_address(self.address)[0]}:{welcome.query_port}"
-        if address != self._linked:
-            self._linked = address
-            self._links.put((self._connect(address), self._connect(self.address)))
+        self._controllers.turn()
 
     def _worker_says(self, message: AnyMessage, frames: list[bytes]) -> None:
         if isinstance(message, Stored):
@@ -186,14 +151,6 @@ class Background:
             log.warning(sentence)
 
     def _leave(self) -> None:
-        """Tell the controller, and wait a little for its answer, so that it is sent."""
-        assert self._state is not None
-        if self.ready and self._state.send(Leave(self._agent.epoch)):
-            end = time.monotonic() + LEAVE_DEADLINE
-            while (left := end - time.monotonic()) > 0 and self._state.socket.poll(
-                int(1000 * left) + 1
-            ):
-                if any(isinstance(message, Left) for message, _ in self._state.receive()):
-                    break
-        for link in (self._state, *self._workers):
+        self._controllers.leave(self._agent.epoch)
+        for link in self._workers:
             link.close()

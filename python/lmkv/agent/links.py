@@ -26,6 +26,7 @@ SILENCE_OPTIONS = {
     zmq.RCVHWM: 4096,
     zmq.MAXMSGSIZE: 16 << 20,
 }
+BULK = 64  # messages of up to 112 KiB in a socket's queue
 
 
 class Link:
@@ -36,6 +37,9 @@ class Link:
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         for option, value in SILENCE_OPTIONS.items():
             self.socket.setsockopt(option, value)
+        self.socket.setsockopt(zmq.IPV6, int("[" in address))
+        if address.startswith("tcp://"):  # to a controller: what does not fit waits in its outbox
+            self.socket.setsockopt(zmq.SNDHWM, BULK)
         # The same after a reconnection, so that what waits for this end still finds it.
         self.socket.setsockopt(zmq.ROUTING_ID, b"a" + secrets.token_bytes(15))
         self.socket.connect(address)

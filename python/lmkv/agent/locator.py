@@ -1,19 +1,22 @@
-"""Questions of the scheduler thread to a controller: locate, and peers' details.
+"""Questions of the scheduler thread to the controllers: locate, and peers' details.
 
-`ask()` and `fetch()` send and return at once; `drain()` takes the answers that have come. Peers
+`ask()` and `fetch()` send and return at once; `drain()` takes the answers that have come. A locate
+goes to the nearest controller, and on to the next one when that does not answer in its share of the
+deadline, never to the same twice. A peer's details are asked of the controller that named it. Peers
 that failed are avoided for a growing interval.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lmkv.agent.links import Link
 from lmkv.agent.request import Source
 from lmkv.core import wire
 from lmkv.core.messages import (
     MAX_KEYS,
+    AnyMessage,
     Locate,
     Located,
     Peer,
@@ -27,6 +30,9 @@ from lmkv.core.messages import (
 FIRST_AVOIDED, LAST_AVOIDED = 1.0, 60.0  # seconds
 
 
+LATE = 1.0  # seconds for which a controller that let a deadline pass is asked after the others
+
+
 @dataclass
 class Answer:
     """Sources by position in the question's keys, and the cause of the first one missing."""
@@ -38,61 +44,140 @@ class Answer:
     differs: str = ""
 
 
+@dataclass
+class _Controller:
+    """Its links, this thread's own, and what is asked over them and not answered."""
+
+    query: Link
+    state: Link
+    questions: set[int] = field(default_factory=set)
+    fetches: dict[int, str] = field(default_factory=dict)  # request -> instance
+    late_until: float = 0.0
+
+
+@dataclass
+class _Question:
+    message: Locate
+    keys: bytes
+    left: list[str]  # controllers that can still be asked, in their order
+    sent: float = 0.0  # when it was last sent
+
+
 class Locator:
+    """`order` has the controllers that may be asked, the nearest first."""
+
     def __init__(self, cluster: str, instance: str, clock: Callable[[], float]) -> None:
         self._cluster = cluster
         self._instance = instance
         self._clock = clock
-        self._query: Link | None = None
-        self._state: Link | None = None
+        self.order: list[str] = []
+        self._controllers: dict[str, _Controller] = {}
         self._request = 0
+        self._questions: dict[int, _Question] = {}
         self._answers: dict[int, Answer] = {}
-        self._asked: dict[int, int] = {}  # request -> keys asked
+        self._named_by: dict[str, str] = {}  # instance -> controller
         self._infos: dict[str, PeerInfo] = {}
         self._fetching: dict[str, float] = {}  # instance -> when asked
         self._avoid: dict[str, tuple[float, float]] = {}  # instance -> until, interval
         self.sent = 0  # locates, for tests and metrics
 
-    def use(self, query: Link, state: Link) -> None:
-        """Links to the controller's sockets; they are this thread's from now on."""
-        self.close()
-        self._query, self._state = query, state
+    def use(self, address: str, links: tuple[Link, Link] | None) -> None:
+        """A controller's query and state link; they are this thread's from now on. None: it is no
+        controller any more."""
+        old = self._controllers.pop(address, None)
+        if links is not None:
+            self._controllers[address] = _Controller(*links)
+        if old is not None:
+            old.query.close()
+            old.state.close()
+            for instance in old.fetches.values():
+                self._fetching.pop(instance, None)
+            for request in old.questions:
+                self._refused(request)
 
     # ------------------------------------------------------------ locate
 
     def ask(self, keys: bytes, epoch: int) -> int:
-        """Send a locate for at most MAX_KEYS keys; its number, 0 when it cannot be sent."""
-        if self._query is None:
-            return 0
+        """Send a locate for at most MAX_KEYS keys to the nearest controller; its number, 0 when it
+        cannot be sent to any."""
+        now = self._clock()
+        near = [address for address in self.order if address in self._controllers]
+        near.sort(key=lambda address: self._controllers[address].late_until > now)
         self._request += 1
-        keys = keys[: MAX_KEYS * wire.KEY_BYTES]
         message = Locate(self._request, self._cluster, self._instance, epoch, self.avoided())
-        if not self._query.send(message, keys):
-            return 0
-        self.sent += 1
-        self._asked[self._request] = len(keys) // wire.KEY_BYTES
-        return self._request
+        self._questions[self._request] = _Question(message, keys[: MAX_KEYS * wire.KEY_BYTES], near)
+        if self._ask_next(self._request):
+            return self._request
+        del self._questions[self._request]
+        return 0
 
-    def answer(self, request: int) -> Answer | None:
+    def _ask_next(self, request: int) -> bool:
+        question = self._questions[request]
+        while question.left:
+            controller = self._controllers.get(question.left.pop(0))
+            if controller is not None and controller.query.send(question.message, question.keys):
+                controller.questions.add(request)
+                question.sent = self._clock()
+                self.sent += 1
+                return True
+        return False
+
+    def answer(self, request: int, deadline: float) -> Answer | None:
+        """The first answer of any controller, None while it is awaited. Each controller has half of
+        the time that is left until `deadline`, the last one all of it."""
+        question = self._questions.get(request)
+        if question is not None:
+            now = self._clock()
+            until = (question.sent + deadline) / 2 if question.left else deadline
+            if now >= until:
+                for controller in self._controllers.values():
+                    if request in controller.questions:
+                        controller.late_until = now + LATE
+                self._ask_next(request)
         return self._answers.pop(request, None)
 
     def drop(self, request: int) -> None:
         """Nobody waits for it any more."""
-        self._asked.pop(request, None)
+        self._questions.pop(request, None)
         self._answers.pop(request, None)
+        for controller in self._controllers.values():
+            controller.questions.discard(request)
+
+    def _refused(self, request: int) -> None:
+        """One controller will not answer: the next one may."""
+        if request not in self._questions or self._ask_next(request):
+            return
+        if not any(request in controller.questions for controller in self._controllers.values()):
+            self.drop(request)
+            self._answers[request] = Answer({}, {}, {}, "no_controller")
 
     def drain(self) -> None:
-        for link in (self._query, self._state):
-            for message, frames in link.receive() if link else ():
-                if isinstance(message, Located) and message.request in self._asked:
-                    keys = self._asked.pop(message.request)
-                    self._answers[message.request] = _answer(message, frames, keys)
-                elif isinstance(message, PeerInfo):
-                    self._fetching.pop(message.instance, None)
-                    self._infos[message.instance] = message
-                elif isinstance(message, Refused) and message.request in self._asked:
-                    self._asked.pop(message.request)
-                    self._answers[message.request] = Answer({}, {}, {}, "no_controller")
+        """Take what has come where something is awaited."""
+        for address, controller in self._controllers.items():
+            if controller.questions:
+                for message, frames in controller.query.receive():
+                    self._located(address, controller, message, frames)
+            if controller.fetches:
+                for message, _ in controller.state.receive():
+                    self._fetched(controller, message)
+
+    def _located(
+        self, address: str, controller: _Controller, message: AnyMessage, frames: list[bytes]
+    ) -> None:
+        if not isinstance(message, (Located, Refused)):
+            return
+        controller.late_until = 0.0
+        controller.questions.discard(message.request)
+        question = self._questions.get(message.request)
+        if question is None:
+            return  # another controller was faster, or it is too late
+        if isinstance(message, Refused):
+            self._refused(message.request)
+            return
+        self.drop(message.request)
+        self._named_by.update((peer.instance, address) for peer in message.peers)
+        keys = len(question.keys) // wire.KEY_BYTES
+        self._answers[message.request] = _answer(message, frames, keys)
 
     # ------------------------------------------------------------ peers
 
@@ -103,11 +188,30 @@ class Locator:
         if info and info.epoch == ref.epoch and info.data_version >= ref.data_version:
             return True
         now = self._clock()
-        if self._state and now - self._fetching.get(ref.instance, -1e9) > 1.0:
+        if now - self._fetching.get(ref.instance, float("-inf")) > 1.0:
             self._request += 1
-            if self._state.send(Peer(self._request, ref.instance)):
-                self._fetching[ref.instance] = now
+            for address in (self._named_by.get(ref.instance, ""), *self.order):
+                controller = self._controllers.get(address)
+                if controller and controller.state.send(Peer(self._request, ref.instance)):
+                    controller.fetches[self._request] = ref.instance
+                    self._fetching[ref.instance] = now
+                    break
         return False
+
+    def _fetched(self, controller: _Controller, message: AnyMessage) -> None:
+        if not isinstance(message, (PeerInfo, Refused)):
+            return
+        instance = controller.fetches.pop(message.request, None)
+        if isinstance(message, Refused) or instance != message.instance:
+            return
+        self._fetching.pop(instance, None)
+        known = self._infos.get(instance)
+        if (
+            known is None
+            or known.epoch != message.epoch
+            or known.data_version < message.data_version
+        ):
+            self._infos[instance] = message
 
     def ranks(self, instance: str) -> list[PullPeer]:
         """The peer, rank by rank, as last fetched; [] when unknown."""
@@ -141,9 +245,8 @@ class Locator:
         return [name for name, (until, _) in list(self._avoid.items()) if now < until]
 
     def close(self) -> None:
-        for link in (self._query, self._state):
-            if link is not None:
-                link.close()
+        for address in list(self._controllers):
+            self.use(address, None)
 
 
 def _answer(message: Located, frames: list[bytes], keys: int) -> Answer:

@@ -47,7 +47,6 @@ class Reader:
         self._clock = clock
         self.lock = threading.Lock()  # of `pulls`
         self.epoch = 0
-        self.controller_ready = False  # told by the background thread
 
     # ------------------------------------------------------------ before blocks
 
@@ -61,9 +60,6 @@ class Reader:
         keys = state.keys(0, last)
         state.base = self._table.lookup(keys)
         if state.base >= last:
-            state.phase = Phase.PULLING
-        elif not self.controller_ready:
-            state.miss = "no_controller"
             state.phase = Phase.PULLING
         else:
             state.locate = self._locator.ask(keys[state.base * KEY :], self.epoch)
@@ -100,9 +96,9 @@ class Reader:
         return max(0, (tokens - 1) // self._geometry.chunk_tokens)
 
     def _located(self, state: RequestState) -> bool:
-        answer = self._locator.answer(state.locate)
         if not state.deadline:  # counts from the moment when vLLM begins to wait
             state.deadline = self._clock() + self._config.locate_deadline
+        answer = self._locator.answer(state.locate, state.deadline)
         if answer is None:
             if self._clock() < state.deadline:
                 return False

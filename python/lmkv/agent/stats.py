@@ -1,4 +1,4 @@
-"""What an instance counts: tokens by cause, pulls, room. Taken by steps and heartbeats."""
+"""What an instance counts: tokens by cause, pulls, room. Taken by steps, told in heartbeats."""
 
 from __future__ import annotations
 
@@ -8,30 +8,35 @@ from typing import Any
 
 
 class Stats:
-    """Thread-safe counters with two readers, each of which sees every count once."""
+    """Thread-safe counters: `take()` gives each count once, `totals()` tokens since the start."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._readers: dict[str, dict[str, Any]] = {"vllm": _empty(), "controller": _empty()}
+        self._counts = _empty()
+        self._totals: dict[str, Counter[str]] = {"hit": Counter(), "miss": Counter()}
 
     def tokens(self, cause: str, tokens: int) -> None:
         if tokens <= 0:
             return
         kind = "hit" if cause.startswith("hit_") else "miss"
         with self._lock:
-            for reader in self._readers.values():
-                reader[kind][cause] += tokens
+            self._counts[kind][cause] += tokens
+            self._totals[kind][cause] += tokens
 
     def pull(self, seconds: float, pulled: int) -> None:
         with self._lock:
-            for reader in self._readers.values():
-                reader["pull_seconds"].append(seconds)
-                reader["pull_bytes"] += pulled
+            self._counts["pull_seconds"].append(seconds)
+            self._counts["pull_bytes"] += pulled
 
-    def take(self, reader: str) -> dict[str, Any]:
-        """Counts since this reader's last call; empty dict when there are none."""
+    def totals(self) -> dict[str, Counter[str]]:
+        """`hit` and `miss` tokens by cause."""
         with self._lock:
-            taken, self._readers[reader] = self._readers[reader], _empty()
+            return {kind: counts.copy() for kind, counts in self._totals.items()}
+
+    def take(self) -> dict[str, Any]:
+        """Counts since the last call; empty dict when there are none."""
+        with self._lock:
+            taken, self._counts = self._counts, _empty()
         if not (taken["hit"] or taken["miss"] or taken["pull_seconds"]):
             return {}
         return {**taken, "hit": dict(taken["hit"]), "miss": dict(taken["miss"])}

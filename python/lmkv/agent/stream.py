@@ -1,12 +1,14 @@
 """What one controller hears of this instance: register -> welcome -> a numbered stream.
 
 The stream carries announcements, retractions, heartbeats with sums, and full syncs in slices among
-them; `pump()` gives the frames that are due, `hear()` takes what the controller says. No sockets
-here, and the clock is a parameter. The slot table's changes have one listener: this stream.
+them. `pump(changes)` puts what is due into a bounded outbox, `flush(send)` hands on what the link
+takes, `hear()` takes what the controller says. What is lost on the way leaves a gap in the numbers,
+or sums that differ: the controller asks for a full sync. No sockets here; the clock is a parameter.
 """
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Callable
 
 from lmkv import _native
@@ -33,10 +35,13 @@ from lmkv.core.messages import (
 
 GRANULES_A_SLOT = 16
 SLICES_A_PUMP = 4
+OUTBOX = 256  # messages that wait for the link, of 112 KiB at most
 REGISTER_EVERY = 1.0  # seconds, while nobody answers
 SILENCE = 3.0  # seconds after which a controller counts as gone
+SMOOTHING = 1 / 8  # the weight of a new round trip
 
 Frames = list[bytes]
+Changes = list[tuple[bool, bytes, bytes, bytes]]  # as SlotTable.take_changes()
 
 
 class Stream:
@@ -53,13 +58,21 @@ class Stream:
         self._register = register
         self._stats = stats
         self._clock = clock
+        self.outbox: deque[Frames] = deque()
         self._seq = 0
         self._welcome: Welcome | None = None
         self._heard = float("-inf")
         self._next_register = 0.0
         self._next_heartbeat = 0.0
+        self._beat: tuple[int, Frames] | None = None  # the last heartbeat: number, frames
+        self._beat_sent: float | None = None  # when it left, until it is answered
+        self._told: dict[str, Counter[str]] = {"hit": Counter(), "miss": Counter()}
         self._data_version = -1
         self._sync: tuple[int, int] | None = None  # number, next granule
+        self._deaf = False  # an outbox was dropped: only a full sync is worth anything
+        self.said_at = clock()  # when the controller last said anything, refusals too
+        self.warming = False
+        self.round_trip: float | None = None  # seconds, smoothed
         self.refused = ""
 
     @property
@@ -69,110 +82,158 @@ class Stream:
 
     @property
     def welcome(self) -> Welcome | None:
+        """The one that this stream goes on under; None while there is none."""
         return self._welcome
 
     def restart(self) -> None:
-        """A new epoch: register again."""
+        """A new epoch, or a controller that is gone: register again."""
         self._welcome, self._sync, self._next_register = None, None, 0.0
+        self._beat, self._beat_sent, self.round_trip = None, None, None
+
+    def stood_still(self, seconds: float) -> None:
+        """Nobody could be heard in that time, since this process did not run."""
+        self._heard += seconds
+        self.said_at += seconds
+        self._beat, self._beat_sent = None, None  # its round trip says nothing
 
     def due(self) -> float:
         """Seconds until pump() has something to do of itself."""
-        now = self._clock()
-        if self._sync is not None:
+        if self._sync is not None and len(self.outbox) < SLICES_A_PUMP:
             return 0.0
-        return max(0.0, (self._next_heartbeat if self._welcome else self._next_register) - now)
+        next_one = self._next_heartbeat if self._welcome else self._next_register
+        return max(0.0, next_one - self._clock())
 
     # ------------------------------------------------------------ out
 
-    def pump(self) -> list[Frames]:
+    def pump(self, changes: Changes) -> None:
+        """Everything that is due, into the outbox. `changes` are the table's since the last."""
         now = self._clock()
         if self._welcome is not None and now - self._heard > SILENCE:
             self.restart()
-        changes = self._table.take_changes()
         if self._welcome is None:
-            return self._registration(now)  # changes are in the full sync that follows
-        out: list[Frames] = []
+            self._registration(now)  # changes are in the full sync that follows
+            return
         registration = self._register()
         if registration.data_version != self._data_version:
             self._data_version = registration.data_version
             ranks = Ranks(registration.epoch, registration.data_version, registration.ranks)
-            out.append(wire.encode(ranks))
-        for announced, keys, places, counters in changes:
+            self._put(wire.encode(ranks))
+        for announced, *arrays in changes if not self._deaf else ():
             kind = Announce if announced else Retract
-            message = kind(epoch=registration.epoch, seq=self._number())
-            out.append(wire.encode(message, keys, places, counters))
-        out += self._slices(registration.epoch)
+            self._put(wire.encode(kind(registration.epoch, self._number()), *arrays))
+        self._slices(registration.epoch)
         if now >= self._next_heartbeat:
             self._next_heartbeat = now + self._welcome.heartbeat
-            out.append(wire.encode(self._heartbeat(registration.epoch)))
-        return out
+            self._heartbeat(registration)
 
-    def _registration(self, now: float) -> list[Frames]:
+    def _put(self, frames: Frames) -> None:
+        self.outbox.append(frames)
+        if len(self.outbox) > OUTBOX:  # the next number that arrives shows the gap
+            self.outbox.clear()
+            self._deaf, self._sync, self._beat = True, None, None
+
+    def _registration(self, now: float) -> None:
         if now < self._next_register:
-            return []
+            return
         self._next_register = now + REGISTER_EVERY
         registration = self._register()
         self._data_version = registration.data_version
-        return [wire.encode(registration)]
+        self.outbox.clear()
+        self.outbox.append(wire.encode(registration))
 
     def _number(self) -> int:
         self._seq += 1
         return self._seq
 
-    def _slices(self, epoch: int) -> list[Frames]:
-        out = []
-        for _ in range(SLICES_A_PUMP):
-            if self._sync is None:
-                break
+    def _slices(self, epoch: int) -> None:
+        """A sync goes on as the link takes it, so that it never fills the outbox."""
+        while self._sync is not None and len(self.outbox) < SLICES_A_PUMP:
             sync, first = self._sync
             end = self._table.usable * GRANULES_A_SLOT
             if first >= end:
                 self._sync = None
-                out.append(wire.encode(SyncEnd(epoch, self._number(), sync)))
+                self._put(wire.encode(SyncEnd(epoch, self._number(), sync)))
                 break
             last = min(end, first + MAX_KEYS * GRANULES_A_SLOT)
             arrays = self._table.slice(first, last)
-            out.append(wire.encode(SyncSlice(epoch, self._number(), sync, first, last), *arrays))
+            self._put(wire.encode(SyncSlice(epoch, self._number(), sync, first, last), *arrays))
             self._sync = sync, last
-        return out
 
-    def _heartbeat(self, epoch: int) -> Heartbeat:
+    def _heartbeat(self, registration: Register) -> None:
+        if self._beat is not None and self._beat_sent is None:
+            return  # the last one has not even left
         count, sum_first, sum_second = self._table.sums()
-        tokens = self._stats.take("controller")
-        return Heartbeat(
-            epoch,
-            self._number(),
-            count,
-            sum_first,
-            sum_second,
-            hit_tokens=tokens.get("hit", {}),
-            miss_tokens=tokens.get("miss", {}),
-            pool_granules=self._table.granules(),
+        tokens = self._stats.totals()
+        frames = wire.encode(
+            Heartbeat(
+                registration.epoch,
+                self._number(),
+                count,
+                sum_first,
+                sum_second,
+                hit_tokens=dict(tokens["hit"] - self._told["hit"]),
+                miss_tokens=dict(tokens["miss"] - self._told["miss"]),
+                pool_granules=self._table.granules(),
+                data_version=registration.data_version,
+            )
         )
+        self._told = tokens
+        self._beat, self._beat_sent = (self._seq, frames), None
+        self._put(frames)
+
+    def flush(self, send: Callable[[Frames], bool]) -> None:
+        """Send as much as `send` takes; the rest waits."""
+        while self.outbox and send(self.outbox[0]):
+            frames = self.outbox.popleft()
+            if self._beat is not None and frames is self._beat[1]:
+                self._beat_sent = self._clock()
 
     # ------------------------------------------------------------ in
 
-    def hear(self, message: AnyMessage, frames: list[bytes]) -> list[Frames]:
-        """Take one message; returns what must be answered at once."""
+    def hear(self, message: AnyMessage, frames: list[bytes]) -> None:
+        """Take one message; what must be answered at once is first in the outbox."""
         epoch = self._register().epoch
+        self.said_at = self._clock()
         if isinstance(message, Refused):
             self._refusal(message)
-            return []
+            return
         self._heard = self._clock()
         if isinstance(message, Welcome):
-            self._seq, self._next_heartbeat, self.refused = 0, 0.0, ""
-            self._welcome = message
-            self._sync = (0, 0) if message.sync else None
-        elif isinstance(message, Resync):
-            self._sync = (message.sync, 0)
+            self._welcomed(message)
+        elif isinstance(message, Resync) and self._welcome is not None:
+            # Something was lost, and perhaps the ranks were.
+            self._sync, self._deaf, self._data_version = (message.sync, 0), False, -1
         elif isinstance(message, Probe):
-            return [wire.encode(ProbeOk(epoch))]
+            self.outbox.appendleft(wire.encode(ProbeOk(epoch)))
         elif isinstance(message, HeartbeatOk):
-            if self._welcome is not None and message.epoch != self._welcome.epoch:
-                self.restart()  # another life of the controller
+            self._beat_answered(message)
         elif isinstance(message, Touched) and message.epoch == epoch:
             self._touched(frames)
-        return []
+
+    def _welcomed(self, message: Welcome) -> None:
+        self.warming, self.refused = message.state != "ready", ""
+        old = self._welcome
+        if old is None:
+            self._seq, self._next_heartbeat, self._deaf = 0, 0.0, False
+            self._sync = (0, 0) if message.sync else None
+        elif message.sync and not old.sync:
+            self._sync = (0, 0)
+        elif message.epoch == old.epoch:
+            return
+        # A registration that was repeated is answered repeatedly. Each of them came there before
+        # the stream began, so its numbers go on.
+        self._welcome = message
+
+    def _beat_answered(self, message: HeartbeatOk) -> None:
+        if self._welcome is not None and message.epoch != self._welcome.epoch:
+            self.restart()  # another life of the controller
+            return
+        self.warming = message.state != "ready"
+        if self._beat is not None and self._beat_sent is not None and message.seq == self._beat[0]:
+            taken, self._beat, self._beat_sent = self._clock() - self._beat_sent, None, None
+            if self.round_trip is None:
+                self.round_trip = taken
+            self.round_trip += (taken - self.round_trip) * SMOOTHING
 
     def _touched(self, frames: list[bytes]) -> None:
         try:

@@ -254,6 +254,10 @@ class Registry:
             if sums != (beat.count, beat.sum_first, beat.sum_second):
                 self.drifts += 1
                 self._syncs.want(instance.name, "drift")
+            elif beat.data_version > instance.registration.data_version:
+                self._syncs.want(instance.name, "gap")
+        else:
+            self._syncs.beat(instance.name)
         answer = HeartbeatOk(self.epoch, instance.seq, self.state)
         return [(instance.connection, answer, ())]
 

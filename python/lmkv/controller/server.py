@@ -58,6 +58,9 @@ class Server:
         socket = self._context.socket(zmq.ROUTER)
         options = {
             zmq.LINGER: 0,
+            # Who was silent connects again under its old routing id, perhaps before the end of its
+            # old connection was noticed here; without this it would be ignored for ever.
+            zmq.ROUTER_HANDOVER: 1,
             zmq.HEARTBEAT_IVL: 1000,
             zmq.HEARTBEAT_TIMEOUT: 3000,
             zmq.HANDSHAKE_IVL: 3000,

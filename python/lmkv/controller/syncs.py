@@ -1,8 +1,9 @@
 """Which instances are in a full sync: `at_once` at most, the others wait their turn.
 
 want() -> start() -> progress() ... end(); drop() when the instance is gone. A sync that stands
-still for `timeout` seconds goes back to the end of the queue, and an instance begins one at most
-every `pause` seconds, so that one that is always wrong cannot keep the controller busy.
+still for `timeout` seconds goes back to the end of the queue, and so does one whose instance lives
+and yet states nothing (`beat`): the question, or the answer, was lost. An instance begins one at
+most every `pause` seconds, so that one that is always wrong cannot keep the controller busy.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 from lmkv.core.clock import Clock
 
+BEATS = 2  # pauses are a heartbeat long
 WELCOME = 0  # the number of the sync that `Welcome` asks for
 
 
@@ -77,6 +79,13 @@ class Syncs:
             return False
         running.moved = self._clock()
         return True
+
+    def beat(self, name: str) -> None:
+        """A heartbeat has come, and slices come before heartbeats: by the second one without any,
+        none is under way."""
+        running = self._running.get(name)
+        if running is not None and self._clock() - running.moved >= BEATS * self._pause:
+            self.want(name, running.reason)
 
     def end(self, name: str) -> None:
         self._running.pop(name, None)

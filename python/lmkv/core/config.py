@@ -24,6 +24,8 @@ from msgspec import Meta
 OTHER_VARIABLES = frozenset({"LMKV_CONFIG_FILE", "LMKV_CONTROLLER", "LMKV_ISA"})
 LEAST_DATA_PORTS = 64  # ports of a dead mover stay in TIME_WAIT for a minute
 
+NAMES = "dns+"  # before an address: all records of its name are controllers
+_addresses = f"1 to 16 addresses tcp://HOST:PORT or {NAMES}tcp://NAME:PORT"
 _seconds = "seconds above 0, at most 3600"
 Duration = Annotated[float, Meta(gt=0, le=3600, description=_seconds)]
 Count = Annotated[int, Meta(ge=1, le=1_000_000, description="a whole number from 1 to 1000000")]
@@ -54,7 +56,7 @@ class InstanceConfig(Config, kw_only=True, frozen=True):
 
     controllers: Annotated[
         list[str],
-        Meta(min_length=1, max_length=16, description="1 to 16 addresses tcp://HOST:PORT"),
+        Meta(min_length=1, max_length=16, description=_addresses),
     ] = msgspec.field(default_factory=lambda: ["tcp://127.0.0.1:7550"])
     instance_id: OptionalWord = ""  # "": host name, 8 hex of the engine id, -dpN
     serving_url: Annotated[
@@ -268,13 +270,11 @@ def _description(field: Any) -> str:
 
 def _check_controllers(addresses: list[str]) -> None:
     for address in addresses:
-        split_address(address)
+        split_address(address.removeprefix(NAMES))
 
 
 def split_address(address: str) -> tuple[str, int]:
     """`tcp://HOST:PORT` to its parts. Raises ValueError with one sentence."""
-    if address.startswith("dns+tcp://"):
-        raise _Detail(f"{address!r}: names of several controllers are not served by this release")
     scheme, _, rest = address.partition("://")
     host, _, port = rest.rpartition(":")
     if scheme != "tcp" or not host or any(c.isspace() or c in "/;*" for c in host):

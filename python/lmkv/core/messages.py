@@ -160,6 +160,7 @@ class Heartbeat(Message, tag="heartbeat"):
     waiting: U32 = 0
     pool_granules: dict[str, U64] = {}  # by state
     hot: list[tuple[bytes, U64]] = []  # every 10 s: the hottest prefixes, key and hits
+    data_version: U64 = 0  # a greater one than the controller has: its `Ranks` was lost
 
 
 class HeartbeatOk(Message, tag="heartbeat_ok"):
