@@ -361,7 +361,7 @@ class Reader:
                 state.mapped.add(state.first + i)
         self.account(state, result.good)
         self._release(state)
-        if bad:  # once its pin is gone: a pinned slot is not retired
+        if bad:
             self._table.retire(bad)
         state.phase = Phase.DONE
 
