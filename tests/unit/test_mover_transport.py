@@ -79,7 +79,9 @@ def test_an_interface_without_address_is_named():
 
 def test_a_busy_range_of_ports_is_named():
     with busy_ports(4) as ports:
-        with pytest.raises(NixlError, match=rf"data_ports = '{ports}': at 127\.0\.0\.1 fewer than 2"):
+        with pytest.raises(
+            NixlError, match=rf"data_ports = '{ports}': at 127\.0\.0\.1 fewer than 2"
+        ):
             check_ports("lo", ports)
         check_ports("nope0", ports)  # is UCX's to name
     check_ports("lo", ports)
