@@ -22,14 +22,29 @@ def test_cold_then_the_own_pool(cluster: Cluster, pair: tuple[Engine, Engine]) -
     cold = a.generate(prompt(10, 700))
     assert misses(cold) == {"cold": 512, "too_short": 188}
     cluster.settle(a)
-    before = a.call("tests.vllm.inside:state")["locates"]
+    before = a.call("tests.vllm.inside:state")
     again = a.generate(prompt(10, 700))
     assert hits(again) == {"hit_pool": 512}
     assert again.tokens == cold.tokens
     assert again.num_cached_tokens == 512
     state = a.call("tests.vllm.inside:state")
-    assert state["locates"] == before, "a local chunk causes no locate"
+    assert state["locates"] == before["locates"], "a local chunk causes no locate"
     assert set(state["pending"].values()) == {0}
+
+
+def test_a_local_chunk_is_not_pulled(cluster: Cluster, pair: tuple[Engine, Engine]) -> None:
+    """Also where a peer has it too, and the chunk behind it comes from there."""
+    a, b = pair
+    text = prompt(15, 700)
+    cold = a.generate(text)
+    b.generate(text[:300], kv_transfer_params={"lmkv": {"skip_load": True}})
+    cluster.settle(a, b)
+    before = b.call("tests.vllm.inside:state")
+    warm = b.generate(text, kv_transfer_params=NIXL)
+    assert hits(warm) == {"hit_pool": 256, "hit_peer": 256}
+    assert warm.tokens == cold.tokens
+    after = b.call("tests.vllm.inside:state")
+    assert [after[name] - before[name] for name in ("locates", "pulls")] == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -133,6 +148,7 @@ def test_reset_begins_a_new_epoch(cluster: Cluster, pair: tuple[Engine, Engine])
     a.generate(text)
     cluster.settle(a)
     assert a.call("tests.vllm.inside:reset_cache")
+    assert "sharing starts afresh, apart from other instances" in a.log.read_text()
     cluster.wait_ready(a)  # until then b may still be told what was right when it was stored
     assert hits(b.generate(text)) == {}
     assert hits(a.generate(text)) == {}
