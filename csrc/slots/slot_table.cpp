@@ -60,9 +60,8 @@ void SlotTable::begin_epoch() {
     if (s.pins == 0) {
       remove(recent_, slot);
       set_retired(slot, std::numeric_limits<double>::quiet_NaN());
-    } else {  // its reader goes on; the last unpin() puts it into the FIFO
-      s.state = State::retired;
-      mark(slot);
+    } else {
+      retire_pinned(slot);
     }
   }
   index_.clear();
@@ -220,7 +219,7 @@ void SlotTable::unpin(Places places, Counters counters) {
     --pinned_;
     if (s.state == State::readable) {
       push_newest(recent_, slot);
-    } else {  // its epoch has ended meanwhile
+    } else {  // retired meanwhile, or its epoch has ended
       set_retired(slot, std::numeric_limits<double>::quiet_NaN());
     }
   }
@@ -241,9 +240,14 @@ std::size_t SlotTable::retire(Keys keys) {
   std::size_t retired = 0;
   for (std::size_t i = keys.size(); i-- > 0;) {
     const std::uint32_t slot = find(KeyIndex::hash(keys[i]), keys[i]);
-    if (slot == kNone || slots_[slot].state != State::readable || slots_[slot].pins > 0) continue;
-    remove(recent_, slot);
-    set_retired(slot, std::numeric_limits<double>::quiet_NaN());
+    if (slot == kNone || slots_[slot].state != State::readable) continue;
+    if (slots_[slot].pins == 0) {
+      remove(recent_, slot);
+      set_retired(slot, std::numeric_limits<double>::quiet_NaN());
+    } else {
+      retire_pinned(slot);
+      forget_name(slot);  // out of the FIFO it could not be revived
+    }
     ++retired;
   }
   return retired;
@@ -385,6 +389,12 @@ void SlotTable::set_retired(std::uint32_t slot, double now) {
   slots_[slot].state = State::retired;
   slots_[slot].retired_at = now;
   push_newest(retired_, slot);
+  mark(slot);
+}
+
+// Its readers go on; the last unpin() puts it into the FIFO.
+void SlotTable::retire_pinned(std::uint32_t slot) {
+  slots_[slot].state = State::retired;
   mark(slot);
 }
 

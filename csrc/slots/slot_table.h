@@ -6,9 +6,11 @@
 //                                            retired -> reserve (reuse) -> reserved
 //
 // Retired slots keep their bytes and wait in a FIFO, which reserve() fills ahead of need once free
-// slots have run out; reuse takes the oldest. A prefix ages from its tail: whatever touches several
-// slots touches the last one first. Callers whose chain was admitted in pieces look it up once as a
-// whole when it is done, which puts it in order.
+// slots have run out; reuse takes the oldest. A pinned slot is never taken for room; one that
+// retire() names is found no more from then on, and its bytes stay until the last pin goes. A
+// prefix ages from its tail: whatever touches several slots touches the last one first. Callers
+// whose chain was admitted in pieces look it up once as a whole when it is done, which puts it in
+// order.
 //
 // What the controllers must hear is a difference: each slot remembers what was told of it, and
 // take_changes() tells what has changed since.
@@ -101,6 +103,7 @@ class SlotTable {
   void name(std::uint32_t slot, const Key& key);
   void forget_name(std::uint32_t slot);
   void set_retired(std::uint32_t slot, double now);
+  void retire_pinned(std::uint32_t slot);
   void retire_oldest(double now);
   bool take_retired(std::uint32_t n, double now);  // into found_; true: some were young
   void mark(std::uint32_t slot);

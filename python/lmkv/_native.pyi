@@ -254,7 +254,8 @@ class SlotTable:
     def touch(self, places: bytes, counters: bytes) -> None:
         """Uses by peers, as the controller tells."""
     def retire(self, keys: bytes) -> int:
-        """Take readable, unpinned slots out of use; returns how many."""
+        """Take readable slots out of use; returns how many. A pinned one keeps its bytes until its
+        last pin goes, and is not revived."""
     def take_changes(self) -> list[tuple[bool, bytes, bytes, bytes]]:
         """What must be announced (True) or retracted (False) since the last call, as (announce,
         keys, places, counters) of at most 4,096 slots, in the order in which to send them. It is

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -39,6 +40,7 @@ except ImportError:  # before 0.32
     CacheHitSource = None
 
 logger = init_logger("vllm.lmkv")
+logging.getLogger("lmkv").parent = logging.getLogger("vllm")  # its handlers, its level
 
 TESTED_VLLM = "0.32."
 CHUNK_TOKENS = 256
@@ -169,7 +171,7 @@ class LmkvConnector(KVConnectorBase_V1):
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
         if self._off:
             return
-        from lmkv.core import geometry
+        from lmkv.core.pool_size import DoesNotFit
         from lmkv.worker.page_layout import Unsupported, page_layout
         from lmkv.worker.worker import Worker
 
@@ -185,7 +187,7 @@ class LmkvConnector(KVConnectorBase_V1):
                 self._config, instance, engine_id, rank, parallel.tensor_parallel_size, pages
             )
             self._worker.start()
-        except (Unsupported, geometry.DoesNotFit, ValueError, OSError, RuntimeError) as error:
+        except (Unsupported, DoesNotFit, ValueError, OSError, RuntimeError) as error:
             self.switch_off(str(error))
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:

@@ -372,7 +372,7 @@ def test_a_busy_port_and_an_open_host_are_refused_in_one_sentence() -> None:
         assert "already in use" in busy.line
     for host in ("0.0.0.0", "example.org", "10.1.2.3"):
         refused = Controller(free_port(), "--host", host)
-        assert refused.end(None) == (1, "")
+        assert refused.end(None) == (2, "")
         assert f"host = '{host}'" in refused.line
         assert "loopback" in refused.line
 

@@ -49,6 +49,8 @@ from mover_instance import (
     place,
 )
 
+from tests.ports import busy_ports
+
 GOOD, GONE, DIGEST, INCOMPATIBLE, TIMEOUT, PEER_DEAD, MOVER_DOWN = range(7)
 MOVER_MIB = 64
 pytestmark = pytest.mark.nixl
@@ -428,3 +430,12 @@ def test_an_unknown_data_interface_is_named(run_dir):
     with Instance("a", run_dir, data_interface="nope0") as a:
         assert "data interface's name" in a.states[-1].error
         assert a.states[-1].nixl_metadata == b""
+
+
+def test_busy_data_ports_are_named(run_dir):
+    """UCX would look for a free one for ever."""
+    with busy_ports(64) as ports, Instance("a", run_dir, data_ports=ports) as a:
+        assert f"data_ports = {ports!r}: at 127.0.0.1 fewer than 2" in a.states[-1].error
+        assert a.states[-1].nixl_metadata == b""
+        a.pull(1, a.peer(), [(0, 0, 1)], [(1, 1)])
+        assert pulled(a, 1)[1] == [MOVER_DOWN]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import pickle
+import resource
 import struct
 import threading
 import time
@@ -357,3 +359,13 @@ def test_stop_leaves_no_socket_and_no_process(start, run_dir: str) -> None:
     assert not names & {"lmkv-copies", "lmkv-control", "lmkv-filler", "lmkv-supervisor"}
     rank.worker.submit_loads(StepPlan(EPOCH, loads=[Load("late", [chunk(1, [0, 1])])]))
     assert rank.worker.take_finished()["late"].result == PullResult.MOVER_DOWN
+
+
+def test_what_the_host_lacks_is_one_line(
+    run_dir: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (65536, 65536))
+    caplog.set_level(logging.INFO, "lmkv.worker")
+    Rank("a", run_dir, 1).close()
+    (line,) = [text for text in caplog.messages if "RLIMIT_MEMLOCK" in text]
+    assert line.startswith("lmkv: rank 0's pool of 0.25 GiB: ")

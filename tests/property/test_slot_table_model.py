@@ -7,6 +7,7 @@ controller does, and holds that only unpinned readable ones are.
 from __future__ import annotations
 
 import struct
+from collections.abc import Collection
 from itertools import islice
 
 from hypothesis import settings
@@ -44,8 +45,9 @@ class SlotTableMachine(RuleBasedStateMachine):
         self.reserved: dict[int, bytes] = {}
         self.counters: set[bytes] = set()
 
-    def hear(self, ended: bool = False) -> None:
-        """What the table tells is applied to the model and to a listener."""
+    def hear(self, ended: bool = False, retired: Collection[int] = ()) -> None:
+        """What the table tells is applied to the model and to a listener. Of pinned slots it
+        retracts those that were `retired` by name, and all at an epoch's end."""
         for announced, keys, places, counters in self.table.take_changes():
             apply = self.listener.announce if announced else self.listener.retract
             assert apply(self.who, keys, places, counters) == len(keys) // 16
@@ -55,7 +57,7 @@ class SlotTableMachine(RuleBasedStateMachine):
                     self.readable[name] = (place, counter)
                 else:
                     assert self.readable.pop(name) == (place, counter)
-                    assert ended or (place, counter) not in self.pins
+                    assert ended or name in retired or (place, counter) not in self.pins
 
     def prefix(self, names: list[int]) -> list[int]:
         return names[: next((i for i, n in enumerate(names) if n not in self.readable), len(names))]
@@ -133,10 +135,13 @@ class SlotTableMachine(RuleBasedStateMachine):
 
     @rule(names=SOME_KEYS)
     def retire(self, names: list[int]) -> None:
-        unpinned = [n for n in names if n in self.readable and self.readable[n] not in self.pins]
-        assert self.table.retire(raw(names)) == len(unpinned)
-        self.hear()
-        assert not set(unpinned) & set(self.readable)
+        there = [n for n in names if n in self.readable]
+        pinned = [n for n in there if self.readable[n] in self.pins]
+        assert self.table.retire(raw(names)) == len(there)
+        self.hear(retired=there)
+        assert not set(there) & set(self.readable)
+        for name in pinned:
+            assert self.table.lookup(raw([name])) == 0  # not revived
 
     @rule(target=pinnings, names=SOME_KEYS)
     def pin(self, names: list[int]) -> list[tuple[bytes, bytes]]:

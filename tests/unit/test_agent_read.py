@@ -478,6 +478,26 @@ def test_a_slot_whose_digest_is_wrong_is_not_handed_out_again() -> None:
     assert world.agent.table.contains(world.keys(0, 2)) == b"\x01\x00"
 
 
+def test_a_slot_whose_digest_is_wrong_is_retired_while_another_request_loads_it() -> None:
+    world = World()
+    world.hold(0, 2)
+    prompt = world.prompt(2)
+    for name in ("a", "b"):
+        world.begin(name, prompt)
+        assert world.match(name, prompt) == 8
+        load(world, name, 8, [1, 2, 3, 4, 5])
+    world.agent.loaded("a", LoadResult(1, DIGEST))
+    assert world.agent.table.contains(world.keys(0, 2)) == b"\x01\x00"
+    assert world.granules("pinned") == 2
+    room = world.agent.table.reserve(world.keys(0, 2)[16:], 0.0)
+    assert room is not None
+    assert world.agent.table.admit(*room) == 1, "computed by a, and stored again"
+    world.agent.loaded("b", LoadResult(1, DIGEST))
+    assert world.agent.table.contains(world.keys(0, 2)) == b"\x01\x01", "the new one is good"
+    assert world.agent.table.pins == 0
+    assert world.granules("retired") == 1
+
+
 def test_pins_of_an_aborted_request_last_as_long_as_its_load() -> None:
     world = World()
     world.hold(0, 2)

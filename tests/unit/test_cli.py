@@ -169,6 +169,25 @@ def test_what_the_controller_refuses(address: str) -> None:
     assert "'nobody' is not known here" in sentence(FAILED, *words)
 
 
+def test_more_tokens_than_a_message_carries(address: str) -> None:
+    """The controller would drop the connection, and 40,000 more chunks are too many to list."""
+    words = ("lookup", "--tokens", "@-", "--controller", address)
+    status, out, err = lmkv(*words, stdin="100000," * 900_000)
+    assert (status, out) == (FAILED, "")
+    assert "900000 tokens are a message of 4500" in err and "at most 4194304 (its setting" in err
+    status, out, err = lmkv(*words, stdin="100000," * 700_000)
+    assert (status, out) == (FAILED, "")
+    assert err == "lmkv: tokens: 43750 chunks, at most 4096 are allowed\n"
+
+
+def test_the_query_socket_instead_of_the_state_socket(address: str) -> None:
+    with Client(address, DEADLINE) as client:
+        welcome, _ = client.ask(StubInstance("b").registration)
+    assert isinstance(welcome, Welcome)
+    query = f"{address.rpartition(':')[0]}:{welcome.query_port}"
+    assert "is it the query socket?" in sentence(FAILED, "status", "--controller", query)
+
+
 def test_a_socket_that_is_no_controllers() -> None:
     context = zmq.Context()
     router = context.socket(zmq.ROUTER)
@@ -198,12 +217,6 @@ def test_a_controller_on_a_busy_port() -> None:
     assert f"port = {port}" in said and "in use" in said
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.invalid", "*"])
-def test_a_controller_off_loopback(host: str) -> None:
-    said = sentence(FAILED, "controller", "--host", host, "--port", str(free_port()))
-    assert f"host = {host!r}" in said and "loopback" in said
-
-
 # ------------------------------------------------------------------ 2: usage
 
 
@@ -218,7 +231,9 @@ def test_a_controller_off_loopback(host: str) -> None:
         (["lookup", "--tokens", "@/nowhere/tokens"], "No such file"),
         (["status", "-o", "xml"], "allowed is table or json"),
         (["status", "--controller", "http://127.0.0.1:7552"], "is not tcp://HOST:PORT"),
-        (["controller", "--port", "99999"], "port = 99999 (inline): allowed is"),
+        (["controller", "--port", "99999"], "port = '99999' (command line): allowed is"),
+        (["controller", "--port", "x"], "port = 'x' (command line): allowed is a port"),
+        (["lookup", "--tokens", "1", "--salt", "\udcff"], "--salt '\\udcff': allowed is UTF-8"),
         (["controller", "--cluster", "two words"], "cluster = 'two words'"),
         (["controller", "--config", "/nowhere/a.yaml"], "No such file"),
         (["controller", "--config", str(EXAMPLES / "instance-a.yaml")], "setting of the instance"),
@@ -226,6 +241,12 @@ def test_a_controller_off_loopback(host: str) -> None:
 )
 def test_a_mistake_of_the_callers(words: list[str], said: str) -> None:
     assert said in sentence(USAGE, *words)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.invalid", "*"])
+def test_a_controller_off_loopback(host: str) -> None:
+    said = sentence(USAGE, "controller", "--host", host, "--port", str(free_port()))
+    assert f"host = {host!r} (command line)" in said and "loopback" in said
 
 
 def test_a_bad_variable_is_named() -> None:

@@ -7,7 +7,15 @@ import sys
 
 import pytest
 from lmkv.mover import transport
-from lmkv.mover.transport import NixlError, check_listeners, find_library, listeners
+from lmkv.mover.transport import (
+    NixlError,
+    check_listeners,
+    check_ports,
+    find_library,
+    listeners,
+)
+
+from tests.ports import busy_ports
 
 
 @pytest.fixture
@@ -67,6 +75,16 @@ def test_a_listener_on_every_interface_is_found():
 def test_an_interface_without_address_is_named():
     with pytest.raises(NixlError, match="data_interface 'nope0' has no address"):
         check_listeners("nope0")
+
+
+def test_a_busy_range_of_ports_is_named():
+    with busy_ports(4) as ports:
+        with pytest.raises(
+            NixlError, match=rf"data_ports = '{ports}': at 127\.0\.0\.1 fewer than 2"
+        ):
+            check_ports("lo", ports)
+        check_ports("nope0", ports)  # is UCX's to name
+    check_ports("lo", ports)
 
 
 def test_addresses_read_as_people_write_them():

@@ -266,7 +266,7 @@ def test_a_burst_that_reuses_young_slots_fills_twice_as_far() -> None:
 # ---------------------------------------------------------------- pins
 
 
-def test_a_pinned_slot_is_never_retired() -> None:
+def test_a_pinned_slot_is_never_taken_for_room() -> None:
     table = make(2)
     store(table, 1, 2)
     assert table.pin(keys(1, 2, 3)) == 2
@@ -274,7 +274,6 @@ def test_a_pinned_slot_is_never_retired() -> None:
     assert table.pins == 3
     assert table.granules()["pinned"] == 32
     assert table.reserve(keys(3), 0.0) is None
-    assert table.retire(keys(1, 2)) == 0
     places, counts, _ = table.places(keys(1, 2))
     table.unpin(places, counts)
     assert table.pins == 1
@@ -282,6 +281,29 @@ def test_a_pinned_slot_is_never_retired() -> None:
     table.unpin(place(0), counters(9))
     assert table.pins == 1
     assert slots(store(table, 3)) == [1]
+    assert table.lookup(keys(1)) == 1
+
+
+def test_a_pinned_slot_that_is_retired_goes_with_its_last_pin() -> None:
+    """A reader found its bytes to be wrong, while another one still reads them."""
+    table = make(2)
+    store(table, 1)
+    table.pin(keys(1))
+    table.pin(keys(1))
+    places, counts, _ = table.places(keys(1))
+    table.take_changes()
+    assert table.retire(keys(1)) == 1
+    [(announced, who, _, _)] = table.take_changes()
+    assert not announced and numbers(who) == [1]
+    assert table.lookup(keys(1)) == table.pin(keys(1)) == 0, "neither found nor revived"
+    assert table.retire(keys(1)) == 0
+    assert slots(store(table, 1)) == [1], "the chunk is stored anew, in another slot"
+    table.unpin(places, counts)
+    assert table.granules()["pinned"] == 16
+    table.unpin(places, counts)
+    assert table.granules()["retired"] == 16
+    assert table.pins == 0
+    assert slots(store(table, 2)) == [0]
     assert table.lookup(keys(1)) == 1
 
 

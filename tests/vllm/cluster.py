@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.vllm.engine import Engine, Zygote
+from tests.vllm.engine import Engine, Output, Zygote
 
 READY_S = 60.0
+NIXL = {"lmkv": {"transfer": "nixl"}}  # a request's own wishes
+MAPPED = {"lmkv": {"transfer": "mapped"}}
 # Deadlines that no busy machine meets by chance, and pulls that no measured rate decides.
 GENEROUS = {
     "pull": "always",
@@ -22,6 +24,15 @@ GENEROUS = {
     "pull_deadline_max": 20.0,
     "connect_deadline": 10.0,
 }
+
+
+def hits(output: Output) -> dict[str, int]:
+    """Tokens by cause, of those causes that there were."""
+    return {k: v for k, v in output.kv_transfer_params["lmkv"]["hit_tokens"].items() if v}
+
+
+def misses(output: Output) -> dict[str, int]:
+    return {k: v for k, v in output.kv_transfer_params["lmkv"]["miss_tokens"].items() if v}
 
 
 def free_port() -> int:
@@ -44,6 +55,7 @@ class Cluster:
         self._zygote, self._model, self._folder = zygote, model, folder
         self._port = free_port()
         self.ports = self._port, self._port + 1  # state, query
+        self.address = f"tcp://127.0.0.1:{self._port}"
         self._runs = Path(f"/tmp/lmkv-test-{os.getpid()}")  # paths of sockets are short
         self._runs.mkdir(mode=0o700, exist_ok=True)
         self._plain: Engine | None = None
@@ -68,7 +80,7 @@ class Cluster:
         """`extra` settings beside the usual ones, or `only` these and the cluster's addresses."""
         usual = {"pool_gib": 0.3, "instance_id": name, **GENEROUS, **(extra or {})}
         settings = {
-            "controllers": f"tcp://127.0.0.1:{self._port}",
+            "controllers": self.address,
             "run_dir": str(self._runs),
             **(usual if only is None else only),
         }

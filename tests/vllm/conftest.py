@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.vllm.cluster import Cluster
 from tests.vllm.engine import Engine, Zygote
 from tests.vllm.models import make_llama
 
@@ -33,6 +34,21 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two layers, two KV heads of 64, fp32."""
     return make_llama(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(scope="module")
+def cluster(
+    zygote: Zygote, llama: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Cluster]:
+    with Cluster(zygote, llama, tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def pair(cluster: Cluster) -> tuple[Engine, Engine]:
+    a, b = cluster.start("a"), cluster.start("b")
+    cluster.wait_ready(a, b)
+    return a, b
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Real engines share: cold, pool, mapped and pulled hits with equal outputs, faults included.
+"""Real engines share: cold, pool, mapped and pulled hits with equal outputs.
 
 A prompt of 700 tokens has two whole chunks of 256. vLLM's own prefix cache is off, unless a test is
 about it, so that every hit is lmkv's.
@@ -6,44 +6,15 @@ about it, so that every hit is lmkv's.
 
 from __future__ import annotations
 
-import os
-import signal
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.vllm.cluster import Cluster
+from tests.vllm.cluster import MAPPED, NIXL, Cluster, hits, misses
 from tests.vllm.engine import Engine
 from tests.vllm.models import prompt
-
-NIXL = {"lmkv": {"transfer": "nixl"}}
-MAPPED = {"lmkv": {"transfer": "mapped"}}
-
-
-@pytest.fixture(scope="module")
-def cluster(
-    zygote: Any, llama: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Cluster]:
-    with Cluster(zygote, llama, tmp_path_factory.mktemp("cluster")) as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="module")
-def pair(cluster: Cluster) -> tuple[Engine, Engine]:
-    a, b = cluster.start("a"), cluster.start("b")
-    cluster.wait_ready(a, b)
-    return a, b
-
-
-def hits(output: Any) -> dict[str, int]:
-    return {k: v for k, v in output.kv_transfer_params["lmkv"]["hit_tokens"].items() if v}
-
-
-def misses(output: Any) -> dict[str, int]:
-    return {k: v for k, v in output.kv_transfer_params["lmkv"]["miss_tokens"].items() if v}
 
 
 def test_cold_then_the_own_pool(cluster: Cluster, pair: tuple[Engine, Engine]) -> None:
@@ -51,14 +22,29 @@ def test_cold_then_the_own_pool(cluster: Cluster, pair: tuple[Engine, Engine]) -
     cold = a.generate(prompt(10, 700))
     assert misses(cold) == {"cold": 512, "too_short": 188}
     cluster.settle(a)
-    before = a.call("tests.vllm.inside:state")["locates"]
+    before = a.call("tests.vllm.inside:state")
     again = a.generate(prompt(10, 700))
     assert hits(again) == {"hit_pool": 512}
     assert again.tokens == cold.tokens
     assert again.num_cached_tokens == 512
     state = a.call("tests.vllm.inside:state")
-    assert state["locates"] == before, "a local chunk causes no locate"
+    assert state["locates"] == before["locates"], "a local chunk causes no locate"
     assert set(state["pending"].values()) == {0}
+
+
+def test_a_local_chunk_is_not_pulled(cluster: Cluster, pair: tuple[Engine, Engine]) -> None:
+    """Also where a peer has it too, and the chunk behind it comes from there."""
+    a, b = pair
+    text = prompt(15, 700)
+    cold = a.generate(text)
+    b.generate(text[:300], kv_transfer_params={"lmkv": {"skip_load": True}})
+    cluster.settle(a, b)
+    before = b.call("tests.vllm.inside:state")
+    warm = b.generate(text, kv_transfer_params=NIXL)
+    assert hits(warm) == {"hit_pool": 256, "hit_peer": 256}
+    assert warm.tokens == cold.tokens
+    after = b.call("tests.vllm.inside:state")
+    assert [after[name] - before[name] for name in ("locates", "pulls")] == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -135,22 +121,6 @@ def test_vllm_never_loads_nixl_or_ucx(pair: tuple[Engine, Engine]) -> None:
         assert engine.call("tests.vllm.inside:libraries") == []
 
 
-@pytest.mark.parametrize("wish", [NIXL, MAPPED])
-def test_one_flipped_bit_in_a_peers_slot_is_a_miss(
-    cluster: Cluster, pair: tuple[Engine, Engine], wish: Any
-) -> None:
-    a, b = pair
-    text = prompt(90 if wish is NIXL else 91, 700)
-    cold = a.generate(text)
-    cluster.settle(a)
-    assert a.call("tests.vllm.inside:flip_all") >= 2
-    warm = b.generate(text, kv_transfer_params=wish)
-    a.call("tests.vllm.inside:flip_all")  # as it was
-    assert warm.tokens == cold.tokens
-    assert hits(warm) == {}
-    assert misses(warm)["digest"] == 512
-
-
 def test_a_third_instance_joins_and_hits_and_leaves(
     cluster: Cluster, pair: tuple[Engine, Engine]
 ) -> None:
@@ -171,40 +141,6 @@ def test_a_third_instance_joins_and_hits_and_leaves(
     c.stop()
 
 
-def test_a_killed_mover_costs_pulls_and_nothing_else(
-    cluster: Cluster, pair: tuple[Engine, Engine]
-) -> None:
-    a, b = pair
-    text = prompt(110, 700)
-    cold = a.generate(text)
-    cluster.settle(a)
-    os.kill(b.call("tests.vllm.inside:mover_pid"), signal.SIGKILL)
-    now = b.generate(text, kv_transfer_params=NIXL)
-    assert now.tokens == cold.tokens
-    cluster.wait_ready(b)
-    other = prompt(111, 700)
-    a.generate(other)
-    cluster.settle(a)
-    assert hits(b.generate(other, kv_transfer_params=NIXL)) == {"hit_peer": 512}
-
-
-def test_the_controller_dies_and_comes_back(cluster: Cluster, pair: tuple[Engine, Engine]) -> None:
-    a, b = pair
-    text = prompt(120, 700)
-    cold = a.generate(text)
-    cluster.settle(a)
-    cluster.controller.kill()
-    alone = b.generate(text)
-    assert alone.tokens == cold.tokens
-    assert misses(alone).keys() <= {"no_controller", "locate_timeout", "too_short"}
-    cluster.start_controller()
-    cluster.wait_ready(a, b)
-    other = prompt(121, 700)
-    a.generate(other)
-    cluster.settle(a)
-    assert hits(b.generate(other)) == {"hit_mapped": 512}
-
-
 def test_reset_begins_a_new_epoch(cluster: Cluster, pair: tuple[Engine, Engine]) -> None:
     """Of weights that may have changed, nothing is shared any more."""
     a, b = pair
@@ -212,45 +148,10 @@ def test_reset_begins_a_new_epoch(cluster: Cluster, pair: tuple[Engine, Engine])
     a.generate(text)
     cluster.settle(a)
     assert a.call("tests.vllm.inside:reset_cache")
+    assert "sharing starts afresh, apart from other instances" in a.log.read_text()
     cluster.wait_ready(a)  # until then b may still be told what was right when it was stored
     assert hits(b.generate(text)) == {}
     assert hits(a.generate(text)) == {}
-
-
-def test_a_killed_peer_is_a_miss(cluster: Cluster) -> None:
-    a, b = cluster.start("k1"), cluster.start("k2")
-    cluster.wait_ready(a, b)
-    texts = [prompt(140 + i, 700) for i in range(2)]
-    cold = [a.generate(text) for text in texts]
-    cluster.settle(a)
-    a.kill()
-    for text, wish, expected in zip(texts, (NIXL, MAPPED), cold):
-        out = b.generate(text, kv_transfer_params=wish)
-        assert out.tokens == expected.tokens
-        assert hits(out) == {}
-    b.stop()
-
-
-Start = Callable[..., Engine]
-
-
-@pytest.mark.parametrize(
-    ("extra", "sentence"),
-    [
-        ({"pol_gib": 1}, "pol_gib"),
-        ({"pool_gib": 1e4}, "pool_gib"),
-        ({"transfer": "carrier pigeon"}, "carrier pigeon"),
-        ({"chunk_tokens": 100}, "chunk_tokens"),
-    ],
-)
-def test_bad_settings_are_one_sentence_and_vllm_serves(
-    cluster: Cluster, extra: dict[str, Any], sentence: str
-) -> None:
-    a = cluster.start("bad", extra=extra)
-    assert a.generate(prompt(160, 300)).tokens == cluster.reference(prompt(160, 300))
-    assert sentence in a.log.read_text()
-    assert "lmkv shares nothing here" in a.log.read_text()
-    a.stop()
 
 
 @pytest.mark.parametrize("file", ["instance-a.yaml", "instance-b.yaml"])

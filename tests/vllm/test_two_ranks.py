@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
 import pytest
 
-from tests.vllm.cluster import Cluster
+from tests.vllm.cluster import Cluster, hits
 from tests.vllm.engine import Engine
 from tests.vllm.models import prompt
-
-
-@pytest.fixture(scope="module")
-def cluster(
-    zygote: Any, llama: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Cluster]:
-    with Cluster(zygote, llama, tmp_path_factory.mktemp("ranks")) as cluster:
-        yield cluster
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +27,6 @@ def test_two_ranks_share(
     warm = b.generate(tokens, kv_transfer_params={"lmkv": {"transfer": transfer}})
     assert warm.tokens == cold.tokens
     assert warm.num_cached_tokens == 512
-    hits = warm.kv_transfer_params["lmkv"]["hit_tokens"]
-    assert {kind: n for kind, n in hits.items() if n} == {cause: 512}
+    assert hits(warm) == {cause: 512}
     cluster.settle(b)
     assert set(b.call("tests.vllm.inside:state")["pending"].values()) == {0}

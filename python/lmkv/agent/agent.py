@@ -152,6 +152,7 @@ class Agent:
         self._requests: dict[str, RequestState] = {}
         self._mapped_keys: OrderedDict[bytes, None] = OrderedDict()
         self._step = _Step()
+        self._told_incompatible = False
         self.background = Background(
             self, self._controllers, [rank.control for rank in engine.ranks], connect, clock
         )
@@ -314,6 +315,12 @@ class Agent:
         if state is None:
             return None
         self.reader.end(state)
+        if state.missing == "incompatible" and not self._told_incompatible:
+            self._told_incompatible = True
+            log.warning(
+                "lmkv: only instances of another layout hold a prompt, so it is computed here too; "
+                "`lmkv status` names the field that differs"
+            )
         if state.phase is Phase.LOADING:
             state.over = True  # its pins end with the load
         else:

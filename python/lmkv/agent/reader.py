@@ -238,12 +238,12 @@ class Reader:
 
     def loaded(self, state: RequestState, result: LoadResult) -> None:
         """The load has ended on every rank; what failed is computed by vLLM."""
-        bad = b""
+        bad = None
         if result.good < len(state.chunks):
             peer = state.chunk_peers[result.good]
             state.miss = PullResult.CAUSES[result.result]
             if not peer and result.result == PullResult.DIGEST:
-                bad = state.chunks[result.good].key
+                bad = state.chunks[result.good]
             if peer and result.result in (PullResult.PEER_DEAD, PullResult.TIMEOUT):
                 self._locator.failed(peer)
         for i in range(result.good):
@@ -251,8 +251,8 @@ class Reader:
                 state.mapped.add(state.first + i)
         self.account(state, result.good)
         self._release(state)
-        if bad:  # once its pin is gone: a pinned slot is not retired
-            self._table.retire(bad)
+        if bad and self._table.places(bad.key)[0] == bad.place:  # not one stored since
+            self._table.retire(bad.key)
         state.phase = Phase.DONE
 
     def declined(self, state: RequestState) -> None:

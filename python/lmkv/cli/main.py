@@ -15,11 +15,13 @@ import typer
 from lmkv import __version__
 
 FAILED, USAGE, UNREACHABLE = 1, 2, 3
+COMMAND_LINE = "command line"  # where a setting came from
 DEFAULT_CONTROLLER = "tcp://127.0.0.1:7550"
 M = TypeVar("M")
 
 app = typer.Typer(
     help="lmkv: vLLM instances share their KV caches.",
+    epilog="Exit status: 0 done, 1 failed, 2 usage, 3 unreachable.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -27,9 +29,16 @@ app = typer.Typer(
 
 ControllerOption = Annotated[
     str,
-    typer.Option("--controller", envvar="LMKV_CONTROLLER", help="The controller's state address."),
+    typer.Option(
+        "--controller",
+        envvar="LMKV_CONTROLLER",
+        metavar="ADDRESS",
+        help="The controller's state socket, tcp://HOST:PORT.",
+    ),
 ]
-OutputOption = Annotated[str, typer.Option("-o", "--output", help="table or json")]
+OutputOption = Annotated[
+    str, typer.Option("-o", "--output", metavar="FORMAT", help="table, or json with every field.")
+]
 
 
 def _fail(sentence: str, status: int) -> NoReturn:
@@ -40,20 +49,24 @@ def _fail(sentence: str, status: int) -> NoReturn:
 def _ask(controller: str, message: Any, answer: type[M], *arrays: bytes) -> M:
     """The controller's answer; ends the command with a sentence when there is none."""
     from lmkv.core.client import Client, Unreachable
-    from lmkv.core.messages import Refused
+    from lmkv.core.messages import Refused, Unsupported
     from lmkv.core.wire import WireError
 
     try:
-        with Client(controller) as client:
+        client = Client(controller)
+    except ValueError as error:
+        _fail(f"--controller or LMKV_CONTROLLER: {error}", USAGE)
+    try:
+        with client:
             found, _ = client.ask(message, *arrays)
     except Unreachable as error:
         _fail(str(error), UNREACHABLE)
     except WireError as error:
         _fail(f"{controller} is no lmkv controller's state socket: {error}", FAILED)
-    except ValueError as error:
-        _fail(f"--controller: {error}", USAGE)
     if isinstance(found, Refused):
         _fail(found.message, FAILED)
+    if isinstance(found, Unsupported):
+        _fail(f"{controller} does not serve {found.name!r}: is it the query socket?", FAILED)
     if not isinstance(found, answer):
         _fail(f"{controller} answered {type(found).__name__}", FAILED)
     return found
@@ -82,11 +95,30 @@ def _plain(value: Any) -> Any:
 
 @app.command()
 def controller(
-    host: Annotated[str | None, typer.Option(help="Address to bind: loopback only.")] = None,
-    port: Annotated[int | None, typer.Option(help="State socket; instances are told this.")] = None,
-    query_port: Annotated[int | None, typer.Option(help="Query socket; the next port.")] = None,
-    cluster: Annotated[str | None, typer.Option(help="Only instances of this cluster.")] = None,
-    config: Annotated[str | None, typer.Option(help="A YAML file with settings.")] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Loopback address to bind, by default 127.0.0.1."),
+    ] = None,
+    port: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PORT", help="State socket, which instances are told; by default 7550."
+        ),
+    ] = None,
+    query_port: Annotated[
+        str | None,
+        typer.Option(metavar="PORT", help="Query socket; by default the one after --port."),
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Instances of another cluster are refused; by default default."
+        ),
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="YAML with these and more settings; options win."),
+    ] = None,
     no_web: Annotated[
         bool,
         typer.Option("--no-web", help="No web process; it comes with a later release."),
@@ -104,7 +136,8 @@ def controller(
         "host": host, "port": port, "query_port": query_port, "cluster": cluster, "config": config,
     }  # fmt: skip
     try:
-        settings = read(ControllerConfig, {k: v for k, v in options.items() if v is not None})
+        given = {name: value for name, value in options.items() if value is not None}
+        settings = read(ControllerConfig, given, inline_name=COMMAND_LINE)
     except ConfigError as error:
         _fail(str(error), USAGE)
     raise typer.Exit(run(settings))
@@ -129,23 +162,61 @@ def status(
 
 @app.command()
 def lookup(
-    tokens: Annotated[str, typer.Option(help="Token ids: 1,2,3 or @FILE.")],
+    tokens: Annotated[
+        str,
+        typer.Option(metavar="IDS", help="Token ids: 1,2,3 or @FILE, where @- is stdin."),
+    ],
     controller: ControllerOption = DEFAULT_CONTROLLER,
-    like: Annotated[str, typer.Option(help="The instance whose model counts.")] = "",
-    salt: Annotated[str, typer.Option(help="The request's cache_salt.")] = "",
+    like: Annotated[
+        str,
+        typer.Option(
+            metavar="INSTANCE", help="Whose keys are meant, where instances differ in their model."
+        ),
+    ] = "",
+    salt: Annotated[str, typer.Option(metavar="TEXT", help="The request's cache_salt.")] = "",
     output: OutputOption = "table",
 ) -> None:
     """Who holds these tokens, chunk by chunk."""
     from lmkv.core.messages import Lookup, LookupInfo
 
     _check_output(output)
-    info = _ask(controller, Lookup(1, _tokens(tokens), salt=salt, like=like), LookupInfo)
+    _check_text("--like", like)
+    _check_text("--salt", salt)
+    message = Lookup(1, _tokens(tokens), salt=salt, like=like)
+    _check_size(controller, message)
+    info = _ask(controller, message, LookupInfo)
     if output == "json":
         _print_json(info)
         return
     from lmkv.cli.tables import lookup_table
 
     lookup_table(info)
+
+
+def _check_size(controller: str, message: Any) -> None:
+    """A controller drops a connection that sends it too much, without a word. Keys depend on all
+    tokens before them, so that a lookup is one message."""
+    from lmkv.core.config import LEAST_FRAME_BYTES
+    from lmkv.core.messages import Status, StatusInfo
+    from lmkv.core.wire import encode
+
+    size = len(encode(message)[0])
+    if size <= LEAST_FRAME_BYTES:  # any controller takes it
+        return
+    most = _ask(controller, Status(1), StatusInfo).max_frame_bytes
+    if most and size > most:
+        _fail(
+            f"--tokens: {len(message.tokens)} tokens are a message of {size} bytes, "
+            f"and the controller takes at most {most} (its setting max_frame_bytes)",
+            FAILED,
+        )
+
+
+def _check_text(option: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        _fail(f"{option} {text!r}: allowed is UTF-8", USAGE)
 
 
 def _tokens(text: str) -> list[int]:

@@ -14,7 +14,7 @@ from lmkv.core.config import ConfigError, ControllerConfig, read
 
 
 def run(config: ControllerConfig) -> int:
-    """The process's exit status: 0 after a signal, 1 when it cannot listen."""
+    """The process's exit status: 0 after a signal, 1 when it cannot listen, 2 when it may not."""
     ended = False
 
     def end(number: int, frame: object) -> None:
@@ -25,9 +25,9 @@ def run(config: ControllerConfig) -> int:
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         server = Server(config)
-    except CannotListen as error:
+    except (CannotListen, ConfigError) as error:
         print(f"lmkv controller: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ConfigError) else 1
     else:
         try:
             print(
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
             return 2
         inline[name[2:].replace("-", "_")] = words.pop(0)
     try:
-        config = read(ControllerConfig, inline)
+        config = read(ControllerConfig, inline, inline_name="command line")
     except ConfigError as error:
         print(f"lmkv controller: {error}", file=sys.stderr)
         return 2

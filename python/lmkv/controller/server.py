@@ -19,7 +19,7 @@ import zmq
 from lmkv.controller.registry import Out, Registry, unsupported
 from lmkv.core import wire
 from lmkv.core.clock import Clock, monotonic
-from lmkv.core.config import ControllerConfig
+from lmkv.core.config import ConfigError, ControllerConfig
 from lmkv.core.messages import Locate, Message, Refused, Unsupported
 
 TICKS = 4  # per heartbeat
@@ -32,7 +32,7 @@ class CannotListen(Exception):
 
 
 class Server:
-    """Binds both sockets. Raises CannotListen."""
+    """Binds both sockets. Raises CannotListen, ConfigError for an address that is not allowed."""
 
     def __init__(self, config: ControllerConfig, clock: Clock = monotonic) -> None:
         self._config = config
@@ -184,15 +184,15 @@ def asked(frames: list[bytes]) -> int:
 
 
 def loopback(config: ControllerConfig) -> str:
-    """The address to listen at."""
+    """The address to listen at. Raises ConfigError."""
     host = "127.0.0.1" if config.host == "localhost" else config.host.strip("[]")
     try:
         good = ipaddress.ip_address(host).is_loopback
     except ValueError:
         good = False
     if not good:
-        raise CannotListen(
-            f"host = {config.host!r}: allowed is a loopback address (127.0.0.1, ::1, localhost), "
-            f"since connections are not authenticated"
+        raise ConfigError(
+            f"host = {config.host!r} ({config.origins['host']}): allowed is a loopback address "
+            f"(127.0.0.1, ::1, localhost), since connections are not authenticated"
         )
     return f"[{host}]" if ":" in host else host

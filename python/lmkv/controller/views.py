@@ -46,6 +46,7 @@ def status(registry: Registry, message: Status) -> StatusInfo:
         registry.drifts,
         registry.resyncs,
         states,
+        registry.config.max_frame_bytes,
     )
 
 

@@ -22,6 +22,7 @@ from msgspec import Meta
 
 # Variables with our prefix that are no settings.
 OTHER_VARIABLES = frozenset({"LMKV_CONFIG_FILE", "LMKV_CONTROLLER", "LMKV_ISA"})
+LEAST_FRAME_BYTES = 1 << 17
 LEAST_DATA_PORTS = 64  # ports of a dead mover stay in TIME_WAIT for a minute
 
 NAMES = "dns+"  # before an address: all records of its name are controllers
@@ -44,7 +45,7 @@ class ConfigError(ValueError):
 
 
 class Config(msgspec.Struct, kw_only=True, frozen=True):
-    """What both kinds have. `origins`: `inline`, the variable or file's name, `default`."""
+    """What both kinds have. `origins`: `inline_name`, the variable or file's name, `default`."""
 
     origins: dict[str, str] = {}
     cluster: Word = "default"
@@ -133,7 +134,8 @@ class ControllerConfig(Config, kw_only=True, frozen=True):
     sync_timeout: Duration = 30.0
     max_instances: Count = 10_000
     max_frame_bytes: Annotated[
-        int, Meta(ge=1 << 17, le=1 << 30, description="bytes from 131072 to 1073741824")
+        int,
+        Meta(ge=LEAST_FRAME_BYTES, le=1 << 30, description="bytes from 131072 to 1073741824"),
     ] = 4 << 20
     queue_messages: Count = 128  # per connection and direction
 
@@ -152,16 +154,17 @@ def load(
     environ: Mapping[str, str] | None = None,
     file: Mapping[str, Any] | None = None,
     file_name: str = "the file",
+    inline_name: str = "inline",
 ) -> C:
     """The settings of `kind`. Raises ConfigError. `config` inline is skipped: `read` follows it."""
     values: dict[str, Any] = {}
     origins: dict[str, str] = dict.fromkeys(names(kind), "default")
     inline = {k: v for k, v in (inline or {}).items() if k != "config"}
-    for source, origin in ((file or {}, file_name), (inline, "inline")):
+    for source, origin in ((file or {}, file_name), (inline, inline_name)):
         for name in source:
             _known(kind, name, origin)
     variables = dict(_variables(kind, environ or {}))
-    for source, origin in ((file or {}, file_name), (variables, ""), (inline, "inline")):
+    for source, origin in ((file or {}, file_name), (variables, ""), (inline, inline_name)):
         for name, value in source.items():
             where = origin or "LMKV_" + name.upper()
             values[name] = _convert(kind, name, value, where)
@@ -175,15 +178,16 @@ def read(
     kind: type[C],
     inline: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
+    inline_name: str = "inline",
 ) -> C:
     """`load` with this environment and the file that `config` or LMKV_CONFIG_FILE names."""
     environ = os.environ if environ is None else environ
     path = (inline or {}).get("config") or environ.get("LMKV_CONFIG_FILE") or ""
     if not isinstance(path, str):
-        raise ConfigError(f"config = {path!r} (inline): allowed is the path of a YAML file")
+        raise ConfigError(f"config = {path!r} ({inline_name}): allowed is the path of a YAML file")
     if not path:
-        return load(kind, inline, environ)
-    return load(kind, inline, environ, read_file(path), path)
+        return load(kind, inline, environ, inline_name=inline_name)
+    return load(kind, inline, environ, read_file(path), path, inline_name)
 
 
 def read_file(path: str) -> dict[str, Any]:

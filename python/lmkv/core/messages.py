@@ -338,6 +338,7 @@ class StatusInfo(Message, tag="status_info"):
     drifts: U64
     resyncs: U64
     instances: list[InstanceState] = []
+    max_frame_bytes: U64 = 0  # the connection of whoever sends a larger frame is dropped
 
 
 class Lookup(Message, tag="lookup"):

@@ -88,6 +88,8 @@ class Mover:
         try:
             library = transport.find_library()
             self._versions[library.package] = library.version
+            if ports := os.environ.get("UCX_TCP_PORT_RANGE"):
+                transport.check_ports(self._config.data_interface, ports)
             self._agents = transport.open_agents(library, self._config.agent)
             transport.self_test(self._agents)
             transport.check_listeners(self._config.data_interface)

@@ -1,13 +1,14 @@
 """Where NIXL is, whether it is one that lmkv was tested with, and that it does what it should.
 
-find_library() -> open_agents() -> self_test() -> check_listeners(). Each raises `NixlError` with
-one sentence; the mover then runs without NIXL and says why in `MoverState.error`.
+find_library() -> check_ports() -> open_agents() -> self_test() -> check_listeners(). Each raises
+`NixlError` with one sentence; the mover then runs without NIXL and says why in `MoverState.error`.
 """
 
 from __future__ import annotations
 
 import fcntl
 import importlib.util
+import itertools
 import os
 import re
 import socket
@@ -21,6 +22,7 @@ PACKAGES = ("nixl_cu13", "nixl_cu12")
 INSTALL = "pip install 'lmkv[nixl]'"
 # The C library has no version of its own, so the wheel's decides; versions tried: 1.5.1.
 TESTED = ((1, 5, 1), (1, 6, 0))  # from, below
+PORTS = 2  # a listener for each of the two agents
 SIOCGIFADDR = 0x8915
 LISTEN = "0A"
 
@@ -70,6 +72,29 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _text(version: tuple[int, ...]) -> str:
     return ".".join(map(str, version))
+
+
+def check_ports(interface: str, ports: str) -> None:
+    """UCX looks for a free port in `ports` (first-last) for ever when there is none: so look."""
+    try:
+        address = _interface_address(interface)
+    except NixlError:
+        return  # UCX, which knows more kinds of interfaces, is the one to say so
+    first, last = map(int, ports.split("-"))
+    free = (port for port in range(first, last + 1) if _is_free(address, port))
+    if len(list(itertools.islice(free, PORTS))) < PORTS:
+        raise NixlError(
+            f"data_ports = {ports!r}: at {address} fewer than {PORTS} of these ports are free"
+        )
+
+
+def _is_free(address: str, port: int) -> bool:
+    with socket.socket() as probe:  # as UCX binds: without SO_REUSEADDR
+        try:
+            probe.bind((address, port))
+        except OSError:
+            return False
+    return True
 
 
 class Agents(NamedTuple):

@@ -9,6 +9,7 @@ control (the agent's socket), copies, and the supervisor's.
 from __future__ import annotations
 
 import logging
+import resource
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import msgspec
 
 from lmkv import _native
-from lmkv.core import geometry, identity
+from lmkv.core import identity, pool_size
 from lmkv.core.config import InstanceConfig
 from lmkv.core.messages import (
     Alarm,
@@ -70,7 +71,7 @@ def _isolated(otherwise: Callable[[], R]) -> Callable[[StepCall[P, R]], StepCall
 
 
 class Worker:
-    """`instance` and `engine_id` name the sockets. Raises geometry.DoesNotFit, ValueError, OSError,
+    """`instance` and `engine_id` name the sockets. Raises DoesNotFit, ValueError, OSError,
     RuntimeError or zmq.ZMQError with a sentence; nothing is left behind then."""
 
     def __init__(
@@ -87,9 +88,10 @@ class Worker:
         self._pages = pages
         folder = identity.run_dir(config.run_dir or None)
         slot = pages.slot
-        slots = geometry.pool_slots(config.pool_gib, ranks_on_host, slot.slot_bytes)
-        segment_slots = geometry.segment_slots(slots, slot.slot_bytes)
+        slots = pool_size.pool_slots(config.pool_gib, ranks_on_host, slot.slot_bytes)
+        segment_slots = pool_size.segment_slots(slots, slot.slot_bytes)
         self.pool = _native.Pool(slot, slots, segment_slots)
+        self._say_what_is_lacking(slots * slot.slot_bytes)
         self._copier = pages.copier()
         self._mapped = MappedPeers(slot, config.connect_deadline)
         self._lives: dict[str, int] = {}  # epochs of the peers that were mapped
@@ -126,6 +128,13 @@ class Worker:
         self._control = Control(
             str(folder / name), self._state, self._on_attach, self._mapped.forget
         )
+
+    def _say_what_is_lacking(self, pool_bytes: int) -> None:
+        memlock = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+        lacking = pool_size.lacks(pool_bytes, memlock)
+        if lacking:
+            gib, sentence = pool_bytes / pool_size.GIB, "; ".join(lacking)
+            log.info("lmkv: rank %d's pool of %.2f GiB: %s", self._rank, gib, sentence)
 
     def handshake(self) -> dict[str, Any]:
         """What the agent must know of this rank before anything else, as plain data."""
