@@ -1,7 +1,6 @@
 """Real engines and faults: each costs what it must, says so in one sentence, and vLLM serves on.
 
-Prompts as in test_sharing. What is killed or spoilt here is another engine's, or is mended by the
-end of its test; only the last test leaves one of the pair dead.
+Prompts as in test_sharing. What a test kills or spoils of the pair it mends before it ends.
 """
 
 from __future__ import annotations
@@ -183,14 +182,18 @@ def test_the_controller_dies_and_comes_back(cluster: Cluster, pair: tuple[Engine
     assert hits(b.generate(other)) == {"hit_mapped": 512}
 
 
-def test_a_killed_peer_is_a_miss(cluster: Cluster, pair: tuple[Engine, Engine]) -> None:
-    """The last test here: one of the pair is gone."""
-    a, b = pair
-    texts = [prompt(140 + i, 700) for i in range(2)]
-    cold = [a.generate(text) for text in texts]
-    cluster.settle(a)
-    a.kill()
-    for text, wish, expected in zip(texts, (NIXL, MAPPED), cold):
-        out = b.generate(text, kv_transfer_params=wish)
-        assert out.tokens == expected.tokens
-        assert hits(out) == {}
+@pytest.mark.parametrize("wish", [NIXL, MAPPED])
+def test_a_killed_peer_is_a_miss(
+    cluster: Cluster, pair: tuple[Engine, Engine], wish: dict[str, Any]
+) -> None:
+    """A peer of which nothing is mapped or connected yet."""
+    _, b = pair
+    seed = 140 if wish is NIXL else 141
+    peer = cluster.start(f"peer-{seed}")
+    cluster.wait_ready(peer)
+    cold = peer.generate(prompt(seed, 700))
+    cluster.settle(peer)
+    peer.kill()
+    out = b.generate(prompt(seed, 700), kv_transfer_params=wish)
+    assert out.tokens == cold.tokens
+    assert misses(out) == {"peer_dead": 512, "too_short": 188}
