@@ -16,7 +16,7 @@ from lmkv.core.client import Client
 from lmkv.core.messages import Status, StatusInfo
 
 from tests.ports import busy_ports
-from tests.vllm.cluster import MAPPED, NIXL, Cluster, hits, misses
+from tests.vllm.cluster import MAPPED, NIXL, Cluster, free_port, hits, misses
 from tests.vllm.engine import Engine
 from tests.vllm.models import prompt
 
@@ -65,6 +65,21 @@ def test_an_instance_of_another_cluster_is_refused_by_name(
     other.stop()
 
 
+def test_a_controller_that_is_not_there_is_said_once(cluster: Cluster) -> None:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    lost = cluster.start("lost", extra={"controllers": address})
+    cluster.wait(lambda: bool(lost.call("tests.vllm.inside:state")["usable"]))
+    out = lost.generate(prompt(205, 700))
+    assert out.tokens == cluster.reference(prompt(205, 700))
+    assert misses(out) == {"no_controller": 512, "too_short": 188}
+    cluster.settle(lost)
+    assert hits(lost.generate(prompt(205, 700))) == {"hit_pool": 512}
+    sentence = f"the controller at {address} does not answer; nothing new is shared until one does"
+    cluster.wait(lambda: sentence in log_of(lost))
+    assert log_of(lost).count(sentence) == 1
+    lost.stop()
+
+
 def test_an_instance_of_another_page_format_is_incompatible(
     cluster: Cluster, pair: tuple[Engine, Engine]
 ) -> None:
@@ -79,7 +94,7 @@ def test_an_instance_of_another_page_format_is_incompatible(
         assert out.tokens == cold.tokens
         assert misses(out) == {"incompatible": 512, "too_short": 188}
     for engine in (a, big):
-        assert log_of(engine).count("only instances of another layout hold") == 1
+        assert log_of(engine).count("only instances of another page_format hold a prompt") == 1
     with Client(cluster.address) as client:
         info, _ = client.ask(Status(1))
     assert isinstance(info, StatusInfo)

@@ -318,8 +318,8 @@ class Agent:
         if state.missing == "incompatible" and not self._told_incompatible:
             self._told_incompatible = True
             log.warning(
-                "lmkv: only instances of another layout hold a prompt, so it is computed here too; "
-                "`lmkv status` names the field that differs"
+                "lmkv: only instances of another %s hold a prompt, so it is computed here too",
+                state.differs or "layout",
             )
         if state.phase is Phase.LOADING:
             state.over = True  # its pins end with the load

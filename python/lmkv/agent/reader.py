@@ -106,6 +106,7 @@ class Reader:
             state.miss = "locate_timeout"
         else:
             state.miss = state.missing = answer.missing
+            state.differs = answer.differs
             state.sources = {state.base + i: s for i, s in answer.sources.items()}
             state.alternates = {state.base + i: s for i, s in answer.alternates.items()}
             state.holders = answer.peers

@@ -51,6 +51,7 @@ class RequestState:
     jobs: set[int] = field(default_factory=set)  # pulls awaited
     pulled: set[int] = field(default_factory=set)  # chunks that came by a pull
     missing: str = "cold"  # cause of the first chunk that the locate did not find
+    differs: str = ""  # where that is `incompatible`: the field
     miss: str = "cold"  # cause of the first chunk that cannot be loaded
 
     first: int = 0  # chunks [first, end) are to be loaded
