@@ -129,7 +129,13 @@ void bind_table(nb::module_& m) {
       .def("pin", &on_keys<&SlotTable::pin>, "keys"_a)
       .def("unpin", &on_slots<&SlotTable::unpin>, "places"_a, "counters"_a)
       .def("touch", &on_slots<&SlotTable::touch>, "places"_a, "counters"_a)
-      .def("retire", &on_keys<&SlotTable::retire>, "keys"_a)
+      .def(
+          "retire",
+          [](SlotTable& table, const nb::bytes& keys, bool revivable) {
+            const auto raw = view_keys(keys);
+            return unlocked([&] { return table.retire(raw, revivable); });
+          },
+          "keys"_a, "revivable"_a = true)
       .def("take_changes", &take_changes)
       .def("sums",
            [](SlotTable& table) {

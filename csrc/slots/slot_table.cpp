@@ -235,7 +235,7 @@ void SlotTable::touch(Places places, Counters counters) {
   }
 }
 
-std::size_t SlotTable::retire(Keys keys) {
+std::size_t SlotTable::retire(Keys keys, bool revivable) {
   std::lock_guard lock(mutex_);
   std::size_t retired = 0;
   for (std::size_t i = keys.size(); i-- > 0;) {
@@ -244,6 +244,7 @@ std::size_t SlotTable::retire(Keys keys) {
     if (slots_[slot].pins == 0) {
       remove(recent_, slot);
       set_retired(slot, std::numeric_limits<double>::quiet_NaN());
+      if (!revivable) forget_name(slot);
     } else {
       retire_pinned(slot);
       forget_name(slot);  // out of the FIFO it could not be revived

@@ -67,7 +67,7 @@ class SlotTable {
   std::size_t pin(Keys keys);
   void unpin(Places places, Counters counters);
   void touch(Places places, Counters counters);
-  std::size_t retire(Keys keys);
+  std::size_t retire(Keys keys, bool revivable = true);
   std::vector<Change> take_changes();
   Sums sums();
   SlotArrays slice(std::uint32_t first, std::uint32_t last);

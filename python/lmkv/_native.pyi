@@ -253,9 +253,9 @@ class SlotTable:
         """One pin less for each slot, matched by place and counter. Unknown ones are ignored."""
     def touch(self, places: bytes, counters: bytes) -> None:
         """Uses by peers, as the controller tells."""
-    def retire(self, keys: bytes) -> int:
+    def retire(self, keys: bytes, revivable: bool = True) -> int:
         """Take readable slots out of use; returns how many. A pinned one keeps its bytes until its
-        last pin goes, and is not revived."""
+        last pin goes, and is not revived; nor is any where the bytes are not `revivable`: wrong."""
     def take_changes(self) -> list[tuple[bool, bytes, bytes, bytes]]:
         """What must be announced (True) or retracted (False) since the last call, as (announce,
         keys, places, counters) of at most 4,096 slots, in the order in which to send them. It is

@@ -343,9 +343,14 @@ class LmkvConnector(KVConnectorBase_V1):
         for ids in scheduler_output.scheduled_cached_reqs.new_block_ids:
             if ids is not None:
                 new_blocks += ids[0]
-        agent.rates.prefill.scheduled(scheduler_output.num_scheduled_tokens, self._requests)
         stores = [] if self._off else self._stores(agent, scheduler_output)
-        return agent.step(stores, new_blocks)
+        plan = agent.step(stores, new_blocks)
+        self._measure(agent, scheduler_output)  # last: its failure must not cost the plan
+        return plan
+
+    @_guarded()
+    def _measure(self, agent: Agent, scheduler_output: Any) -> None:
+        agent.rates.prefill.scheduled(scheduler_output.num_scheduled_tokens, self._requests)
 
     def _stores(
         self, agent: Agent, scheduler_output: Any

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from lmkv.core.messages import Attach, Limbo, Locate, Peer, Pull, PullResult
+from lmkv.core.messages import Attach, Limbo, Locate, Peer, Pull, PullResult, Refused
 from lmkv.core.steps import SKIPPED, LoadResult
 
 from tests.fake_links import CHUNK, CONTROLLER, PEER_EPOCH, QUERY, World, counters, places
@@ -90,6 +90,25 @@ def test_a_pool_on_this_host_is_mapped_and_nothing_is_pulled() -> None:
     assert world.agent.step([("a", 0, 2, [1, 2, 3, 4])], []).stores == []
     assert world.agent.finished("a")["lmkv"]["hit_tokens"]["hit_mapped"] == 8  # type: ignore[index]
     assert world.at_rest()
+
+
+def test_what_was_mapped_once_is_stored_by_who_computes_it() -> None:
+    world = World()
+    prompt = world.prompt(2)
+    world.begin("a", prompt)
+    world.located(2)
+    assert world.match("a", prompt) is None
+    world.peer_info(mapped=True)
+    assert world.match("a", prompt) == 8
+    load(world, "a", 8, [1, 2, 3, 4, 5])
+    world.agent.loaded("a", LoadResult(2))
+    world.agent.finished("a")
+    world.begin("b", prompt)  # vLLM has kept the first chunk; the peer has gone
+    world.located(0)
+    assert world.match("b", prompt, computed=4) == 0
+    world.agent.allocated("b", [], 0)
+    (store,) = world.agent.step([("b", 0, 2, [1, 2, 3, 4])], []).stores
+    assert store.key == world.keys(1, 2)
 
 
 def test_a_peer_that_is_forgotten_before_the_load_keeps_its_details_in_it() -> None:
@@ -421,6 +440,59 @@ def test_a_peer_that_failed_is_not_asked_again_for_what_only_it_has() -> None:
     world.pulled([GOOD])
     assert world.match("a", prompt) == 4
     assert finish(world, "a")[1] == {"peer_dead": 12, "too_short": 1}
+
+
+def test_a_peer_that_has_left_is_not_waited_for() -> None:
+    world = World()
+    prompt = world.prompt(2)
+    world.begin("a", prompt)
+    world.located(2)
+    assert world.match("a", prompt) is None
+    link = world.at(CONTROLLER, 1)
+    asked, _ = link.last(Peer)
+    link.say(Refused("unknown_instance", "it has left", request=asked.request))
+    assert world.match("a", prompt) == 0
+    assert finish(world, "a")[1] == {"peer_dead": 8, "too_short": 1}
+
+
+def test_who_was_located_before_a_peer_failed_does_not_ask_it() -> None:
+    world = World()
+    first, second = world.prompt(2), [9, *world.prompt(2, 0)]
+    for name, prompt in (("a", first), ("b", second)):
+        world.begin(name, prompt)
+        world.located(2)
+        assert world.match(name, prompt) is None
+    world.peer_info()
+    assert world.match("a", first) is None
+    world.pulled([TIMEOUT, TIMEOUT])
+    assert world.match("a", first) == 0
+    assert world.match("b", second) == 0
+    assert len(pulls_of(world)) == 1
+    assert finish(world, "b")[1] == {"peer_dead": 8, "too_short": 1}
+
+
+def test_an_own_mover_that_is_silent_is_not_the_peers_fault() -> None:
+    world = World(pull_deadline_min=0.25)
+    prompt = pulling(world)
+    world.clock.advance(0.31)
+    assert world.match("a", prompt) == 0
+    assert world.agent.locator.avoided() == []
+
+
+def test_a_pull_that_was_joined_and_failed_leaves_the_own_source() -> None:
+    world = World()
+    prompt = pulling(world, "a")
+    world.begin("b", prompt)
+    world.located(2, peer="healthy")
+    assert world.match("b", prompt) is None
+    world.peer_info("healthy")
+    assert world.match("b", prompt) is None
+    world.pulled([PEER_DEAD, PEER_DEAD])
+    assert world.match("b", prompt) is None
+    assert [peer for peer, _ in pulls_of(world)] == ["peer", "healthy"]
+    world.pulled([GOOD, GOOD])
+    assert world.match("b", prompt) == 8
+    assert hits(world, "b", 8) == {"hit_peer": 8}
 
 
 def test_a_holder_without_details_is_left_for_one_that_is_mapped() -> None:

@@ -210,6 +210,16 @@ def test_a_retired_slot_is_revived_by_a_lookup() -> None:
     assert sorted(slots(where)) == [0, 1] and sorted(when) == sorted(counters(1, 2))
 
 
+def test_wrong_bytes_are_not_revived() -> None:
+    table = make(4)
+    store(table, 1, 2)
+    assert table.retire(keys(1), revivable=False) == 1
+    assert table.granules()["retired"] == 16
+    assert table.lookup(keys(1, 2)) == 0
+    assert table.lookup(keys(2)) == 1
+    assert store(table, 1) is not None  # stored again
+
+
 def test_reuse_takes_the_oldest_retired_slot() -> None:
     table = make(4, retired_share=0.0)
     store(table, 1, 2, 3, 4)

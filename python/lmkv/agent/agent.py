@@ -287,8 +287,12 @@ class Agent:
         chunks: list[tuple[bytes, list[int]]] = []
         for chunk in range(first, last):
             key = state.keys(chunk, chunk + 1)
-            if have[chunk - first] or chunk in state.mapped or key in self._mapped_keys:
+            if have[chunk - first] or chunk in state.mapped:
                 continue
+            if key in self._mapped_keys:
+                if (chunk + 1) * per * self._engine.geometry.block_tokens <= state.computed:
+                    continue  # vLLM kept what had come from a peer
+                del self._mapped_keys[key]  # computed here: no peer had it any more
             if key not in (k for k, _ in chunks):
                 chunks.append((key, list(blocks[chunk * per : (chunk + 1) * per])))
         return self.stores.plan(chunks, self._clock()) if chunks else []

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from lmkv.agent.links import Link
 from lmkv.agent.request import Source
@@ -28,8 +29,7 @@ from lmkv.core.messages import (
 )
 
 FIRST_AVOIDED, LAST_AVOIDED = 1.0, 60.0  # seconds
-
-
+PEERS = 4096  # that are remembered
 LATE = 1.0  # seconds for which a controller that let a deadline pass is asked after the others
 
 
@@ -176,6 +176,7 @@ class Locator:
             return
         self.drop(message.request)
         self._named_by.update((peer.instance, address) for peer in message.peers)
+        _forget_first(self._named_by)
         keys = len(question.keys) // wire.KEY_BYTES
         self._answers[message.request] = _answer(message, frames, keys)
 
@@ -202,7 +203,12 @@ class Locator:
         if not isinstance(message, (PeerInfo, Refused)):
             return
         instance = controller.fetches.pop(message.request, None)
-        if isinstance(message, Refused) or instance != message.instance:
+        if isinstance(message, Refused):  # it has left since it was named
+            if instance is not None:
+                self._fetching.pop(instance, None)
+                self.failed(instance)
+            return
+        if instance != message.instance:
             return
         self._fetching.pop(instance, None)
         known = self._infos.get(instance)
@@ -212,6 +218,7 @@ class Locator:
             or known.data_version < message.data_version
         ):
             self._infos[instance] = message
+            _forget_first(self._infos)
 
     def ranks(self, instance: str) -> list[PullPeer]:
         """The peer, rank by rank, as last fetched; [] when unknown."""
@@ -235,6 +242,7 @@ class Locator:
         recent = now - until < interval
         interval = min(LAST_AVOIDED, interval * 2) if recent else FIRST_AVOIDED
         self._avoid[instance] = (now + interval, interval)
+        _forget_first(self._avoid)
         self.outdated(instance)
 
     def worked(self, instance: str) -> None:
@@ -247,6 +255,11 @@ class Locator:
     def close(self) -> None:
         for address in list(self._controllers):
             self.use(address, None)
+
+
+def _forget_first(known: dict[str, Any]) -> None:
+    while len(known) > PEERS:
+        del known[next(iter(known))]
 
 
 def _answer(message: Located, frames: list[bytes], keys: int) -> Answer:

@@ -8,12 +8,14 @@ are under the owner's lock: the scheduler thread's, or the background's while no
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from lmkv import _native
 from lmkv.agent.links import Link
 from lmkv.core.messages import (
+    Alarm,
     Attach,
     Connect,
     Limbo,
@@ -23,6 +25,8 @@ from lmkv.core.messages import (
     PullPeer,
     PullResult,
 )
+
+log = logging.getLogger("lmkv.agent")
 
 GRACE = 0.05  # seconds that a mover has to answer after its deadline
 ASK_EVERY = 1.0  # seconds between questions after a job in limbo
@@ -46,6 +50,7 @@ class Job:
     seconds: float = 0.0
     bytes: int = 0
     stale: bool = False  # what we know of the peer is out of date
+    unheard: bool = False  # a mover of our own did not answer: the peer is not to blame
     done: bool = False
 
     @property
@@ -161,9 +166,12 @@ class Pulls:
                     self._pulled(message, frames)
                 elif isinstance(message, LimboEnded) and message.job in self._jobs:
                     self._limbo_ended(message.job, self._jobs[message.job], message.rank)
+                elif isinstance(message, Alarm):
+                    log.warning("lmkv: mover of rank %d: %s", message.rank, message.text)
         now = self._clock()
         for number, job in list(self._jobs.items()):
             if not job.done and now > job.deadline:
+                job.unheard = True
                 for rank in list(job.waiting):  # nobody knows: it may still land
                     self._answered(number, job, rank, [PullResult.TIMEOUT] * len(job.results))
             if job.done and now >= job.ask_limbo:

@@ -17,9 +17,9 @@ from lmkv.agent.locator import Locator
 from lmkv.agent.pulls import Pulls
 from lmkv.agent.request import Phase, RequestState, Source
 from lmkv.agent.stats import Stats
-from lmkv.agent.transfers import READABLE, Geometry, Transfers
+from lmkv.agent.transfers import READABLE, RESERVED, Geometry, Transfers
 from lmkv.core.config import InstanceConfig
-from lmkv.core.messages import PullResult
+from lmkv.core.messages import PullPeer, PullResult
 from lmkv.core.steps import SKIPPED, Load, LoadChunk, LoadResult
 
 KEY, PLACE, COUNTER = 16, 8, 4
@@ -117,15 +117,19 @@ class Reader:
     def _fetch_details(self, state: RequestState, chunks: Iterable[int]) -> None:
         """Of the peers that hold these chunks."""
         names = {state.sources[chunk].peer for chunk in chunks if chunk in state.sources}
-        refs = {name: state.holders[name] for name in names}
+        refs = {name: state.holders[name] for name in names.difference(self._locator.avoided())}
         state.peers = {name: ref for name, ref in refs.items() if not self._locator.fetch(ref)}
         state.deadline = self._clock() + self._config.connect_deadline
 
     def _gathered(self, state: RequestState, first: int, last: int) -> bool:
         """Peers' details are here, pulls posted and ended; or their deadlines have passed."""
         while True:
-            fetch = self._locator.fetch
-            state.peers = {peer: ref for peer, ref in state.peers.items() if not fetch(ref)}
+            fetch, avoided = self._locator.fetch, self._locator.avoided()
+            state.peers = {
+                peer: ref
+                for peer, ref in state.peers.items()
+                if peer not in avoided and not fetch(ref)
+            }
             if state.peers and self._clock() < state.deadline:
                 return False
             with self.lock:
@@ -148,7 +152,14 @@ class Reader:
             source = state.sources.get(chunk)
             if source is not None and self._transfers.mapped(state, source):
                 continue
-            if source is None or chunk not in state.alternates:
+            if source is None or have[chunk - first] == RESERVED:  # being stored here
+                return False
+            if source.peer not in state.asked:  # another request's pull was joined, and failed
+                state.asked.add(source.peer)
+                state.jobs.clear()
+                self._fetch_details(state, missing[at:])
+                return True
+            if chunk not in state.alternates:
                 return False
             self._leave_peer(state, source.peer, missing[at:])
             self._fetch_details(state, missing[at:])
@@ -177,8 +188,9 @@ class Reader:
             pinned = self._pin(state, chunk, last)
             chunk += pinned
             source = state.sources.get(chunk) if chunk < last else None
-            if source is not None and self._transfers.mapped(state, source):
-                self._add_mapped(state, chunk, source)
+            ranks = self._transfers.mapped(state, source) if source is not None else []
+            if source is not None and ranks:
+                self._add_mapped(state, chunk, source, ranks)
                 chunk += 1
             elif not pinned:
                 break
@@ -202,9 +214,11 @@ class Reader:
             state.chunk_peers.append("")
         return pinned
 
-    def _add_mapped(self, state: RequestState, chunk: int, source: Source) -> None:
+    def _add_mapped(
+        self, state: RequestState, chunk: int, source: Source, ranks: list[PullPeer]
+    ) -> None:
         # Kept until the load: meanwhile another request may find them out of date.
-        ranks = state.peer_ranks.setdefault(source.peer, self._locator.ranks(source.peer))
+        ranks = state.peer_ranks.setdefault(source.peer, ranks)
         generation = (ranks[0].epoch & 0xFFFFFFFF) << 32 | source.counter
         key = state.keys(chunk, chunk + 1)
         state.chunks.append(LoadChunk(key, source.place, generation, [], 0))
@@ -253,7 +267,7 @@ class Reader:
         self.account(state, result.good)
         self._release(state)
         if bad and self._table.places(bad.key)[0] == bad.place:  # not one stored since
-            self._table.retire(bad.key)
+            self._table.retire(bad.key, revivable=False)
         state.phase = Phase.DONE
 
     def declined(self, state: RequestState) -> None:

@@ -48,6 +48,7 @@ class RequestState:
     alternates: dict[int, Source] = field(default_factory=dict)  # other holders, by chunk
     holders: dict[str, PeerRef] = field(default_factory=dict)  # of sources and alternates
     peers: dict[str, PeerRef] = field(default_factory=dict)  # whose details are awaited
+    asked: set[str] = field(default_factory=set)  # peers that this request has tried
     jobs: set[int] = field(default_factory=set)  # pulls awaited
     pulled: set[int] = field(default_factory=set)  # chunks that came by a pull
     missing: str = "cold"  # cause of the first chunk that the locate did not find

@@ -22,7 +22,7 @@ from lmkv.core.messages import HostIdentity, PullPeer, PullResult
 
 KEY, COUNTER = 16, 4
 READABLE, RESERVED = 1, 2
-FAILURES = 1024  # pulls whose results are remembered
+FAILURES = 1 << 14  # chunks whose pull failed that are remembered
 
 
 @dataclass
@@ -60,16 +60,13 @@ class Transfers:
         self._stats = stats
         self._host = host
         self._clock = clock
-        self._failures: dict[bytes, list[int]] = {}  # results of the last pulls, by their keys
+        self._failures: dict[bytes, str] = {}  # causes by key, the latest last
 
-    def mapped(self, state: RequestState, source: Source) -> bool:
-        """Whether this peer's pool is mapped rather than pulled from."""
-        if state.transfer == "nixl":
-            return False
-        ranks = self._locator.ranks(source.peer)
-        return bool(ranks) and all(
-            rank.info.share_socket and rank.info.host == self._host for rank in ranks
-        )
+    def mapped(self, state: RequestState, source: Source) -> list[PullPeer]:
+        """The peer's ranks where its pool is mapped rather than pulled from, else []."""
+        ranks = [] if state.transfer == "nixl" else self._locator.ranks(source.peer)
+        here = all(rank.info.share_socket and rank.info.host == self._host for rank in ranks)
+        return ranks if here else []
 
     def post(self, state: RequestState, first: int, last: int) -> None:
         """Pulls for chunks that are neither here nor mapped, one job a peer and run; up to the
@@ -102,12 +99,13 @@ class Transfers:
             self._post_batch(state, batch, end)
 
     def _usable(self, state: RequestState, source: Source) -> bool:
+        state.asked.add(source.peer)
         ranks = self._locator.ranks(source.peer)
-        if not ranks:
+        if ranks and self.mapped(state, source):
+            return True
+        if not ranks or source.peer in self._locator.avoided():
             state.miss = "peer_dead"
             return False
-        if self.mapped(state, source):
-            return True
         if state.transfer == "mapped" or self._config.pull == "never":
             state.miss = "incompatible" if state.transfer == "mapped" else "recompute_cheaper"
             return False
@@ -153,26 +151,26 @@ class Transfers:
 
     def ended(self, job: Job) -> None:
         """Called by `pulls` at the end of each job."""
-        worst = max(job.results, default=PullResult.GOOD)
+        results = set(job.results)
         if job.good:
             self._stats.pull(job.seconds, job.bytes)
         whole = all(r in (PullResult.GOOD, PullResult.TIMEOUT) for r in job.results)
         brought = job.bytes if whole else 0
         self._rates.ended(job.peer, job.size, brought, job.begin, job.seconds)
-        if worst in (PullResult.TIMEOUT, PullResult.PEER_DEAD):
+        if PullResult.PEER_DEAD in results or (PullResult.TIMEOUT in results and not job.unheard):
             self._locator.failed(job.peer)
-        elif worst == PullResult.GOOD:
+        elif results == {PullResult.GOOD}:
             self._locator.worked(job.peer)
         if job.stale:
             self._locator.outdated(job.peer)
-        self._failures[job.keys] = job.results
+        for i, result in enumerate(job.results):
+            key = job.keys[i * KEY : (i + 1) * KEY]
+            self._failures.pop(key, None)
+            if result != PullResult.GOOD:
+                self._failures[key] = PullResult.CAUSES[result]
         while len(self._failures) > FAILURES:
             del self._failures[next(iter(self._failures))]
 
     def why(self, key: bytes) -> str:
-        """The cause for which a pull of this key failed."""
-        for keys, results in reversed(list(self._failures.items())):
-            for i, result in enumerate(results):
-                if keys[i * KEY : (i + 1) * KEY] == key and result != PullResult.GOOD:
-                    return PullResult.CAUSES[result]
-        return "gone"
+        """The cause for which the last pull of this key failed."""
+        return self._failures.get(key, "gone")
