@@ -110,8 +110,9 @@ def figures(
     )
 
 
-def holder(channel: socket.socket) -> None:
+def holder(channel: socket.socket, readers_end: socket.socket) -> None:
     """Another process: owns a pool with the same chunks, and hands out its read-only fds."""
+    readers_end.close()  # of a fork: else its close is never seen
     world = World()
     world.gather()
     fds = [world.pool.segment_fd(n, readonly=True) for n in range(world.pool.segments)]
@@ -122,7 +123,8 @@ def holder(channel: socket.socket) -> None:
 def mapped_pool() -> tuple[PoolMap, socket.socket, multiprocessing.Process]:
     ours, theirs = socket.socketpair()
     ours.settimeout(60)
-    process = multiprocessing.get_context("fork").Process(target=holder, args=(theirs,))
+    fork = multiprocessing.get_context("fork")
+    process = fork.Process(target=holder, args=(theirs, ours), daemon=True)
     process.start()
     theirs.close()
     pool = PoolMap(LAYOUT, CHUNKS, 32)
