@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -60,7 +61,11 @@ def main() -> int:
             finally:
                 lab.close()
     Console(width=None if sys.stdout.isatty() else 170).print(table(outcomes))
-    return 0 if all(outcome.good for outcome in outcomes) else 1
+    if not all(outcome.good for outcome in outcomes):
+        print(f"the engines' logs are in {folder}", file=sys.stderr)
+        return 1
+    shutil.rmtree(folder)
+    return 0
 
 
 if __name__ == "__main__":
