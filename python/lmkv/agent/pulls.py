@@ -17,7 +17,6 @@ from lmkv.agent.links import Link
 from lmkv.core.messages import (
     Alarm,
     Attach,
-    Connect,
     Limbo,
     LimboEnded,
     Pull,
@@ -109,12 +108,6 @@ class Pulls:
     def ready(self) -> bool:
         """Whether every rank has a mover."""
         return len(self._links) == len(self._fingerprints)
-
-    def connect_ahead(self, peers: list[PullPeer]) -> None:
-        for peer in peers:
-            link = self._links.get(peer.info.rank)
-            if link is not None:
-                link.send(Connect(peer))
 
     # ------------------------------------------------------------ pulls
 
