@@ -280,7 +280,7 @@ class LmkvConnector(KVConnectorBase_V1):
             group_specs=[group_spec(group, model.get_total_num_kv_heads())],
             geometry=Geometry(chunk, group.kv_cache_spec.block_size, first["payload_bytes"]),
             slots=min(rank["slots"] for rank in ranks),
-            segment_slots=first["info"].segment_granules // 16,
+            segment_slots=first["info"].segment_granules // geometry.GRANULES_A_SLOT,
             ranks=[
                 Rank(r["info"], r["control"], r["layout"], geometry.fingerprint(r["layout"]))
                 for r in ranks

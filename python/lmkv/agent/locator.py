@@ -77,6 +77,7 @@ class Locator:
         self._answers: dict[int, Answer] = {}
         self._named_by: dict[str, str] = {}  # instance -> controller
         self._infos: dict[str, PeerInfo] = {}
+        self._ranks: dict[str, list[PullPeer]] = {}  # of `_infos`, made once: asked by the chunk
         self._fetching: dict[str, float] = {}  # instance -> when asked
         self._avoid: dict[str, tuple[float, float]] = {}  # instance -> until, interval
         self.sent = 0  # locates, for tests and metrics
@@ -218,21 +219,18 @@ class Locator:
             or known.data_version < message.data_version
         ):
             self._infos[instance] = message
+            self._ranks[instance] = _ranks(message)
             _forget_first(self._infos)
+            _forget_first(self._ranks)
 
     def ranks(self, instance: str) -> list[PullPeer]:
         """The peer, rank by rank, as last fetched; [] when unknown."""
-        info = self._infos.get(instance)
-        if info is None:
-            return []
-        return [
-            PullPeer(info.instance, info.epoch, info.data_version, rank)
-            for rank in sorted(info.ranks, key=lambda rank: rank.rank)
-        ]
+        return self._ranks.get(instance, [])
 
     def outdated(self, instance: str) -> None:
         """What is known of the peer did not work: fetch it again before it is used."""
         self._infos.pop(instance, None)
+        self._ranks.pop(instance, None)
 
     def failed(self, instance: str) -> None:
         now = self._clock()
@@ -248,6 +246,9 @@ class Locator:
     def worked(self, instance: str) -> None:
         self._avoid.pop(instance, None)
 
+    def avoids(self, instance: str) -> bool:
+        return self._clock() < self._avoid.get(instance, (0.0, 0.0))[0]
+
     def avoided(self) -> list[str]:
         now = self._clock()
         return [name for name, (until, _) in list(self._avoid.items()) if now < until]
@@ -255,6 +256,13 @@ class Locator:
     def close(self) -> None:
         for address in list(self._controllers):
             self.use(address, None)
+
+
+def _ranks(info: PeerInfo) -> list[PullPeer]:
+    return [
+        PullPeer(info.instance, info.epoch, info.data_version, rank)
+        for rank in sorted(info.ranks, key=lambda rank: rank.rank)
+    ]
 
 
 def _forget_first(known: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from lmkv import _native
 from lmkv.agent.links import Link
+from lmkv.core import wire
 from lmkv.core.messages import (
     Alarm,
     Attach,
@@ -29,7 +30,7 @@ log = logging.getLogger("lmkv.agent")
 
 GRACE = 0.05  # seconds that a mover has to answer after its deadline
 ASK_EVERY = 1.0  # seconds between questions after a job in limbo
-KEY = 16
+KEY, PLACE, COUNTER = wire.KEY_BYTES, wire.PLACE_BYTES, wire.COUNTER_BYTES
 
 
 @dataclass
@@ -55,6 +56,12 @@ class Job:
     @property
     def good(self) -> int:
         return sum(1 for result in self.results if result == PullResult.GOOD)
+
+
+def _slot(job: Job, i: int) -> tuple[bytes, bytes]:
+    """Place and counter of the job's chunk `i`."""
+    place, counter = i * PLACE, i * COUNTER
+    return job.places[place : place + PLACE], job.counters[counter : counter + COUNTER]
 
 
 class Pulls:
@@ -204,7 +211,7 @@ class Pulls:
             return
         job.done = True
         for i, result in enumerate(job.results):
-            place, counter = job.places[i * 8 : i * 8 + 8], job.counters[i * 4 : i * 4 + 4]
+            place, counter = _slot(job, i)
             good = result == PullResult.GOOD and self._table.admit(place, counter, False)
             if not good:  # failed, or of an epoch that has ended: taken until it is given up
                 # A READ may have ended on its rank before the other ranks answered.
@@ -220,9 +227,7 @@ class Pulls:
         job.limbo.discard(rank)
         if job.done and not job.limbo:
             for i in job.limbo_chunks:
-                self._table.end_limbo(
-                    job.places[i * 8 : i * 8 + 8], job.counters[i * 4 : i * 4 + 4]
-                )
+                self._table.end_limbo(*_slot(job, i))
             self._jobs.pop(number, None)
 
     @property

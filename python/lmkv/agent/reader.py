@@ -18,11 +18,12 @@ from lmkv.agent.pulls import Pulls
 from lmkv.agent.request import Phase, RequestState, Source
 from lmkv.agent.stats import Stats
 from lmkv.agent.transfers import READABLE, RESERVED, Geometry, Transfers
+from lmkv.core import wire
 from lmkv.core.config import InstanceConfig
 from lmkv.core.messages import PullPeer, PullResult
 from lmkv.core.steps import SKIPPED, Load, LoadChunk, LoadResult
 
-KEY, PLACE, COUNTER = 16, 8, 4
+KEY, PLACE, COUNTER = wire.KEY_BYTES, wire.PLACE_BYTES, wire.COUNTER_BYTES
 
 
 class Reader:
@@ -124,11 +125,11 @@ class Reader:
     def _gathered(self, state: RequestState, first: int, last: int) -> bool:
         """Peers' details are here, pulls posted and ended; or their deadlines have passed."""
         while True:
-            fetch, avoided = self._locator.fetch, self._locator.avoided()
+            avoids, fetch = self._locator.avoids, self._locator.fetch
             state.peers = {
                 peer: ref
                 for peer, ref in state.peers.items()
-                if peer not in avoided and not fetch(ref)
+                if not avoids(peer) and not fetch(ref)
             }
             if state.peers and self._clock() < state.deadline:
                 return False

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from lmkv import _native
 from lmkv.agent.stats import Stats
 from lmkv.core import wire
+from lmkv.core.geometry import GRANULES_A_SLOT
 from lmkv.core.messages import (
     MAX_KEYS,
     Announce,
@@ -33,7 +34,6 @@ from lmkv.core.messages import (
     Welcome,
 )
 
-GRANULES_A_SLOT = 16
 SLICES_A_PUMP = 4
 OUTBOX = 256  # messages that wait for the link, of 112 KiB at most
 REGISTER_EVERY = 1.0  # seconds, while nobody answers

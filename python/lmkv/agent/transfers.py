@@ -17,10 +17,11 @@ from lmkv.agent.pulls import Job, Pulls
 from lmkv.agent.rates import Rates
 from lmkv.agent.request import RequestState, Source
 from lmkv.agent.stats import Stats
+from lmkv.core import wire
 from lmkv.core.config import InstanceConfig
 from lmkv.core.messages import HostIdentity, PullPeer, PullResult
 
-KEY, COUNTER = 16, 4
+KEY, COUNTER = wire.KEY_BYTES, wire.COUNTER_BYTES
 READABLE, RESERVED = 1, 2
 FAILURES = 1 << 14  # chunks whose pull failed that are remembered
 
@@ -103,7 +104,7 @@ class Transfers:
         ranks = self._locator.ranks(source.peer)
         if ranks and self.mapped(state, source):
             return True
-        if not ranks or source.peer in self._locator.avoided():
+        if not ranks or self._locator.avoids(source.peer):
             state.miss = "peer_dead"
             return False
         if state.transfer == "mapped" or self._config.pull == "never":

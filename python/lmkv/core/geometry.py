@@ -15,6 +15,7 @@ from lmkv import _native
 from lmkv.core.identity import lines
 
 FORMAT_VERSION = 1  # of slots, docs/slots.md
+GRANULES_A_SLOT = 16
 TOKENS = "tokens"  # page format 1; any other name is the engine's own, page format 2
 
 # What may differ between instances that share: which of the model's heads a rank has decides only

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 
 from lmkv import _native
 from lmkv.core import wire
+from lmkv.core.geometry import GRANULES_A_SLOT
 from lmkv.core.messages import PullPeer, Share, Shared
 
-GRANULES_A_SLOT = 16
 FDS_AN_ANSWER = 64
 MAX_ANSWER = 1 << 20
 

@@ -20,6 +20,7 @@ import msgspec
 from lmkv import _native
 from lmkv.core import identity, pool_size
 from lmkv.core.config import InstanceConfig
+from lmkv.core.geometry import GRANULES_A_SLOT
 from lmkv.core.messages import (
     Alarm,
     Attach,
@@ -39,7 +40,6 @@ from lmkv.worker.supervise import MoverSettings, Supervisor
 
 log = logging.getLogger("lmkv.worker")
 
-GRANULES_A_SLOT = 16
 STOP_DEADLINE = 2.0
 UCX_TLS = {"": "", "tcp": "tcp,self", "cma": "cma,tcp,self"}
 MAP_RESULTS = {
