@@ -94,10 +94,10 @@ class World:
             "us",
             lambda word: f"namespace {word}",
             SPECS,
-            Geometry(CHUNK, BLOCK, 1024),
+            [Geometry(CHUNK, BLOCK, 1024)],
             slots,
             slots,
-            [Rank(info, f"ipc://worker{i}", "layout", 90 + i) for i, info in enumerate(own)],
+            [Rank(info, f"ipc://worker{i}", ["layout"], [90 + i]) for i, info in enumerate(own)],
         )
         inline = {"min_tokens": 1, **settings}
         self.agent = Agent(

@@ -59,8 +59,9 @@ nb::list runs_list(const std::vector<Run>& runs) {
 }
 
 nb::tuple locate(Directory& directory, const nb::bytes& keys, int asker, const nb::object& loads,
-                 const std::vector<int>& avoid) {
-  const Located found = directory.locate(view<Key>(keys, "keys"), asker, read_loads(loads), avoid);
+                 const std::vector<int>& avoid, bool sparse) {
+  const Located found =
+      directory.locate(view<Key>(keys, "keys"), asker, read_loads(loads), avoid, sparse);
   return nb::make_tuple(runs_list(found.runs), runs_list(found.alternates),
                         to_bytes(std::span<const Place>(found.places)),
                         to_bytes(std::span<const std::uint32_t>(found.counters)), found.found,
@@ -97,7 +98,8 @@ void bind_directory(nb::module_& m) {
             return nb::make_tuple(sums.count, sums.first, sums.second);
           },
           "instance"_a)
-      .def("locate", &locate, "keys"_a, "asker"_a, "loads"_a = nb::none(), "avoid"_a = nb::tuple())
+      .def("locate", &locate, "keys"_a, "asker"_a, "loads"_a = nb::none(), "avoid"_a = nb::tuple(),
+           "sparse"_a = false)
       .def(
           "holders",
           [](Directory& directory, const nb::bytes& key) {

@@ -47,7 +47,8 @@ class Directory {
                   Counters counters);
   std::size_t end_sync(int instance);
   Sums sums(int instance) const;
-  Located locate(Keys keys, int asker, std::span<const double> loads, std::span<const int> avoid);
+  Located locate(Keys keys, int asker, std::span<const double> loads, std::span<const int> avoid,
+                 bool sparse = false);
   std::vector<int> holders(const Key& key);
   bool sweep(std::size_t entries);
   std::size_t size();

@@ -1,6 +1,6 @@
 // locate(): the longest prefix that others hold, and whom to ask for which part of it.
 //
-// First the keys are looked up, until one has no usable holder. Then runs are chosen greedily: a
+// First the keys are looked up, until one has no usable holder (`sparse`: all of them). Then runs are chosen greedily: a
 // run goes on while its holder has the next key; at a break the holder with the largest (keys it
 // has from here on) * weight is taken. A holder on the asker's host weighs four times (one copy
 // instead of a transfer and a copy), one that the answer names already a quarter more, and a loaded
@@ -26,7 +26,7 @@ struct Directory::Choice {
   const int asker;
   const std::span<const double> loads;
   const std::span<const int> avoid;
-  std::vector<std::span<const Holder>> holders = {};  // of each key of the prefix
+  std::vector<std::span<const Holder>> holders = {};  // of each key; sparse: empty for nobody
   std::vector<int> named = {};
 
   struct Pick {
@@ -142,7 +142,7 @@ struct Directory::Choice {
 };
 
 Located Directory::locate(Keys keys, int asker, std::span<const double> loads,
-                          std::span<const int> avoid) {
+                          std::span<const int> avoid, bool sparse) {
   if (asker != -1) live(asker);
   for (const double load : loads)
     REQUIRE(load >= 0 && std::isfinite(load), "loads: ", load, ", allowed 0 and more");
@@ -150,24 +150,33 @@ Located Directory::locate(Keys keys, int asker, std::span<const double> loads,
   Choice choice(*this, asker, loads, avoid);
 
   table_.walk(keys, [&](std::size_t, std::uint64_t, Entry* entry) {
-    if (!entry) return false;
+    const auto nobody = [&] {
+      if (sparse) choice.holders.emplace_back();
+      return sparse;
+    };
+    if (!entry) return nobody();
     const std::span<const Holder> list = lists_.of(entry->holder);
     const auto is_usable = [&](const Holder& holder) { return choice.usable(holder); };
     if (std::any_of(list.begin(), list.end(), is_usable)) {
       choice.holders.push_back(list);
+      ++out.found;
       return true;
     }
     for (const Holder& holder : list)
       if (visible(holder) && !choice.compatible(holder.instance) && out.incompatible < 0)
         out.incompatible = holder.instance;
-    return false;
+    return nobody();
   });
 
-  out.found = choice.holders.size();
+  const std::size_t keys_seen = choice.holders.size();
   out.places.reserve(out.found * 2);
   out.counters.reserve(out.found * 2);
-  for (std::size_t first = 0; first < out.found;) {
-    const Choice::Pick pick = choice.best(first, out.found, -1);
+  for (std::size_t first = 0; first < keys_seen;) {
+    if (choice.holders[first].empty()) {
+      ++first;
+      continue;
+    }
+    const Choice::Pick pick = choice.best(first, keys_seen, -1);
     out.runs.push_back(choice.take(out, pick, first));
     choice.name(pick.instance);
     first += pick.n;

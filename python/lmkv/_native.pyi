@@ -311,13 +311,16 @@ class Directory:
         asker: int,
         loads: Sequence[float] | None = None,
         avoid: Sequence[int] = (),
+        sparse: bool = False,
     ) -> tuple[
         list[tuple[int, int, int, int]], list[tuple[int, int, int, int]], bytes, bytes, int, int
     ]:
         """(runs, alternates, places, counters, found, incompatible) for the longest prefix held by
         instances of the asker's group other than the asker; runs are (first, n, instance, offset
         in the arrays). `asker` -1 is nobody: every group counts. `loads` is indexed by instance.
-        `incompatible` is an instance of another group that holds key `found`, or -1."""
+        `incompatible` is an instance of another group that holds key `found`, or -1. `sparse`
+        goes on behind a key that nobody has: runs leave it out, `found` counts those held, and
+        `incompatible` holds the first key that only other groups' instances hold."""
     def holders(self, key: bytes) -> list[int]: ...
     def sweep(self, entries: int) -> bool:
         """Clean up to `entries` table entries of dropped instances; True when nothing is left."""

@@ -11,8 +11,10 @@ from __future__ import annotations
 import atexit
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import vllm
@@ -23,11 +25,14 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorRole,
     KVConnectorTransferResults,
     KVConnectorWorkerMetadata,
+    SupportsHMA,
 )
 from vllm.logger import init_logger
 
 from lmkv.connector_metrics import LmkvPromMetrics, LmkvStats
 from lmkv.core import config as settings
+from lmkv.core import geometry
+from lmkv.core.messages import PullResult
 from lmkv.core.steps import LoadResult, StepPlan
 
 if TYPE_CHECKING:
@@ -95,7 +100,7 @@ class LmkvWorkerMetadata(KVConnectorWorkerMetadata):
         return LmkvWorkerMetadata(loads)
 
 
-class LmkvConnector(KVConnectorBase_V1):
+class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
     """`--kv-transfer-config '{"kv_connector": "LmkvConnector", "kv_role": "kv_both"}'`"""
 
     if CacheHitSource is not None:
@@ -146,8 +151,9 @@ class LmkvConnector(KVConnectorBase_V1):
             raise ValueError("opted_out: this version of lmkv does not share on a CUDA engine yet")
 
     def _chunk_tokens(self) -> int:
-        """256, or the smallest multiple of the block size above it."""
-        block: int = self._kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
+        """256, or the smallest multiple of all block sizes above it."""
+        groups = self._kv_cache_config.kv_cache_groups
+        block = math.lcm(*(group.kv_cache_spec.block_size for group in groups))
         asked = self._config.chunk_tokens if self._config else None
         if asked is None:
             return -(-CHUNK_TOKENS // block) * block
@@ -156,6 +162,13 @@ class LmkvConnector(KVConnectorBase_V1):
                 f"chunk_tokens = {asked}: allowed is a multiple of vLLM's block size {block}"
             )
         return asked
+
+    @property
+    def _whole_loads(self) -> bool:
+        """Whether a load counts as a whole: of several groups, and of windows, vLLM takes no
+        prefix of it."""
+        groups = self._kv_cache_config.kv_cache_groups
+        return len(groups) > 1 or any(geometry.window(g.kv_cache_spec) for g in groups)
 
     def _instance(self) -> tuple[str, str]:
         """(instance id, engine id)"""
@@ -172,14 +185,14 @@ class LmkvConnector(KVConnectorBase_V1):
         if self._off:
             return
         from lmkv.core.pool_size import DoesNotFit
-        from lmkv.worker.page_layout import Unsupported, page_layout
+        from lmkv.worker.page_layout import Unsupported, page_layouts
         from lmkv.worker.worker import Worker
 
         assert self._config is not None
         parallel = self._vllm_config.parallel_config
         rank = parallel.rank % parallel.tensor_parallel_size
         try:
-            pages = page_layout(
+            pages = page_layouts(
                 kv_caches, self._kv_cache_config, self._vllm_config, rank, self._chunk_tokens()
             )
             instance, engine_id = self._instance()
@@ -225,14 +238,19 @@ class LmkvConnector(KVConnectorBase_V1):
             self._worker.submit_stores(self._plan())
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
-        return KVConnectorTransferResults(finished_recving=self.get_finished(finished_req_ids)[1])
+        received = self.get_finished(finished_req_ids)[1]
+        failed: set[str] = set()
+        if self._whole_loads:
+            failed = {r for r, load in self._step_loads.items() if load.result != PullResult.GOOD}
+        return KVConnectorTransferResults(finished_recving=received, failed_recving=failed)
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str], set[str]]:
         self._step_loads = {} if self._worker is None else self._worker.take_finished()
         return set(), set(self._step_loads)
 
     def get_block_ids_with_load_errors(self) -> set[int]:
-        return set() if self._worker is None else self._worker.take_failed_blocks()
+        failed = set() if self._worker is None else self._worker.take_failed_blocks()
+        return set() if self._whole_loads else failed
 
     def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
         if not self._step_loads:
@@ -256,12 +274,11 @@ class LmkvConnector(KVConnectorBase_V1):
         from lmkv.agent.agent import Agent, Engine, Rank
         from lmkv.agent.namespace import Unshareable, content_ids, group_spec, namespace
         from lmkv.agent.transfers import Geometry
-        from lmkv.core import geometry
         from lmkv.core.extras import AdapterHashes
 
         assert self._config is not None
         self._adapters, self._content_ids = AdapterHashes(), content_ids(self._vllm_config)
-        group, chunk = self._kv_cache_config.kv_cache_groups[0], self._chunk_tokens()
+        groups, chunk = self._kv_cache_config.kv_cache_groups, self._chunk_tokens()
         model = self._vllm_config.model_config
         label = self._config.weights_version
 
@@ -273,16 +290,19 @@ class LmkvConnector(KVConnectorBase_V1):
         except Unshareable as error:
             self.switch_off(f"opted_out: {error}")
             return
-        first = ranks[0]
+        first, fingerprint = ranks[0], geometry.fingerprint
         engine = Engine(
             instance=self._instance()[0],
             namespace=named,
-            group_specs=[group_spec(group, model.get_total_num_kv_heads())],
-            geometry=Geometry(chunk, group.kv_cache_spec.block_size, first["payload_bytes"]),
+            group_specs=[group_spec(group, model.get_total_num_kv_heads()) for group in groups],
+            groups=[
+                Geometry(chunk, spec.block_size, size, geometry.window(spec))
+                for spec, size in zip((g.kv_cache_spec for g in groups), first["payload_bytes"])
+            ],
             slots=min(rank["slots"] for rank in ranks),
             segment_slots=first["info"].segment_granules // geometry.GRANULES_A_SLOT,
             ranks=[
-                Rank(r["info"], r["control"], r["layout"], geometry.fingerprint(r["layout"]))
+                Rank(r["info"], r["control"], r["layouts"], list(map(fingerprint, r["layouts"])))
                 for r in ranks
             ],
             model=str(model.served_model_name or model.model),
@@ -326,8 +346,8 @@ class LmkvConnector(KVConnectorBase_V1):
     @_guarded()
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         if self._agent is not None:
-            ids = blocks.get_block_ids()[0] if num_external_tokens else []
-            self._agent.allocated(request.request_id, ids, num_external_tokens)
+            ids, *others = blocks.get_block_ids() if num_external_tokens else ([],)
+            self._agent.allocated(request.request_id, ids, num_external_tokens, *others)
 
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
         return LmkvMetadata(self._step_plan(scheduler_output))
@@ -339,10 +359,10 @@ class LmkvConnector(KVConnectorBase_V1):
             return StepPlan()
         new_blocks: list[int] = []
         for new in scheduler_output.scheduled_new_reqs:
-            new_blocks += new.block_ids[0]
+            new_blocks += chain.from_iterable(new.block_ids)
         for ids in scheduler_output.scheduled_cached_reqs.new_block_ids:
             if ids is not None:
-                new_blocks += ids[0]
+                new_blocks += chain.from_iterable(ids)
         stores = [] if self._off else self._stores(agent, scheduler_output)
         plan = agent.step(stores, new_blocks)
         self._measure(agent, scheduler_output)  # last: its failure must not cost the plan
@@ -352,9 +372,8 @@ class LmkvConnector(KVConnectorBase_V1):
     def _measure(self, agent: Agent, scheduler_output: Any) -> None:
         agent.rates.prefill.scheduled(scheduler_output.num_scheduled_tokens, self._requests)
 
-    def _stores(
-        self, agent: Agent, scheduler_output: Any
-    ) -> Iterable[tuple[str, int, int, list[int]]]:
+    def _stores(self, agent: Agent, scheduler_output: Any) -> Iterable[tuple[Any, ...]]:
+        """As `Agent.step` takes them."""
         found = []
         for request_id, scheduled in scheduler_output.num_scheduled_tokens.items():
             request = self._requests.get(request_id)
@@ -365,7 +384,7 @@ class LmkvConnector(KVConnectorBase_V1):
             first, last = agent.plan(request_id, request._all_token_ids, confirmed)
             if last > first:
                 blocks = scheduler_output.kv_connector_block_state.get_block_ids(request_id)
-                found.append((request_id, first, last, blocks[0]))
+                found.append((request_id, first, last, *blocks))
         return found
 
     @_guarded()
@@ -385,9 +404,14 @@ class LmkvConnector(KVConnectorBase_V1):
                 del self._ended[request]
                 self._agent.loaded(request, result)
 
-    @_guarded(lambda: (False, None))
     def request_finished(
         self, request: Any, block_ids: list[int]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        return self.request_finished_all_groups(request, (block_ids,))
+
+    @_guarded(lambda: (False, None))
+    def request_finished_all_groups(
+        self, request: Any, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
         if self._agent is None:
             return False, None

@@ -91,7 +91,7 @@ class Rank:
         self.kv = kv(seed)
         inline = {"run_dir": run_dir, "pool_gib": 0.25, **settings}
         self.worker = Worker(
-            config.load(config.InstanceConfig, inline), name, "engine", 0, 1, self.kv
+            config.load(config.InstanceConfig, inline), name, "engine", 0, 1, [self.kv]
         )  # type: ignore[arg-type]
         self.hello = pickle.loads(pickle.dumps(self.worker.handshake()))
         self.heard: list[tuple[Message, list[bytes]]] = []
@@ -164,8 +164,8 @@ def test_handshake_says_how_much_there_will_be_and_attach_how_much_there_is(star
     rank = start()
     info, slot = rank.hello["info"], rank.kv.slot
     assert rank.hello["slots"] == (1 << 28) // slot.slot_bytes
-    assert rank.hello["payload_bytes"] == slot.payload_bytes
-    assert rank.hello["layout"] == rank.kv.layout
+    assert rank.hello["payload_bytes"] == [slot.payload_bytes]
+    assert rank.hello["layouts"] == [rank.kv.layout]
     assert (info.usable_segments, info.share_socket) == (0, "")
     state = rank.ready()
     assert (state.epoch, state.rank, state.local_segments) == (EPOCH, 0, 1)
@@ -296,7 +296,7 @@ class Gate:
 def test_a_step_waits_for_a_gather_that_reads_its_blocks(start) -> None:
     rank = start(copy_deadline=0.05)
     rank.ready()
-    gate = rank.worker._copier = Gate(rank.worker._copier)
+    gate = rank.worker._copiers[0] = Gate(rank.worker._copiers[0])
     rank.worker.submit_stores(StepPlan(EPOCH, [store(n, [n, n + 1]) for n in (1, 2, 3)]))
     assert gate.entered.wait(DEADLINE)
     done = threading.Event()
@@ -318,7 +318,7 @@ def test_a_step_waits_for_a_gather_that_reads_its_blocks(start) -> None:
 def test_an_audit_that_finds_a_difference_is_an_alarm(start) -> None:
     rank = start(audit_every=2)
     rank.ready()
-    gate = rank.worker._copier = Gate(rank.worker._copier, same=False)
+    gate = rank.worker._copiers[0] = Gate(rank.worker._copiers[0], same=False)
     gate.open.set()
     rank.save(1, [0, 1])
     rank.worker.submit_stores(StepPlan(EPOCH, [store(2, [2, 3])]))

@@ -125,12 +125,18 @@ class DirectoryMachine(RuleBasedStateMachine):
         asker=st.one_of(st.none(), PICK),
         avoid=st.lists(st.integers(0, 5), max_size=2),
         loads=st.one_of(st.none(), st.lists(st.floats(0, 4), max_size=6)),
+        sparse=st.booleans(),
     )
     def locate(
-        self, names: list[int], asker: int | None, avoid: list[int], loads: list[float]
+        self,
+        names: list[int],
+        asker: int | None,
+        avoid: list[int],
+        loads: list[float],
+        sparse: bool,
     ) -> None:
         who = -1 if asker is None else self.pick(asker)
-        answer = self.directory.locate(raw(names), who, loads=loads, avoid=avoid)
+        answer = self.directory.locate(raw(names), who, loads=loads, avoid=avoid, sparse=sparse)
         runs, alternates, places, counters, found, incompatible = answer
 
         def same(other: int) -> bool:
@@ -140,10 +146,12 @@ class DirectoryMachine(RuleBasedStateMachine):
             holders = [i for i, held in self.held.items() if name in held]
             return [i for i in holders if i != who and i not in avoid and same(i)]
 
-        # The longest prefix, covered once and in order by holders of it, with their places.
+        # The longest prefix, or all that is held, covered once and in order by holders of it, with
+        # their places.
         whole = next((i for i, n in enumerate(names) if not usable(n)), len(names))
-        assert found == whole
-        assert [i for first, n, *_ in runs for i in range(first, first + n)] == list(range(found))
+        covered = [i for i, n in enumerate(names) if usable(n) and (sparse or i < whole)]
+        assert found == len(covered)
+        assert [i for first, n, *_ in runs for i in range(first, first + n)] == covered
         for first, n, instance, offset in runs + alternates:
             items = [(name, self.held[instance][name]) for name in names[first : first + n]]
             assert all(instance in usable(name) for name, _ in items)
@@ -153,7 +161,7 @@ class DirectoryMachine(RuleBasedStateMachine):
 
         # A run ends only where its holder ends.
         for first, n, instance, _ in runs:
-            assert first + n == found or instance not in usable(names[first + n])
+            assert first + n == len(names) or instance not in usable(names[first + n])
 
         # An alternate is another holder, within its run, and there is one where there can be.
         for first, n, instance, _ in runs:
@@ -164,10 +172,13 @@ class DirectoryMachine(RuleBasedStateMachine):
                 assert other != instance
                 assert start == others[0] and start + length <= first + n
 
+        # Of the keys that were looked for in vain, the first that another group's instance has.
+        missed = [n for i, n in enumerate(names) if not usable(n) and (sparse or i == whole)]
+        others = [n for n in missed if any(n in h and not same(i) for i, h in self.held.items())]
         if incompatible >= 0:
-            assert not same(incompatible) and names[found] in self.held[incompatible]
-        elif found < len(names):
-            assert all(same(i) for i, held in self.held.items() if names[found] in held)
+            assert not same(incompatible) and others[0] in self.held[incompatible]
+        else:
+            assert not others
 
         # One key, no loads: the asker's host first.
         if found and loads is None and who >= 0:

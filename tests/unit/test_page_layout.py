@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from lmkv import _native
 from lmkv.core import geometry
-from lmkv.worker.page_layout import PageLayout, Unsupported, cpu_isa, page_layout
+from lmkv.worker.page_layout import PageLayout, Unsupported, cpu_isa, page_layout, page_layouts
 
 torch = pytest.importorskip("torch", reason="page layouts are read from torch tensors")
 
@@ -28,6 +28,26 @@ class MambaSpec(FullAttentionSpec):
 
 
 class SlidingWindowSpec(FullAttentionSpec):
+    pass
+
+
+class SlidingWindowMLASpec(FullAttentionSpec):
+    pass
+
+
+class ChunkedLocalAttentionSpec(FullAttentionSpec):
+    pass
+
+
+class SinkFullAttentionSpec(FullAttentionSpec):
+    pass
+
+
+class CrossAttentionSpec(FullAttentionSpec):
+    pass
+
+
+class UniformTypeKVCacheSpecs(FullAttentionSpec):
     pass
 
 
@@ -209,7 +229,11 @@ def test_engines_with_other_packings_are_incompatible_by_name() -> None:
     [
         (MLAAttentionSpec, "KV of kind MLAAttentionSpec is not shared yet"),
         (MambaSpec, "KV of kind MambaSpec"),
-        (SlidingWindowSpec, "KV of kind SlidingWindowSpec"),
+        (ChunkedLocalAttentionSpec, "KV of kind ChunkedLocalAttentionSpec"),
+        (SinkFullAttentionSpec, "KV of kind SinkFullAttentionSpec"),
+        (SlidingWindowMLASpec, "KV of kind SlidingWindowMLASpec"),
+        (CrossAttentionSpec, "KV of kind CrossAttentionSpec"),
+        (UniformTypeKVCacheSpecs, "KV of kind UniformTypeKVCacheSpecs"),
     ],
 )
 def test_kinds_that_are_not_shared_yet(kind: type, text: str) -> None:
@@ -219,12 +243,60 @@ def test_kinds_that_are_not_shared_yet(kind: type, text: str) -> None:
         engine.layout()
 
 
-def test_several_groups_are_not_shared_yet() -> None:
+def in_groups(engine: Engine, kind: type, **more: Any) -> None:
+    """Layers 0, 2 .. see all and 1, 3 .. are of another kind: two groups of equal addresses."""
+    names = list(engine.caches)
+    for all_, window in zip(names[::2], names[1::2]):
+        engine.caches[window] = engine.caches[all_]
+    spec = vars(engine.group.kv_cache_spec)
+    groups = [
+        SimpleNamespace(layer_names=names[::2], kv_cache_spec=FullAttentionSpec(**spec)),
+        SimpleNamespace(layer_names=names[1::2], kv_cache_spec=kind(**spec, **more)),
+    ]
+    engine.cache_config.kv_cache_groups = groups
+
+
+def layouts(engine: Engine) -> list[PageLayout]:
+    return page_layouts(
+        engine.caches, engine.cache_config, engine.vllm_config, engine.rank, engine.chunk_tokens
+    )
+
+
+def test_groups_share_addresses_and_are_laid_out_each_for_itself() -> None:
+    engine = Engine(layers=4)
+    in_groups(engine, SlidingWindowSpec, sliding_window=300)
+    full, window = layouts(engine)
+    assert (full.window, window.window) == (0, 300)
+    assert full.slot.segments == window.slot.segments == 4, "two layers of two heads"
+    fields = [geometry.fields(each.layout) for each in (full, window)]
+    assert [each["group"] for each in fields] == ["0", "1"]
+    assert fields[1]["layers"] == "model.layers.1.self_attn.attn,model.layers.3.self_attn.attn"
+    blocks = [4, 1]
+    for each, layer in ((full, 0), (window, 1)):
+        name = f"model.layers.{layer}.self_attn.attn"
+        first = b"".join(engine.bytes_of(name, block, 0) for block in blocks)
+        assert gathered(each, blocks).startswith(first)
+
+
+def test_what_speculative_decoding_keeps_beside_the_window_is_loaded_too() -> None:
+    engine = Engine(layers=2)
+    in_groups(engine, SlidingWindowSpec, sliding_window=300, extra_retained_tokens=2)
+    assert layouts(engine)[1].window == 302
+
+
+@pytest.mark.parametrize("kind", [MambaSpec, ChunkedLocalAttentionSpec, SinkFullAttentionSpec])
+def test_one_group_that_is_not_shared_opts_the_engine_out(kind: type) -> None:
+    engine = Engine(layers=2)
+    in_groups(engine, kind)
+    with pytest.raises(Unsupported, match=f"KV of kind {kind.__name__} is not shared yet"):
+        layouts(engine)
+
+
+def test_where_vllm_keeps_all_of_a_window_it_is_no_window() -> None:
+    """Its hybrid manager is off: one group of full attention, with a window's size."""
     engine = Engine()
-    window = SimpleNamespace(kv_cache_spec=SlidingWindowSpec())
-    engine.cache_config.kv_cache_groups.append(window)
-    with pytest.raises(Unsupported, match=r"2 KV cache groups \(FullAttentionSpec, SlidingWindow"):
-        engine.layout()
+    engine.group.kv_cache_spec.sliding_window = 300
+    assert engine.layout().window == 0
 
 
 def test_device_tensors_are_not_shared_yet() -> None:

@@ -18,11 +18,12 @@ from typing import Any
 from lmkv import __version__, _native
 from lmkv.agent.background import Background
 from lmkv.agent.controllers import Controllers
+from lmkv.agent.group_reader import GroupReader
 from lmkv.agent.links import Link
 from lmkv.agent.locator import Locator
 from lmkv.agent.pulls import Pulls
 from lmkv.agent.rates import Rates
-from lmkv.agent.reader import Reader
+from lmkv.agent.reader import NULL_BLOCK, Reader
 from lmkv.agent.request import Phase, RequestState
 from lmkv.agent.resolve import Addresses
 from lmkv.agent.stats import Stats
@@ -45,8 +46,8 @@ class Rank:
 
     info: RankInfo
     control: str  # address of its control socket
-    layout: str
-    fingerprint: int
+    layouts: list[str]  # by cache group
+    fingerprints: list[int]
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Engine:
     instance: str
     namespace: Callable[[str], str]  # isolation word -> text
     group_specs: list[str]
-    geometry: Geometry
+    groups: list[Geometry]  # vLLM's cache groups, in its order
     slots: int  # of every rank's pool: the least
     segment_slots: int
     ranks: list[Rank]
@@ -119,16 +120,18 @@ class Agent:
         self.locator = Locator(config.cluster, engine.instance, clock)
         self.pulls = Pulls(
             self.table,
-            [rank.fingerprint for rank in engine.ranks],
+            [rank.fingerprints for rank in engine.ranks],
             connect,
             clock,
             lambda job: self.transfers.ended(job),  # noqa: PLW0108 (made below)
         )
         self.stores = Stores(self.table, len(engine.ranks))
-        self.rates = Rates(engine.geometry.payload_bytes, engine.geometry.chunk_tokens, clock)
+        self._chunk_tokens = engine.groups[0].chunk_tokens
+        chunk_bytes = sum(group.payload_bytes for group in engine.groups)
+        self.rates = Rates(chunk_bytes, self._chunk_tokens, clock)
         self.transfers = Transfers(
             config,
-            engine.geometry,
+            engine.groups,
             self.table,
             self.locator,
             self.pulls,
@@ -137,9 +140,10 @@ class Agent:
             engine.ranks[0].info.host,
             clock,
         )
-        self.reader = Reader(
+        self._several = len(engine.groups) > 1 or engine.groups[0].window > 0
+        self.reader = (GroupReader if self._several else Reader)(
             config,
-            engine.geometry,
+            engine.groups,
             self.table,
             self.locator,
             self.pulls,
@@ -160,7 +164,7 @@ class Agent:
     def _namespace(self) -> None:
         self.namespace = self._engine.namespace(self._isolation)
         self._hasher = _native.KeyHasher(
-            self.namespace, self._engine.group_specs, self._engine.geometry.chunk_tokens
+            self.namespace, self._engine.group_specs, self._engine.groups[0].chunk_tokens
         )
 
     def start(self) -> None:
@@ -179,8 +183,8 @@ class Agent:
             self._engine.instance,
             self.epoch,
             self.namespace,
-            [rank.layout for rank in self._engine.ranks],
-            self._engine.geometry.chunk_tokens,
+            [layout for rank in self._engine.ranks for layout in rank.layouts],
+            self._chunk_tokens,
             ranks,
             data_version=version,
             model=self._engine.model,
@@ -240,8 +244,9 @@ class Agent:
             return 0
         return self.reader.match(state, computed, tokens)
 
-    def allocated(self, request: str, blocks: list[int], tokens: int) -> None:
-        """vLLM has given blocks; with `tokens` > 0 a load of that many begins."""
+    def allocated(self, request: str, blocks: list[int], tokens: int, *others: list[int]) -> None:
+        """vLLM has given blocks, in `others` those of more cache groups; with `tokens` > 0 a load
+        of that many begins."""
         state = self._requests.get(request)
         if state is None:
             return
@@ -249,7 +254,7 @@ class Agent:
             if state.phase is not Phase.LOADING:
                 self.reader.declined(state)
             return
-        load = self.reader.load(state, blocks, tokens)
+        load = self.reader.load(state, [blocks, *others], tokens)
         self._step.loads.append(load)
         self._step.blocks += [b for chunk in load.chunks for b in chunk.blocks if b != SKIPPED]
 
@@ -258,7 +263,7 @@ class Agent:
         state = self._requests.get(request)
         if state is None or state.chain is None or state.skip_store or state.epoch != self.epoch:
             return 0, 0
-        last = confirmed // self._engine.geometry.chunk_tokens
+        last = confirmed // self._chunk_tokens
         if last <= state.next_store:
             return 0, 0
         if last > len(state.chain):
@@ -266,50 +271,65 @@ class Agent:
         return state.next_store, min(last, len(state.chain))
 
     def step(
-        self, stores: Iterable[tuple[str, int, int, Sequence[int]]], new_blocks: Iterable[int]
+        self,
+        stores: Iterable[tuple[Any, ...]],
+        new_blocks: Iterable[int],
     ) -> StepPlan:
-        """The plan of a step: `stores` are (request, first chunk, last chunk, its blocks), and
-        `new_blocks` those that the step's forward may overwrite."""
+        """The plan of a step: `stores` are (request, first chunk, last chunk, its blocks in each
+        cache group ..), and `new_blocks` those that the step's forward may overwrite."""
         step, self._step = self._step, _Step()
         # Before this step's own stores are planned: those read blocks that it writes itself.
         wait_for = self.stores.must_wait([*step.blocks, *new_blocks])
         planned: list[Store] = []
-        for request, first, last, blocks in stores:
-            planned += self._store(self._requests[request], first, last, blocks)
+        for request, first, last, *tables in stores:
+            state = self._requests[request]
+            state.next_store = last
+            for part, blocks in zip(state.groups, tables, strict=True):
+                planned += self._store(state, part, first, last, blocks)
         return StepPlan(self.epoch, planned, step.loads, wait_for)
 
     def _store(
-        self, state: RequestState, first: int, last: int, blocks: Sequence[int]
+        self,
+        state: RequestState,
+        part: RequestState,
+        first: int,
+        last: int,
+        blocks: Sequence[int],
     ) -> list[Store]:
-        state.next_store = last
-        per = self._engine.geometry.blocks_per_chunk
-        have = self.table.contains(state.keys(first, last))
+        """Of one cache group, of which `part` knows; the request's own state where it is alone."""
+        geometry = self._engine.groups[part.group]
+        per = geometry.blocks_per_chunk
+        have = self.table.contains(part.keys(first, last))
         chunks: list[tuple[bytes, list[int]]] = []
         for chunk in range(first, last):
-            key = state.keys(chunk, chunk + 1)
-            if have[chunk - first] or chunk in state.mapped:
+            key = part.keys(chunk, chunk + 1)
+            mine = list(blocks[chunk * per : (chunk + 1) * per])
+            if have[chunk - first] or chunk in part.mapped:
                 continue
+            if geometry.window and NULL_BLOCK in mine:
+                continue  # the window has left a part of it behind
             if key in self._mapped_keys:
-                if (chunk + 1) * per * self._engine.geometry.block_tokens <= state.computed:
+                if (chunk + 1) * self._chunk_tokens <= state.computed:
                     continue  # vLLM kept what had come from a peer
                 del self._mapped_keys[key]  # computed here: no peer had it any more
             if key not in (k for k, _ in chunks):
-                chunks.append((key, list(blocks[chunk * per : (chunk + 1) * per])))
-        return self.stores.plan(chunks, self._clock()) if chunks else []
+                chunks.append((key, mine))
+        return self.stores.plan(chunks, self._clock(), part.group) if chunks else []
 
     def loaded(self, request: str, result: LoadResult) -> None:
         """Every rank has reported a load."""
         state = self._requests.get(request)
         if state is None or state.phase is not Phase.LOADING:
             return
-        first, chunks = state.first, len(state.chunks)
-        self.reader.loaded(state, result)
-        for chunk in state.mapped:
-            self._mapped_keys[state.keys(chunk, chunk + 1)] = None
-            while len(self._mapped_keys) > MAPPED_REMEMBERED:
-                self._mapped_keys.popitem(last=False)
+        chunks = len(state.chunks)
+        computed_from = self.reader.loaded(state, result)
+        for part in state.groups:
+            for chunk in part.mapped:
+                self._mapped_keys[part.keys(chunk, chunk + 1)] = None
+        while len(self._mapped_keys) > MAPPED_REMEMBERED:
+            self._mapped_keys.popitem(last=False)
         if result.good < chunks:
-            state.next_store = min(state.next_store, first + result.good)
+            state.next_store = min(state.next_store, computed_from)
         if state.over:
             del self._requests[request]
 
@@ -330,7 +350,10 @@ class Agent:
         else:
             del self._requests[request]
         if state.chain is not None and state.next_store:  # so that the chain ages from its tail
-            self.table.lookup(state.keys(0, min(state.next_store, len(state.chain))))
+            end = min(state.next_store, len(state.chain))
+            for part in state.groups:
+                first = self._engine.groups[part.group].first_needed(end)
+                self.table.lookup(part.keys(first, end))
         return {"lmkv": {"hit_tokens": dict(state.hits), "miss_tokens": dict(state.misses)}}
 
     # ------------------------------------------------------------ life

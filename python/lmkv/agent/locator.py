@@ -98,14 +98,16 @@ class Locator:
 
     # ------------------------------------------------------------ locate
 
-    def ask(self, keys: bytes, epoch: int) -> int:
+    def ask(self, keys: bytes, epoch: int, sparse: bool = False) -> int:
         """Send a locate for at most MAX_KEYS keys to the nearest controller; its number, 0 when it
-        cannot be sent to any."""
+        cannot be sent to any. `sparse`: not only for their longest prefix."""
         now = self._clock()
         near = [address for address in self.order if address in self._controllers]
         near.sort(key=lambda address: self._controllers[address].late_until > now)
         self._request += 1
-        message = Locate(self._request, self._cluster, self._instance, epoch, self.avoided())
+        message = Locate(
+            self._request, self._cluster, self._instance, epoch, self.avoided(), sparse
+        )
         self._questions[self._request] = _Question(message, keys[: MAX_KEYS * wire.KEY_BYTES], near)
         if self._ask_next(self._request):
             return self._request

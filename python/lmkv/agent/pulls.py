@@ -70,7 +70,7 @@ class Pulls:
     def __init__(
         self,
         table: _native.SlotTable,
-        fingerprints: list[int],  # by rank
+        fingerprints: list[list[int]],  # by rank and cache group
         connect: Callable[[str], Link],
         clock: Callable[[], float],
         on_done: Callable[[Job], None],
@@ -132,8 +132,10 @@ class Pulls:
         own: tuple[bytes, bytes],
         size: int,
         seconds: float,
+        group: int = 0,
     ) -> int:
-        """Pull reserved slots, `size` bytes in all, within `seconds`; the number of the job."""
+        """Pull reserved slots of one cache group, `size` bytes in all, within `seconds`; the number
+        of the job."""
         number, self._next = self._next, self._next + 1
         n, now = len(keys) // KEY, self._clock()
         job = Job(
@@ -151,7 +153,7 @@ class Pulls:
         for i in range(n):
             self._by_key[keys[i * KEY : (i + 1) * KEY]] = number
         for rank, peer in enumerate(peers):
-            message = Pull(number, peer, seconds, self._fingerprints[rank])
+            message = Pull(number, peer, seconds, self._fingerprints[rank][group])
             link = self._links.get(rank)
             if link is None or not link.send(message, keys, *remote, *own):
                 self._answered(number, job, rank, [PullResult.MOVER_DOWN] * n)

@@ -10,7 +10,7 @@ the background thread, under `lock`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from lmkv import _native
 from lmkv.agent.locator import Locator
@@ -24,13 +24,14 @@ from lmkv.core.messages import PullPeer, PullResult
 from lmkv.core.steps import SKIPPED, Load, LoadChunk, LoadResult
 
 KEY, PLACE, COUNTER = wire.KEY_BYTES, wire.PLACE_BYTES, wire.COUNTER_BYTES
+NULL_BLOCK = 0  # vLLM's, in the place of a block that its attention window has left behind
 
 
 class Reader:
     def __init__(
         self,
         config: InstanceConfig,
-        geometry: Geometry,
+        groups: Sequence[Geometry],
         table: _native.SlotTable,
         locator: Locator,
         pulls: Pulls,
@@ -39,7 +40,8 @@ class Reader:
         clock: Callable[[], float],
     ) -> None:
         self._config = config
-        self._geometry = geometry
+        self._groups = groups
+        self._chunk_tokens = groups[0].chunk_tokens
         self._table = table
         self._locator = locator
         self._pulls = pulls
@@ -71,7 +73,7 @@ class Reader:
         """Tokens beyond vLLM's own `computed` that a load brings; None: ask again."""
         if state.chain is None or state.skip_load or state.phase in (Phase.LOADING, Phase.DONE):
             return 0
-        first, last = computed // self._geometry.chunk_tokens, self._last(tokens)
+        first, last = computed // self._chunk_tokens, self._last(tokens)
         state.computed = computed
         if first >= last:
             self._release(state)
@@ -84,7 +86,7 @@ class Reader:
             return None
         if not state.chunks or state.first != first:
             self._choose(state, first, last)
-        claim = state.end * self._geometry.chunk_tokens - computed
+        claim = state.end * self._chunk_tokens - computed
         if not state.chunks:
             return 0
         if claim < self._config.min_tokens:
@@ -94,7 +96,7 @@ class Reader:
 
     def _last(self, tokens: int) -> int:
         """Chunks that a hit may cover: vLLM computes at least the last token itself."""
-        return max(0, (tokens - 1) // self._geometry.chunk_tokens)
+        return max(0, (tokens - 1) // self._chunk_tokens)
 
     def _located(self, state: RequestState) -> bool:
         if not state.deadline:  # counts from the moment when vLLM begins to wait
@@ -135,14 +137,18 @@ class Reader:
                 return False
             with self.lock:
                 self._pulls.drain()
-                if not state.jobs and state.sources:
-                    self._transfers.post(state, first, last)
+                if not state.jobs:
+                    self._post(state, first, last)
                 waiting = {job for job in state.jobs if not self._pulls.done(job)}
             if waiting:
                 return False
             if not self._fall_back(state, first, last):
                 state.phase = Phase.READY
                 return True
+
+    def _post(self, state: RequestState, first: int, last: int) -> None:
+        if state.sources:
+            self._transfers.post(state, first, last)
 
     def _fall_back(self, state: RequestState, first: int, last: int) -> bool:
         """Where the first chunk that did not come has another holder, that one is asked, for all
@@ -186,12 +192,12 @@ class Reader:
         self._release(state)
         state.first = chunk = first
         while chunk < last:
-            pinned = self._pin(state, chunk, last)
+            pinned = self._pin(state, state, chunk, last)
             chunk += pinned
             source = state.sources.get(chunk) if chunk < last else None
             ranks = self._transfers.mapped(state, source) if source is not None else []
             if source is not None and ranks:
-                self._add_mapped(state, chunk, source, ranks)
+                self._add_mapped(state, state, chunk, source, ranks)
                 chunk += 1
             elif not pinned:
                 break
@@ -199,8 +205,10 @@ class Reader:
         if chunk < last and chunk in state.pulled:
             state.miss = self._transfers.why(state.keys(chunk, chunk + 1))
 
-    def _pin(self, state: RequestState, first: int, last: int) -> int:
-        keys = state.keys(first, last)
+    def _pin(self, state: RequestState, part: RequestState, first: int, last: int) -> int:
+        """Add to the load what the own pool holds of a part's chunks [first, last), up to the first
+        that it has not; how many."""
+        keys = part.keys(first, last)
         pinned = self._table.pin(keys)
         if not pinned:
             return 0
@@ -211,18 +219,24 @@ class Reader:
         for i in range(pinned):
             counter = int.from_bytes(counters[i * COUNTER : (i + 1) * COUNTER], "little")
             place = places[i * PLACE : (i + 1) * PLACE]
-            state.chunks.append(LoadChunk(keys[i * KEY : (i + 1) * KEY], place, high | counter, []))
+            key = keys[i * KEY : (i + 1) * KEY]
+            state.chunks.append(LoadChunk(key, place, high | counter, [], group=part.group))
             state.chunk_peers.append("")
         return pinned
 
     def _add_mapped(
-        self, state: RequestState, chunk: int, source: Source, ranks: list[PullPeer]
+        self,
+        state: RequestState,
+        part: RequestState,
+        chunk: int,
+        source: Source,
+        ranks: list[PullPeer],
     ) -> None:
         # Kept until the load: meanwhile another request may find them out of date.
         ranks = state.peer_ranks.setdefault(source.peer, ranks)
         generation = (ranks[0].epoch & 0xFFFFFFFF) << 32 | source.counter
-        key = state.keys(chunk, chunk + 1)
-        state.chunks.append(LoadChunk(key, source.place, generation, [], 0))
+        key = part.keys(chunk, chunk + 1)
+        state.chunks.append(LoadChunk(key, source.place, generation, [], 0, part.group))
         state.chunk_peers.append(source.peer)
 
     def _release(self, state: RequestState) -> None:
@@ -233,27 +247,36 @@ class Reader:
 
     # ------------------------------------------------------------ with blocks
 
-    def load(self, state: RequestState, blocks: list[int], tokens: int) -> Load:
-        """vLLM has given `blocks` for `tokens` more than it had computed."""
-        geometry = self._geometry
+    def load(self, state: RequestState, tables: Sequence[list[int]], tokens: int) -> Load:
+        """vLLM has given blocks in each cache group for `tokens` more than it had computed."""
         state.phase = Phase.LOADING
-        assert state.computed + tokens == state.end * geometry.chunk_tokens
-        skip = state.computed // geometry.block_tokens
+        assert state.computed + tokens == state.end * self._chunk_tokens
         peers: list[str] = []
-        for i, chunk in enumerate(state.chunks):
-            at = (state.first + i) * geometry.blocks_per_chunk
-            chunk.blocks = [
-                block if at + j >= skip else SKIPPED
-                for j, block in enumerate(blocks[at : at + geometry.blocks_per_chunk])
-            ]
+        for i, (number, chunk) in enumerate(zip(self._numbers(state), state.chunks, strict=True)):
+            chunk.blocks = self._blocks(state, number, chunk.group, tables[chunk.group])
             if state.chunk_peers[i]:
                 if state.chunk_peers[i] not in peers:
                     peers.append(state.chunk_peers[i])
                 chunk.peer = peers.index(state.chunk_peers[i])
         return Load(state.id, state.chunks, [state.peer_ranks[peer] for peer in peers])
 
-    def loaded(self, state: RequestState, result: LoadResult) -> None:
-        """The load has ended on every rank; what failed is computed by vLLM."""
+    def _numbers(self, state: RequestState) -> Iterable[int]:
+        """Those of the chunks that are loaded."""
+        return range(state.first, state.end)
+
+    def _blocks(
+        self, state: RequestState, number: int, group: int, table: Sequence[int]
+    ) -> list[int]:
+        """Where this chunk goes: not to blocks that vLLM has filled, nor to its null block."""
+        geometry = self._groups[group]
+        at, skip = number * geometry.blocks_per_chunk, state.computed // geometry.block_tokens
+        blocks = table[at : at + geometry.blocks_per_chunk]
+        if geometry.window:
+            blocks = [SKIPPED if block == NULL_BLOCK else block for block in blocks]
+        return [block if at + j >= skip else SKIPPED for j, block in enumerate(blocks)]
+
+    def loaded(self, state: RequestState, result: LoadResult) -> int:
+        """The load has ended on every rank; vLLM computes from the chunk returned on."""
         bad = None
         if result.good < len(state.chunks):
             peer = state.chunk_peers[result.good]
@@ -262,14 +285,20 @@ class Reader:
                 bad = state.chunks[result.good]
             if peer and result.result in (PullResult.PEER_DEAD, PullResult.TIMEOUT):
                 self._locator.failed(peer)
-        for i in range(result.good):
-            if state.chunk_peers[i]:
-                state.mapped.add(state.first + i)
-        self.account(state, result.good)
+        good = self._brought(state, result.good)
+        self.account(state, good)
         self._release(state)
         if bad and self._table.places(bad.key)[0] == bad.place:  # not one stored since
             self._table.retire(bad.key, revivable=False)
         state.phase = Phase.DONE
+        return state.first + good
+
+    def _brought(self, state: RequestState, good: int) -> int:
+        """The prefix, in chunks, that a load with so many good ones has brought."""
+        for i in range(good):
+            if state.chunk_peers[i]:
+                state.mapped.add(state.first + i)
+        return good
 
     def declined(self, state: RequestState) -> None:
         """vLLM runs the request without a load."""
@@ -281,15 +310,13 @@ class Reader:
         if state.accounted:
             return
         state.accounted = True
-        size = self._geometry.chunk_tokens
+        size = self._chunk_tokens
         whole = self._last(state.prompt_tokens) * size
         state.hits["hit_vllm"] += state.computed
         at = state.computed
         for i in range(good):
             end = (state.first + i + 1) * size
-            chunk = state.first + i
-            cause = "hit_peer" if chunk in state.pulled else "hit_pool"
-            state.hits["hit_mapped" if state.chunk_peers[i] else cause] += end - at
+            state.hits[self._cause(state, i)] += end - at
             at = end
         if at < whole:
             state.misses[state.miss] += whole - at
@@ -300,6 +327,12 @@ class Reader:
         for counts in (state.hits, state.misses):
             for cause, tokens in counts.items():
                 self._stats.tokens(cause, tokens)
+
+    def _cause(self, state: RequestState, i: int) -> str:
+        """Of the hit of chunk number `i` of the load."""
+        if state.chunk_peers[i]:
+            return "hit_mapped"
+        return "hit_peer" if state.first + i in state.pulled else "hit_pool"
 
     def end(self, state: RequestState) -> None:
         """The request is over, with or without a load."""

@@ -63,6 +63,12 @@ class RequestState:
     peer_ranks: dict[str, list[PullPeer]] = field(default_factory=dict)  # as chosen
     pins: list[tuple[bytes, bytes]] = field(default_factory=list)
 
+    # Where there are several cache groups, what was found in each is a state of its own in `parts`;
+    # the load, and all that concerns the request as a whole, stay here.
+    group: int = 0
+    parts: list[RequestState] = field(default_factory=list)
+    goal: int = 0  # pulls are to bring what a hit of the chunks before this one needs
+
     next_store: int = 0  # chunks before were stored, or are not to be
     mapped: set[int] = field(default_factory=set)  # chunks loaded from a mapped peer
     hits: Counter[str] = field(default_factory=Counter)
@@ -72,4 +78,9 @@ class RequestState:
 
     def keys(self, first: int, last: int) -> bytes:
         assert self.chain is not None
-        return self.chain.keys(0, first, last)
+        return self.chain.keys(self.group, first, last)
+
+    @property
+    def groups(self) -> list[RequestState]:
+        """A state for each cache group."""
+        return self.parts or [self]

@@ -35,22 +35,25 @@ class Stores:
         self._next = 1
         self.no_room = 0  # chunks that found no slot
 
-    def plan(self, chunks: list[tuple[bytes, list[int]]], now: float) -> list[Store]:
-        """Reserve for (key, blocks) each. No room is no error: what does not fit is not stored."""
+    def plan(
+        self, chunks: list[tuple[bytes, list[int]]], now: float, group: int = 0
+    ) -> list[Store]:
+        """Reserve for (key, blocks) each, of one cache group. No room is no error: what does
+        not fit is not stored."""
         room = self._table.reserve(b"".join(key for key, _ in chunks), now)
         if room is not None:
-            return self._begin(chunks, *room)
+            return self._begin(chunks, group, *room)
         stores: list[Store] = []
         for chunk in chunks:  # as many as there is room for, from the head
             room = self._table.reserve(chunk[0], now)
             if room is None:
                 break
-            stores += self._begin([chunk], *room)
+            stores += self._begin([chunk], group, *room)
         self.no_room += len(chunks) - len(stores)
         return stores
 
     def _begin(
-        self, chunks: list[tuple[bytes, list[int]]], places: bytes, counters: bytes
+        self, chunks: list[tuple[bytes, list[int]]], group: int, places: bytes, counters: bytes
     ) -> list[Store]:
         stores = []
         with self._lock:
@@ -59,7 +62,8 @@ class Stores:
                 job, self._next = self._next, self._next + 1
                 self._jobs[job] = _Job(place, counter, blocks, set(range(self._ranks)))
                 self._sources.update(dict.fromkeys(blocks, job))
-                stores.append(Store(job, key, place, int.from_bytes(counter, "little"), blocks))
+                number = int.from_bytes(counter, "little")
+                stores.append(Store(job, key, place, number, blocks, group))
         return stores
 
     def must_wait(self, blocks: Iterable[int]) -> list[int]:

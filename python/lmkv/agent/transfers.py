@@ -8,7 +8,7 @@ the speed of memory, and always taken.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lmkv import _native
@@ -28,22 +28,29 @@ FAILURES = 1 << 14  # chunks whose pull failed that are remembered
 
 @dataclass
 class Geometry:
-    """Of the engine's chunks and blocks."""
+    """Of the engine's chunks and blocks in one cache group."""
 
-    chunk_tokens: int
+    chunk_tokens: int  # the same in every group
     block_tokens: int
     payload_bytes: int
+    window: int = 0  # tokens that its attention sees, the new one too; 0: all
 
     @property
     def blocks_per_chunk(self) -> int:
         return self.chunk_tokens // self.block_tokens
+
+    def first_needed(self, end: int) -> int:
+        """The first chunk of which a hit of chunks [0, end) needs something."""
+        if not self.window:
+            return 0
+        return max(0, end * self.chunk_tokens - self.window + 1) // self.chunk_tokens
 
 
 class Transfers:
     def __init__(
         self,
         config: InstanceConfig,
-        geometry: Geometry,
+        groups: Sequence[Geometry],
         table: _native.SlotTable,
         locator: Locator,
         pulls: Pulls,
@@ -53,7 +60,7 @@ class Transfers:
         clock: Callable[[], float],
     ) -> None:
         self._config = config
-        self._geometry = geometry
+        self._groups = groups
         self._table = table
         self._locator = locator
         self._pulls = pulls
@@ -69,9 +76,10 @@ class Transfers:
         here = all(rank.info.share_socket and rank.info.host == self._host for rank in ranks)
         return ranks if here else []
 
-    def post(self, state: RequestState, first: int, last: int) -> None:
+    def post(self, state: RequestState, first: int, last: int, weigh: bool = True) -> None:
         """Pulls for chunks that are neither here nor mapped, one job a peer and run; up to the
-        first chunk that does not come, behind which no other is of use."""
+        first chunk that does not come, behind which no other is of use. `weigh`: where that pays.
+        """
         have = self._table.contains(state.keys(first, last))
         batch: list[tuple[int, Source]] = []
         end = last
@@ -86,20 +94,21 @@ class Transfers:
                 continue
             if there == READABLE:
                 continue
-            if source is None or not self._usable(state, source):
+            if source is None or not self.usable(state, source):
                 end = chunk
                 break
             if self.mapped(state, source):
                 continue
             if batch and batch[-1][1].peer != source.peer:
-                if not self._post_batch(state, batch, chunk):
+                if not self._post_batch(state, batch, chunk, weigh):
                     return
                 batch = []
             batch.append((chunk, source))
         if batch:
-            self._post_batch(state, batch, end)
+            self._post_batch(state, batch, end, weigh)
 
-    def _usable(self, state: RequestState, source: Source) -> bool:
+    def usable(self, state: RequestState, source: Source) -> bool:
+        """Whether the chunk can come from there; if not, the cause is noted."""
         state.asked.add(source.peer)
         ranks = self._locator.ranks(source.peer)
         if ranks and self.mapped(state, source):
@@ -115,12 +124,15 @@ class Transfers:
             return False
         return True
 
-    def _post_batch(self, state: RequestState, batch: list[tuple[int, Source]], end: int) -> bool:
+    def _post_batch(
+        self, state: RequestState, batch: list[tuple[int, Source]], end: int, weigh: bool
+    ) -> bool:
         """Pull these chunks, which bring what lies before chunk `end`; False if that is not done,
         with its cause."""
         ranks = self._locator.ranks(batch[0][1].peer)
-        size = len(batch) * self._geometry.payload_bytes * len(ranks)
-        if self._config.pull == "auto" and not self._pays(state, ranks, size, batch[0][0], end):
+        peer = ranks[0].instance
+        size = self.size(state, peer, len(batch))
+        if weigh and not self.pays(state, peer, size, batch[0][0], end):
             state.miss = "recompute_cheaper"
             return False
         keys = b"".join(state.keys(chunk, chunk + 1) for chunk, _ in batch)
@@ -132,23 +144,25 @@ class Transfers:
             b"".join(source.place for _, source in batch),
             b"".join(source.counter.to_bytes(COUNTER, "little") for _, source in batch),
         )
-        peer = ranks[0].instance
         seconds = min(
             max(self._config.pull_deadline_min, 4 * self._rates.estimate(peer, size)),
             self._config.pull_deadline_max,
         )
         self._rates.started(peer, size)
-        state.jobs.add(self._pulls.post(ranks, keys, remote, own, size, seconds))
+        state.jobs.add(self._pulls.post(ranks, keys, remote, own, size, seconds, state.group))
         state.pulled |= {chunk for chunk, _ in batch}
         return True
 
-    def _pays(
-        self, state: RequestState, ranks: list[PullPeer], size: int, first: int, end: int
-    ) -> bool:
-        """Whether pulling is not slower than computing chunks [first, end)."""
-        chunk = self._geometry.chunk_tokens
+    def size(self, state: RequestState, peer: str, chunks: int) -> int:
+        """Bytes of so many chunks, of all ranks."""
+        return chunks * self._groups[state.group].payload_bytes * len(self._locator.ranks(peer))
+
+    def pays(self, state: RequestState, peer: str, size: int, first: int, end: int) -> bool:
+        """Whether pulling is not slower than computing chunks [first, end), or is not weighed."""
+        chunk = self._groups[0].chunk_tokens
         tokens = end * chunk - max(first * chunk, state.computed)
-        return not self._rates.computing_is_faster(ranks[0].instance, size, tokens)
+        faster = self._rates.computing_is_faster
+        return self._config.pull != "auto" or not faster(peer, size, tokens)
 
     def ended(self, job: Job) -> None:
         """Called by `pulls` at the end of each job."""

@@ -75,12 +75,12 @@ class Placement:
     # ------------------------------------------------------------ locate
 
     def locate(
-        self, asker: Instance, keys: bytes, avoid: Collection[Instance]
+        self, asker: Instance, keys: bytes, avoid: Collection[Instance], sparse: bool = False
     ) -> tuple[Located, bytes, bytes]:
         """The answer, without its request and epoch, and its frames."""
         numbers = [*self.unfit, *(other.number for other in avoid)]
         runs, alternates, places, counters, found, other = self.directory.locate(
-            keys, asker.number, self._loads or None, numbers
+            keys, asker.number, self._loads or None, numbers, sparse
         )
         self.locates += 1
         self.locate_keys += len(keys) // KEY_BYTES

@@ -356,7 +356,7 @@ class Registry:
             return Refused("not_registered", text, "instance", message.request), ()
         named = (self.instances.get(name) for name in message.avoid)
         avoid = [other for other in named if other is not None and other.number >= 0]
-        answer, places, counters = self.placement.locate(asker, frames[0], avoid)
+        answer, places, counters = self.placement.locate(asker, frames[0], avoid, message.sparse)
         answer.request, answer.epoch = message.request, self.epoch
         return answer, (places, counters)
 

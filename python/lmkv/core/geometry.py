@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lmkv import _native
 from lmkv.core.identity import lines
@@ -116,6 +117,14 @@ def _apart(layouts: Sequence[str]) -> list[dict[str, str]]:
 
 def _differing(a: Mapping[str, str], b: Mapping[str, str]) -> str | None:
     return next((name for name in sorted({*a, *b}) if a.get(name) != b.get(name)), None)
+
+
+def window(spec: Any) -> int:
+    """Of a cache group's vLLM spec: the tokens before the next one whose KV vLLM keeps, and that
+    one; 0 for all. (With its hybrid manager off, vLLM keeps all of a sliding window's too.)"""
+    if type(spec).__name__ != "SlidingWindowSpec":
+        return 0
+    return int(spec.sliding_window) + int(getattr(spec, "extra_retained_tokens", 0))
 
 
 def numbered(names: Sequence[str]) -> str:

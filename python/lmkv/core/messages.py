@@ -231,7 +231,8 @@ class Locate(Message, tag="locate"):
     """Who holds the longest prefix of these keys? On the query socket. Frames: keys.
 
     Holders on the asker's host, as it registered, are preferred.
-    `avoid` names peers not to be handed out (they failed lately).
+    `avoid` names peers not to be handed out (they failed lately). `sparse`: not a prefix, but
+    every key that somebody holds.
     """
 
     request: U64
@@ -239,6 +240,7 @@ class Locate(Message, tag="locate"):
     instance: Name
     epoch: U64
     avoid: list[str] = []
+    sparse: bool = False
 
 
 class PeerRef(msgspec.Struct, omit_defaults=True):
@@ -263,9 +265,10 @@ class Run(msgspec.Struct, omit_defaults=True, array_like=True):
 class Located(Message, tag="located"):
     """Frames: places, counters; runs and alternates point into them.
 
-    `runs` cover keys 0 .. found-1 in order; `alternates` cover some of them again by another
-    holder. `missing` is the cause of the first key not covered: `cold`, `incompatible`, `retired`.
-    `incompatible` names the differing field when that is the cause.
+    `runs` cover keys 0 .. found-1 in order (sparse: `found` keys, in order, with gaps);
+    `alternates` cover some of them again by another holder. `missing` is the cause of the first
+    key not covered: `cold`, `incompatible`, `retired`. `incompatible` names the differing field
+    when that is the cause.
     """
 
     request: U64

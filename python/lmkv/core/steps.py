@@ -23,6 +23,7 @@ class Store:
     place: bytes
     counter: int
     blocks: list[int]
+    group: int = 0  # vLLM's cache group
 
 
 @dataclass
@@ -34,6 +35,7 @@ class LoadChunk:
     generation: int
     blocks: list[int]
     peer: int = -1
+    group: int = 0
 
 
 @dataclass

@@ -5,6 +5,9 @@ truth. The CPU backend packs a (block, head) page by instruction set and block s
 opaque there: one run, page format `cpu:<isa>:<block size>`. Where vLLM splits its blocks into
 kernel blocks, dimension 0 counts those, and a block's page is its kernel blocks' pages in order.
 
+A group's layers have addresses of their own; layers of different groups lie at the same ones, in
+blocks that vLLM gives to one group at a time. So blocks are copied group by group.
+
 Whatever cannot be shared yet raises Unsupported, whose text is for people.
 """
 
@@ -22,7 +25,7 @@ from lmkv.core import geometry
 if TYPE_CHECKING:
     import torch
 
-SHARED_KIND = "FullAttentionSpec"
+SHARED_KINDS = ("FullAttentionSpec", "SlidingWindowSpec")
 DRAFT_PREFIX = "draft_model."  # a draft model's layers are no part of the payload
 
 
@@ -32,7 +35,7 @@ class Unsupported(Exception):
 
 @dataclass(frozen=True)
 class PageLayout:
-    """What a worker needs of its engine's KV."""
+    """What a worker needs of its engine's KV in one cache group."""
 
     pages: _native.Pages
     layout: str  # text
@@ -40,9 +43,25 @@ class PageLayout:
     blocks_per_chunk: int
     block_tokens: int
     layers: tuple[str, ...]
+    window: int = 0  # tokens that its attention sees, the new one too; 0: all
 
     def copier(self) -> _native.Copier:
         return _native.Copier(self.slot, self.pages, self.blocks_per_chunk)
+
+
+def page_layouts(
+    kv_caches: Mapping[str, torch.Tensor],
+    kv_cache_config: Any,
+    vllm_config: Any,
+    rank: int,
+    chunk_tokens: int,
+) -> list[PageLayout]:
+    """`page_layout` of each cache group."""
+    groups = range(len(kv_cache_config.kv_cache_groups))
+    return [
+        page_layout(kv_caches, kv_cache_config, vllm_config, rank, chunk_tokens, group)
+        for group in groups
+    ]
 
 
 def page_layout(
@@ -51,14 +70,16 @@ def page_layout(
     vllm_config: Any,
     rank: int,
     chunk_tokens: int,
+    group: int = 0,
 ) -> PageLayout:
-    """Read the layout of what vLLM registered; `rank` is the worker's rank in its engine.
+    """Read the layout of what vLLM registered; `rank` is the worker's rank in its engine, `group`
+    the cache group's number.
 
     Raises Unsupported for a kind of KV that is not shared, and ValueError for a chunk that is not
     whole blocks.
     """
-    spec = _one_full_attention(kv_cache_config)
-    layers = _layers(kv_cache_config.kv_cache_groups[0].layer_names, kv_caches, vllm_config)
+    spec = _shared_spec(kv_cache_config, group)
+    layers = _layers(kv_cache_config.kv_cache_groups[group].layer_names, kv_caches, vllm_config)
     first = kv_caches[layers[0]]
     for name in layers:
         _same_shape(name, kv_caches[name], layers[0], first)
@@ -86,7 +107,7 @@ def page_layout(
         chunk_tokens=chunk_tokens,
         dtype=str(first.dtype).removeprefix("torch."),
         page_format=f"cpu:{_isa(layers[0], spec, tokens, vllm_config)}:{tokens}",
-        group=0,
+        group=group,
         layers=layers,
         head_size=spec.head_size,
         kv_heads=vllm_config.model_config.get_total_num_kv_heads(),
@@ -101,18 +122,17 @@ def page_layout(
         blocks_per_chunk,
         spec.block_size,
         tuple(layers),
+        geometry.window(spec),
     )
 
 
-def _one_full_attention(kv_cache_config: Any) -> Any:
-    """The spec of the only cache group."""
-    groups = kv_cache_config.kv_cache_groups
-    kinds = [type(group.kv_cache_spec).__name__ for group in groups]
-    if len(groups) != 1:
-        raise Unsupported(f"{len(groups)} KV cache groups ({', '.join(kinds)}) are not shared yet")
-    if kinds[0] != SHARED_KIND:
-        raise Unsupported(f"KV of kind {kinds[0]} is not shared yet, only {SHARED_KIND}")
-    return groups[0].kv_cache_spec
+def _shared_spec(kv_cache_config: Any, group: int) -> Any:
+    """The spec of this cache group; Unsupported names a kind that is not shared."""
+    spec = kv_cache_config.kv_cache_groups[group].kv_cache_spec
+    kind = type(spec).__name__
+    if kind not in SHARED_KINDS:
+        raise Unsupported(f"KV of kind {kind} is not shared yet, only {', '.join(SHARED_KINDS)}")
+    return spec
 
 
 def _layers(

@@ -12,7 +12,7 @@ import logging
 import resource
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
@@ -81,18 +81,18 @@ class Worker:
         engine_id: str,
         rank: int,
         ranks_on_host: int,
-        pages: PageLayout,
+        pages: Sequence[PageLayout],  # by cache group
     ) -> None:
         self._config = config
         self._rank = rank
-        self._pages = pages
+        self._pages = list(pages)
         folder = identity.run_dir(config.run_dir or None)
-        slot = pages.slot
+        slot = max((group.slot for group in pages), key=lambda slot: slot.granule_bytes)
         slots = pool_size.pool_slots(config.pool_gib, ranks_on_host, slot.slot_bytes)
         segment_slots = pool_size.segment_slots(slots, slot.slot_bytes)
         self.pool = _native.Pool(slot.granule_bytes, slots, segment_slots)
         self._say_what_is_lacking(slots * slot.slot_bytes)
-        self._copier = pages.copier()
+        self._copiers = [group.copier() for group in pages]
         self._mapped = MappedPeers(slot.granule_bytes, config.connect_deadline)
         self._lives: dict[str, int] = {}  # epochs of the peers that were mapped
         self._info = RankInfo(
@@ -106,7 +106,7 @@ class Worker:
         name = identity.socket_name(instance, engine_id, rank, "worker")
         settings = MoverSettings(
             str(folder),
-            (pages.layout,),
+            tuple(group.layout for group in pages),
             config.data_interface,
             config.data_ports,
             UCX_TLS[config.nixl_tls],
@@ -143,9 +143,9 @@ class Worker:
             "rank": self._rank,
             "info": self._info,
             "control": self._control.address,
-            "layout": self._pages.layout,
+            "layouts": [group.layout for group in self._pages],
             "slots": self.pool.slots,
-            "payload_bytes": self._pages.slot.payload_bytes,
+            "payload_bytes": [group.slot.payload_bytes for group in self._pages],
         }
 
     def start(self) -> None:
@@ -217,7 +217,7 @@ class Worker:
             if status != PullResult.GOOD:
                 break
             good += 1
-        moved = good * self._pages.slot.payload_bytes
+        moved = sum(self._pages[chunk.group].slot.payload_bytes for chunk in load.chunks[:good])
         with self._lock:
             self._stats["load_seconds"] += time.monotonic() - began
             self._stats["load_bytes"] += moved
@@ -243,7 +243,8 @@ class Worker:
         except ValueError as error:  # in no usable segment
             log.info("lmkv: %s", error)
             return PullResult.GONE
-        return self._copier.scatter(address, chunk.key, chunk.generation, chunk.blocks)
+        copier = self._copiers[chunk.group]
+        return copier.scatter(address, chunk.key, chunk.generation, chunk.blocks)
 
     def _forget_earlier_life(self, peer: PullPeer) -> None:
         """A map keeps a dead holder's memory alive."""
@@ -255,10 +256,11 @@ class Worker:
     def _copy_store(self, store: Store, epoch: int) -> bool:
         address = self.pool.slot_address(store.place)
         generation = (epoch & 0xFFFFFFFF) << 32 | store.counter
-        self._copier.gather(address, store.key, generation, store.blocks)
+        copier = self._copiers[store.group]
+        copier.gather(address, store.key, generation, store.blocks)
         self._gathers += 1
         every = self._config.audit_every
-        if every and self._gathers % every == 0 and not self._copier.audit(address, store.blocks):
+        if every and self._gathers % every == 0 and not copier.audit(address, store.blocks):
             _native.clear_slot(address)
             text = f"chunk {store.key.hex()} differs when it is gathered twice"
             self._control.send(Alarm(self._rank, "audit", text))
@@ -268,7 +270,8 @@ class Worker:
     def _stored(self, store: Store, good: bool, seconds: float) -> None:
         with self._lock:
             self._stats["gather_seconds"] += seconds
-            self._stats["gather_bytes"] += self._pages.slot.payload_bytes if good else 0
+            size = self._pages[store.group].slot.payload_bytes
+            self._stats["gather_bytes"] += size if good else 0
             self._stats["gathers_failed"] += not good
         counter = (store.counter & 0xFFFFFFFF).to_bytes(4, "little")
         result = b"\x01" if good else b"\x00"
