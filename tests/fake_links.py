@@ -1,7 +1,8 @@
 """An agent without sockets: links that keep what is sent, and answers that a test queues.
 
 `World` is one agent whose controller, workers and movers are the test. Chunks have 4 tokens in two
-blocks; prompts are 0, 1, 2 ... unless a test says otherwise.
+blocks; prompts are 0, 1, 2 ... unless a test says otherwise. `windows` has a cache group each, of 0
+tokens for attention to all.
 """
 
 from __future__ import annotations
@@ -85,19 +86,28 @@ class World:
     def __init__(
         self, ranks: int = 1, controller: bool = True, movers: bool = True, **settings: Any
     ) -> None:
-        slots = settings.pop("slots", SLOTS)
+        slots, windows = settings.pop("slots", SLOTS), settings.pop("windows", (0,))
         self.clock = ManualClock()
         self.links: list[FakeLink] = []
         self.ranks = ranks
+        self.specs = SPECS + [f"group {g}" for g in range(1, len(windows))]
         own = [RankInfo(r, HERE) for r in range(ranks)]
         engine = Engine(
             "us",
             lambda word: f"namespace {word}",
-            SPECS,
-            [Geometry(CHUNK, BLOCK, 1024)],
+            self.specs,
+            [Geometry(CHUNK, BLOCK, 1024, window) for window in windows],
             slots,
             slots,
-            [Rank(info, f"ipc://worker{i}", ["layout"], [90 + i]) for i, info in enumerate(own)],
+            [
+                Rank(
+                    info,
+                    f"ipc://worker{i}",
+                    [f"group={g}" for g in range(len(windows))],
+                    [90 + i + 10 * g for g in range(len(windows))],
+                )
+                for i, info in enumerate(own)
+            ],
         )
         inline = {"min_tokens": 1, **settings}
         self.agent = Agent(
@@ -139,14 +149,14 @@ class World:
     def match(self, name: str, tokens: list[int], computed: int = 0) -> int | None:
         return self.agent.match(name, computed, len(tokens))
 
-    def keys(self, first: int, last: int, tokens: list[int] | None = None) -> bytes:
-        chain = _native.KeyHasher(self.agent.namespace, SPECS, CHUNK).chain()
+    def keys(self, first: int, last: int, tokens: list[int] | None = None, group: int = 0) -> bytes:
+        chain = _native.KeyHasher(self.agent.namespace, self.specs, CHUNK).chain()
         chain.extend(tokens or list(range(last * CHUNK)))
-        return chain.keys(0, first, last)
+        return chain.keys(group, first, last)
 
-    def hold(self, first: int, last: int) -> None:
+    def hold(self, first: int, last: int, group: int = 0) -> None:
         """The own pool has these chunks of the common prompt."""
-        room = self.agent.table.reserve(self.keys(first, last), self.clock())
+        room = self.agent.table.reserve(self.keys(first, last, group=group), self.clock())
         assert room is not None
         assert self.agent.table.admit(*room) == last - first
 

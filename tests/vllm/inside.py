@@ -55,6 +55,19 @@ def flip_all(llm: Any) -> int:
     return len(places) // 8
 
 
+def retire(llm: Any, tokens: list[int], group: int, first: int, last: int) -> int:
+    """Take chunks [first, last) of a prompt out of use in one cache group; how many there were."""
+    agent = _connector(llm)._agent
+    chain = agent._hasher.chain(b"")
+    chain.extend(tokens)
+    return int(agent.table.retire(chain.keys(group, first, last), revivable=False))
+
+
+def windows(llm: Any) -> list[int]:
+    """Of each cache group; 0 for attention to all."""
+    return [group.window for group in _connector(llm)._agent._engine.groups]
+
+
 def libraries(llm: Any) -> list[str]:
     """Files mapped into this process whose names say NIXL or UCX."""
     lines = Path("/proc/self/maps").read_text().splitlines()
