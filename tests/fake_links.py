@@ -2,7 +2,7 @@
 
 `World` is one agent whose controller, workers and movers are the test. Chunks have 4 tokens in two
 blocks; prompts are 0, 1, 2 ... unless a test says otherwise. `windows` has a cache group each, of 0
-tokens for attention to all.
+tokens for attention to all; group number `state` has states.
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ class World:
         self, ranks: int = 1, controller: bool = True, movers: bool = True, **settings: Any
     ) -> None:
         slots, windows = settings.pop("slots", SLOTS), settings.pop("windows", (0,))
+        state = settings.pop("state", -1)
         self.clock = ManualClock()
         self.links: list[FakeLink] = []
         self.ranks = ranks
@@ -96,7 +97,10 @@ class World:
             "us",
             lambda word: f"namespace {word}",
             self.specs,
-            [Geometry(CHUNK, BLOCK, 1024, window) for window in windows],
+            [
+                Geometry(CHUNK, BLOCK, 1024, window, group == state)
+                for group, window in enumerate(windows)
+            ],
             slots,
             slots,
             [

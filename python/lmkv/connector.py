@@ -296,7 +296,9 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
             namespace=named,
             group_specs=[group_spec(group, model.get_total_num_kv_heads()) for group in groups],
             groups=[
-                Geometry(chunk, spec.block_size, size, geometry.window(spec))
+                Geometry(
+                    chunk, spec.block_size, size, geometry.window(spec), geometry.is_state(spec)
+                )
                 for spec, size in zip((g.kv_cache_spec for g in groups), first["payload_bytes"])
             ],
             slots=min(rank["slots"] for rank in ranks),

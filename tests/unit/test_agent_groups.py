@@ -443,6 +443,44 @@ def test_a_request_that_only_stores_has_its_groups_too() -> None:
     assert len(step(world, "a", 0, 1, [1, 2], [3, 4])) == 2
 
 
+# ---------------------------------------------------------------- states
+
+
+def test_a_state_is_stored_where_a_step_ends_with_its_chunk() -> None:
+    world = World(windows=(0, 2), state=1)
+    world.begin("a", world.prompt(3))
+    tokens, table = world.prompt(3), [0, 0, 0, 14, 15, 16]
+    full = [1, 2, 3, 4, 5, 6]
+
+    def stored(confirmed: int) -> list[tuple[int, list[int]]]:
+        first, last = world.agent.plan("a", tokens, confirmed)
+        return [(s.group, s.blocks) for s in step(world, "a", first, last, full, table)]
+
+    # The step ends at 8 tokens: of the first chunk there is no state any more.
+    assert stored(8) == [(0, [1, 2]), (0, [3, 4]), (1, [14])]
+    # It ends behind the third chunk: what the block holds is the state after 13 tokens.
+    assert stored(13) == [(0, [5, 6])]
+
+
+def test_of_states_a_hit_needs_the_one_at_its_end() -> None:
+    world = World(windows=(0, 2), state=1)
+    world.hold(0, 3)
+    world.hold(1, 2, group=1)
+    prompt = world.prompt(3)
+    world.begin("a", prompt)
+    world.clock.advance(1)
+    assert world.match("a", prompt) is None
+    world.clock.advance(1)
+    assert world.match("a", prompt) == 8
+    world.agent.allocated("a", [1, 2, 3, 4, 5], 8, [0, 0, 0, 14, 15])
+    (load,) = world.agent.step([], []).loads
+    assert [(chunk.group, chunk.blocks) for chunk in load.chunks] == [
+        (0, [1, 2]),
+        (0, [3, 4]),
+        (1, [14]),
+    ]
+
+
 def test_a_registration_has_the_layouts_of_all_groups_rank_by_rank() -> None:
     world = Groups(ranks=2)
     assert world.agent.registration().layouts == ["group=0", "group=1"] * 2

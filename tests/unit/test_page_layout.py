@@ -228,7 +228,6 @@ def test_engines_with_other_packings_are_incompatible_by_name() -> None:
     ("kind", "text"),
     [
         (MLAAttentionSpec, "KV of kind MLAAttentionSpec is not shared yet"),
-        (MambaSpec, "KV of kind MambaSpec"),
         (ChunkedLocalAttentionSpec, "KV of kind ChunkedLocalAttentionSpec"),
         (SinkFullAttentionSpec, "KV of kind SinkFullAttentionSpec"),
         (SlidingWindowMLASpec, "KV of kind SlidingWindowMLASpec"),
@@ -284,12 +283,47 @@ def test_what_speculative_decoding_keeps_beside_the_window_is_loaded_too() -> No
     assert layouts(engine)[1].window == 302
 
 
-@pytest.mark.parametrize("kind", [MambaSpec, ChunkedLocalAttentionSpec, SinkFullAttentionSpec])
+@pytest.mark.parametrize("kind", [ChunkedLocalAttentionSpec, SinkFullAttentionSpec])
 def test_one_group_that_is_not_shared_opts_the_engine_out(kind: type) -> None:
     engine = Engine(layers=2)
     in_groups(engine, kind)
     with pytest.raises(Unsupported, match=f"KV of kind {kind.__name__} is not shared yet"):
         layouts(engine)
+
+
+def state_engine(**spec: Any) -> Engine:
+    """Two layers of states: a page of 192 bytes in the first part of each block."""
+    engine = Engine(layers=2, blocks=6, block_tokens=128)
+    for name, cache in engine.caches.items():
+        bytes_of_block = cache.view(torch.uint8).flatten(1)
+        engine.caches[name] = bytes_of_block[:, :192].view(torch.int8).unflatten(1, (1, 1, 192))
+    aligned = {"mamba_cache_mode": "align", "num_speculative_blocks": 0}
+    engine.group.kv_cache_spec = MambaSpec(block_size=128, **aligned | spec)
+    return engine
+
+
+def test_a_slot_of_states_holds_the_last_block_of_its_chunk() -> None:
+    engine = state_engine()
+    layout = engine.layout()
+    assert (layout.blocks_per_chunk, layout.window) == (1, 2)
+    fields = geometry.fields(layout.layout)
+    assert (fields["page_format"], fields["segment_bytes"]) == ("cpu:vec:state", "192")
+    first = engine.caches["model.layers.0.self_attn.attn"][4].numpy().tobytes()
+    assert gathered(layout, [4])[:192] == first
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        ({"mamba_cache_mode": "none"}, "MambaSpec with mamba_cache_mode = none is not shared"),
+        ({"mamba_cache_mode": "all"}, "MambaSpec with mamba_cache_mode = all is not shared"),
+        ({"num_speculative_blocks": 1}, "MambaSpec with num_speculative_blocks = 1"),
+        ({"num_prefill_checkpoint_blocks": 1}, "MambaSpec with num_prefill_checkpoint_blocks = 1"),
+    ],
+)
+def test_states_that_are_not_at_the_end_of_blocks(spec: dict[str, Any], text: str) -> None:
+    with pytest.raises(Unsupported, match=text):
+        state_engine(**spec).layout()
 
 
 def test_where_vllm_keeps_all_of_a_window_it_is_no_window() -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from lmkv.core.client import Client
+from lmkv.core.messages import Status, StatusInfo
 
 from tests.vllm.cluster import MAPPED, NIXL, Cluster, hits, misses
 from tests.vllm.engine import Engine, Zygote
@@ -35,6 +37,18 @@ class Pair:
         self.cluster.settle(self.a)
         assert tokens == self.cluster.reference(text)
         return tokens
+
+    def wait_until_told(self) -> None:
+        """The controller knows of `a` no more than there is."""
+        with Client(self.cluster.address) as client:
+
+            def told() -> bool:
+                info, _ = client.ask(Status(1))
+                assert isinstance(info, StatusInfo)
+                (keys,) = (each.keys for each in info.instances if each.instance == "a")
+                return keys == self.a.call("tests.vllm.inside:state")["readable"]
+
+            self.cluster.wait(told)
 
     def at_rest(self) -> bool:
         self.cluster.settle(self.a, self.b)
@@ -119,7 +133,7 @@ def test_a_window_chunk_that_is_retired_at_the_holder_shortens_the_hit(pair: Pai
     cold = pair.cold(text)
     group = next(g for g, window in enumerate(pair.windows) if window)
     assert pair.a.call("tests.vllm.inside:retire", text, group, 4, 5) == 1
-    pair.cluster.settle(pair.a)
+    pair.wait_until_told()
     warm = pair.b.generate(text)
     assert hits(warm) == {"hit_mapped": WHOLE - 256}
     assert misses(warm) == {"cold": 256, "too_short": REST}
@@ -132,7 +146,7 @@ def test_window_chunks_that_no_window_reaches_are_not_missed(pair: Pair) -> None
     cold = pair.cold(text)
     for group, window in enumerate(pair.windows):
         assert not window or pair.a.call("tests.vllm.inside:retire", text, group, 0, 3) == 3
-    pair.cluster.settle(pair.a)
+    pair.wait_until_told()
     warm = pair.b.generate(text)
     assert hits(warm) == {"hit_mapped": WHOLE}
     assert warm.tokens == cold

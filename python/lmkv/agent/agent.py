@@ -263,6 +263,7 @@ class Agent:
         state = self._requests.get(request)
         if state is None or state.chain is None or state.skip_store or state.epoch != self.epoch:
             return 0, 0
+        state.confirmed = confirmed
         last = confirmed // self._chunk_tokens
         if last <= state.next_store:
             return 0, 0
@@ -298,16 +299,17 @@ class Agent:
     ) -> list[Store]:
         """Of one cache group, of which `part` knows; the request's own state where it is alone."""
         geometry = self._engine.groups[part.group]
-        per = geometry.blocks_per_chunk
         have = self.table.contains(part.keys(first, last))
         chunks: list[tuple[bytes, list[int]]] = []
         for chunk in range(first, last):
             key = part.keys(chunk, chunk + 1)
-            mine = list(blocks[chunk * per : (chunk + 1) * per])
+            mine = geometry.blocks(blocks, chunk)
             if have[chunk - first] or chunk in part.mapped:
                 continue
             if geometry.window and NULL_BLOCK in mine:
                 continue  # the window has left a part of it behind
+            if geometry.state and (chunk + 1) * self._chunk_tokens != state.confirmed:
+                continue  # the state after other tokens
             if key in self._mapped_keys:
                 if (chunk + 1) * self._chunk_tokens <= state.computed:
                     continue  # vLLM kept what had come from a peer

@@ -269,8 +269,8 @@ class Reader:
     ) -> list[int]:
         """Where this chunk goes: not to blocks that vLLM has filled, nor to its null block."""
         geometry = self._groups[group]
-        at, skip = number * geometry.blocks_per_chunk, state.computed // geometry.block_tokens
-        blocks = table[at : at + geometry.blocks_per_chunk]
+        blocks, skip = geometry.blocks(table, number), state.computed // geometry.block_tokens
+        at = (number + 1) * geometry.blocks_per_chunk - len(blocks)
         if geometry.window:
             blocks = [SKIPPED if block == NULL_BLOCK else block for block in blocks]
         return [block if at + j >= skip else SKIPPED for j, block in enumerate(blocks)]

@@ -70,6 +70,7 @@ class RequestState:
     goal: int = 0  # pulls are to bring what a hit of the chunks before this one needs
 
     next_store: int = 0  # chunks before were stored, or are not to be
+    confirmed: int = 0  # tokens, when this step has ended
     mapped: set[int] = field(default_factory=set)  # chunks loaded from a mapped peer
     hits: Counter[str] = field(default_factory=Counter)
     misses: Counter[str] = field(default_factory=Counter)

@@ -34,10 +34,16 @@ class Geometry:
     block_tokens: int
     payload_bytes: int
     window: int = 0  # tokens that its attention sees, the new one too; 0: all
+    state: bool = False  # a block is the state after its last token
 
     @property
     def blocks_per_chunk(self) -> int:
         return self.chunk_tokens // self.block_tokens
+
+    def blocks(self, table: Sequence[int], chunk: int) -> list[int]:
+        """Those of a request's blocks that a chunk's slot holds."""
+        end = (chunk + 1) * self.blocks_per_chunk
+        return list(table[end - 1 if self.state else end - self.blocks_per_chunk : end])
 
     def first_needed(self, end: int) -> int:
         """The first chunk of which a hit of chunks [0, end) needs something."""

@@ -93,7 +93,7 @@ def lookup(registry: Registry, message: Lookup, frames: list[bytes]) -> LookupIn
         )
         chain = hasher.chain(pack([(SALT, message.salt.encode())]) if message.salt else b"")
         chain.extend(message.tokens)
-        keys = chain.keys()
+        keys = chain.keys(_of_all_tokens(registration.group_specs))
     if len(keys) > MAX_KEYS * wire.KEY_BYTES:
         text = f"tokens: {len(keys) // wire.KEY_BYTES} chunks, at most {MAX_KEYS} are allowed"
         return Refused("too_large", text, "tokens", message.request)
@@ -106,6 +106,13 @@ def lookup(registry: Registry, message: Lookup, frames: list[bytes]) -> LookupIn
         holders,
         _matched(holders, registration.chunk_tokens),
     )
+
+
+def _of_all_tokens(group_specs: list[str]) -> int:
+    """The cache group whose chunks say how much of a prompt there is: no window, no state."""
+    kinds = ("kind=full\n", "kind=mla\n")
+    found = (n for n, spec in enumerate(group_specs) if any(kind in spec for kind in kinds))
+    return next(found, 0)
 
 
 def _matched(holders: list[list[str]], chunk_tokens: int) -> dict[str, int]:

@@ -119,12 +119,22 @@ def _differing(a: Mapping[str, str], b: Mapping[str, str]) -> str | None:
     return next((name for name in sorted({*a, *b}) if a.get(name) != b.get(name)), None)
 
 
+STATE_WINDOW = 2  # the state after the last token, and the next token
+
+
 def window(spec: Any) -> int:
     """Of a cache group's vLLM spec: the tokens before the next one whose KV vLLM keeps, and that
     one; 0 for all. (With its hybrid manager off, vLLM keeps all of a sliding window's too.)"""
+    if is_state(spec):
+        return STATE_WINDOW
     if type(spec).__name__ != "SlidingWindowSpec":
         return 0
     return int(spec.sliding_window) + int(getattr(spec, "extra_retained_tokens", 0))
+
+
+def is_state(spec: Any) -> bool:
+    """Whether a block of the group is the state after its last token, not its tokens' KV."""
+    return type(spec).__name__ == "MambaSpec"
 
 
 def numbered(names: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ A layer's tensor is a logical view [B, H, N, C] (block, head, token, content) wh
 truth. The CPU backend packs a (block, head) page by instruction set and block size, so a page is
 opaque there: one run, page format `cpu:<isa>:<block size>`. Where vLLM splits its blocks into
 kernel blocks, dimension 0 counts those, and a block's page is its kernel blocks' pages in order.
+A block of a state group (Mamba) is one page: the state after its last token.
 
 A group's layers have addresses of their own; layers of different groups lie at the same ones, in
 blocks that vLLM gives to one group at a time. So blocks are copied group by group.
@@ -25,7 +26,13 @@ from lmkv.core import geometry
 if TYPE_CHECKING:
     import torch
 
-SHARED_KINDS = ("FullAttentionSpec", "SlidingWindowSpec")
+SHARED_KINDS = ("FullAttentionSpec", "SlidingWindowSpec", "MambaSpec")
+# Of Mamba's, what keeps a state at the end of a block, and there alone.
+STATES: tuple[tuple[str, object], ...] = (
+    ("mamba_cache_mode", "align"),
+    ("num_speculative_blocks", 0),
+    ("num_prefill_checkpoint_blocks", 0),
+)
 DRAFT_PREFIX = "draft_model."  # a draft model's layers are no part of the payload
 
 
@@ -90,7 +97,8 @@ def page_layout(
         )
     _, heads, tokens, content = first.shape
     item, strides = first.element_size(), first.stride()
-    if (strides[2], strides[3]) != (content, 1):
+    state = geometry.is_state(spec)
+    if strides[3] != 1 or (strides[2] != content and tokens > 1):
         raise Unsupported(f"KV pages with strides {tuple(strides)} are not shared on a CPU yet")
     pages = _native.Pages(
         [kv_caches[name].data_ptr() for name in layers],
@@ -102,14 +110,15 @@ def page_layout(
         strides[1] * item,
         strides[0] * item if kernel_blocks > 1 else 0,
     )
-    blocks_per_chunk = chunk_tokens // spec.block_size
+    blocks_per_chunk = 1 if state else chunk_tokens // spec.block_size
+    isa, form = _isa(layers[0], spec, tokens, vllm_config), "state" if state else tokens
     text = geometry.Layout(
         chunk_tokens=chunk_tokens,
         dtype=str(first.dtype).removeprefix("torch."),
-        page_format=f"cpu:{_isa(layers[0], spec, tokens, vllm_config)}:{tokens}",
+        page_format=f"cpu:{isa}:{form}",
         group=group,
         layers=layers,
-        head_size=spec.head_size,
+        head_size=getattr(spec, "head_size", 0),
         kv_heads=vllm_config.model_config.get_total_num_kv_heads(),
         first_head=_first_head(rank, heads, kv_cache_config, vllm_config),
         heads=heads,
@@ -132,6 +141,10 @@ def _shared_spec(kv_cache_config: Any, group: int) -> Any:
     kind = type(spec).__name__
     if kind not in SHARED_KINDS:
         raise Unsupported(f"KV of kind {kind} is not shared yet, only {', '.join(SHARED_KINDS)}")
+    if geometry.is_state(spec):
+        for name, allowed in STATES:
+            if (value := getattr(spec, name, allowed)) != allowed:
+                raise Unsupported(f"KV of kind {kind} with {name} = {value} is not shared yet")
     return spec
 
 
@@ -196,7 +209,8 @@ def _isa(layer: str, spec: Any, tokens: int, vllm_config: Any) -> str:
 
     bf16 = vllm_config.model_config.dtype == torch.bfloat16
     amx = bool(torch.cpu._is_amx_tile_supported())
-    return cpu_isa(spec.head_size, tokens, bf16, amx, platform.machine())
+    head_size = getattr(spec, "head_size", 128)  # a state has none
+    return cpu_isa(head_size, tokens, bf16, amx, platform.machine())
 
 
 def cpu_isa(head_size: int, block_size: int, bf16: bool, amx: bool, machine: str) -> str:
