@@ -1,10 +1,10 @@
 // locate(): the longest prefix that others hold, and whom to ask for which part of it.
 //
-// First the keys are looked up, until one has no usable holder (`sparse`: all of them). Then runs are chosen greedily: a
-// run goes on while its holder has the next key; at a break the holder with the largest (keys it
-// has from here on) * weight is taken. A holder on the asker's host weighs four times (one copy
-// instead of a transfer and a copy), one that the answer names already a quarter more, and a loaded
-// one 1 / (1 + load).
+// First the keys are looked up, until one has no usable holder; a sparse locate leaves such keys
+// out and goes on. Then runs are chosen greedily: a run goes on while its holder has the next key;
+// at a break the holder with the largest (keys it has from here on) * weight is taken. A holder on
+// the asker's host weighs four times (one copy instead of a transfer and a copy), one that the
+// answer names already a quarter more, and a loaded one 1 / (1 + load).
 #include <algorithm>
 #include <array>
 #include <cmath>

@@ -137,7 +137,25 @@ struct Model {
     instances.erase(instances.begin() + at);
   }
 
+  // A sparse locate names a holder of each key that somebody has, and its place.
+  void locate(std::uint64_t first) {
+    std::vector<Key> keys;
+    for (std::uint64_t n = 0; n < 64; ++n) keys.push_back(key(first + n));
+    const Located answer = directory.locate(keys, -1, {}, {}, true);
+    std::size_t covered = 0;
+    for (const Run& run : answer.runs)
+      for (std::uint32_t i = 0; i < run.n; ++i, ++covered) {
+        const std::uint64_t number = first + run.first + i;
+        CHECK(held.at(number).at(run.instance) == answer.counters[run.offset + i]);
+        CHECK(answer.places[run.offset + i].first == number * 16);
+      }
+    std::size_t there = 0;
+    for (std::uint64_t n = 0; n < 64; ++n) there += held.count(first + n);
+    CHECK(covered == there && answer.found == there);
+  }
+
   void check() {
+    for (std::uint64_t first = 0; first < 4096; first += 64) locate(first);
     CHECK(directory.size() == held.size());
     std::map<int, Sums> sums;
     for (const auto& [number, holders] : held) {

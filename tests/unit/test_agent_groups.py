@@ -360,6 +360,19 @@ def test_pull_never_still_maps(mapped: bool) -> None:
     assert world.over("a")[1] == {"cold" if mapped else "recompute_cheaper": 12, "too_short": 1}
 
 
+def test_a_miss_that_waits_for_blocks_costs_no_search_at_each_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = Groups()
+    prompt = world.prompt(3)
+    world.begin("a", prompt)
+    for asked, _ in world.locates():
+        world.located_in(asked)
+    assert world.match("a", prompt) == 0
+    monkeypatch.setattr(world.agent.reader, "_reach", None)
+    assert world.match("a", prompt) == 0
+
+
 # ---------------------------------------------------------------- loads that fail
 
 

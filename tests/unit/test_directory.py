@@ -236,6 +236,16 @@ def test_a_slice_is_checked() -> None:
 # ---------------------------------------------------------------- locate
 
 
+def test_sparse_is_every_key_that_somebody_has() -> None:
+    directory, (a, b, asker) = make(0, 1, 2)
+    hold(directory, a, 1, 2, 5)
+    hold(directory, b, 4, 5)
+    runs, alternates = ask(directory, asker, 0, 1, 2, 3, 4, 5, sparse=True)
+    assert (runs, alternates) == ([(1, 2, a), (4, 2, b)], [(5, 1, a)])
+    assert ask(directory, asker, 0, 3, sparse=True) == ([], [])
+    assert ask(directory, asker, 0, 1, 2) == ([], []), "a prefix has no gap"
+
+
 def test_a_prefix_at_one_holder_is_one_run() -> None:
     directory, (asker, a) = make(0, 1)
     hold(directory, a, 1, 2, 3, 5)

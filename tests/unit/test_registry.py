@@ -430,6 +430,31 @@ def test_lookup_names_the_holders_of_each_chunk() -> None:
     assert isinstance(story.ask(Lookup(3, tokens, like="a")), LookupInfo)
 
 
+def test_lookup_goes_by_the_group_that_sees_all_tokens() -> None:
+    story, specs = Story(), ["kind=window\n", "kind=full\n"]
+    stub = StubInstance("a")
+    stub.registration.group_specs = specs
+    a = story.join(stub)
+    tokens = list(range(40))
+    chain = _native.KeyHasher(NAMESPACE, specs, 16).chain()
+    chain.extend(tokens)
+    story.tell(a, *a.store(*(int.from_bytes(chain.keys(1, i, i + 1), "little") for i in (0, 1))))
+    info = story.ask(Lookup(3, tokens))
+    assert isinstance(info, LookupInfo)
+    assert info.matched == {"a": 32}
+
+
+def test_a_sparse_locate_goes_on_behind_what_nobody_has() -> None:
+    story = Story()
+    a, b = story.join(StubInstance("a")), story.join(StubInstance("b"))
+    story.tell(a, *a.store(1, 3))
+    asked = Locate(1, "default", "b", b.epoch, sparse=True)
+    answer, arrays = story.registry.locate(asked, [keys(1, 2, 3)])
+    assert isinstance(answer, Located)
+    assert [(run.first, run.n) for run in answer.runs] == [(0, 1), (2, 1)]
+    assert (answer.found, answer.missing, len(arrays[0])) == (2, "cold", 16)
+
+
 def test_only_so_many_instances() -> None:
     story = Story(max_instances=1)
     a, b = story.join(StubInstance("a")), StubInstance("b")

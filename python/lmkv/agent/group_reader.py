@@ -203,10 +203,15 @@ class GroupReader(Reader):
     # ------------------------------------------------------------ what to load
 
     def _choose(self, state: RequestState, first: int, last: int) -> None:
-        """Pin or name, group by group, what the longest hit needs."""
+        """Pin or name, group by group, what the longest hit needs; a miss is searched once, as
+        vLLM may ask for many steps."""
+        if state.nothing_from == first:
+            return
         self._release(state)
         state.first = first
         state.end = self._reach(state, first, last, pull=False)
+        if state.end == first:
+            state.nothing_from = first
         for part in state.parts:
             chunk = self._start(state, part, first, state.end)
             while chunk < state.end:

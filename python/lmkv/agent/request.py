@@ -68,6 +68,7 @@ class RequestState:
     group: int = 0
     parts: list[RequestState] = field(default_factory=list)
     goal: int = 0  # pulls are to bring what a hit of the chunks before this one needs
+    nothing_from: int = -1  # no hit was found from this chunk on
 
     next_store: int = 0  # chunks before were stored, or are not to be
     confirmed: int = 0  # tokens, when this step has ended
