@@ -46,7 +46,7 @@ class Pair:
                 info, _ = client.ask(Status(1))
                 assert isinstance(info, StatusInfo)
                 (keys,) = (each.keys for each in info.instances if each.instance == "a")
-                return keys == self.a.call("tests.vllm.inside:state")["readable"]
+                return keys == self.a.call("tests.vllm.inside:state")["granules"]["readable"] // 16
 
             self.cluster.wait(told)
 

@@ -1,7 +1,7 @@
 """Real engines of a Mamba hybrid: Qwen3-Next, of which three layers have a state and one attention.
 
 vLLM keeps a state where a step ends at a block's end (`mamba_cache_mode: align`, with its prefix
-cache on): of a prompt of 1,500 tokens, the one after 1,280. Its CPU backend runs this in bfloat16.
+cache on): of a prompt of 1,300 tokens, the one after 1,280. Its CPU backend runs this in bfloat16.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.vllm.cluster import MAPPED, NIXL, Cluster, hits, misses
 from tests.vllm.engine import Engine, Zygote
 from tests.vllm.models import prompt
 
-WHOLE, REST = 1280, 220
+WHOLE, REST = 1280, 20
 ARGUMENTS = {"dtype": "bfloat16", "block_size": None, "enable_prefix_caching": True}
 
 
@@ -103,7 +103,7 @@ def test_a_prompt_that_leaves_before_a_state_is_computed(
     text = prompt(410, WHOLE + REST)
     fresh(a, text)
     cluster.settle(a)
-    other = text[:1100] + prompt(411, 400)
+    other = text[:1100] + prompt(411, 200)
     warm = b.generate(other, max_tokens=16)
     assert hits(warm) == {}
     assert misses(warm) == {"cold": WHOLE, "too_short": REST}
