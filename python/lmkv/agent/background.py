@@ -18,7 +18,7 @@ import zmq
 
 from lmkv.agent.controllers import LEAVE_DEADLINE, Controllers
 from lmkv.agent.links import Link
-from lmkv.core.messages import Alarm, AnyMessage, Stored, WorkerState
+from lmkv.core.messages import Alarm, AnyMessage, Stored, StoredOk, WorkerState
 
 if TYPE_CHECKING:
     from lmkv.agent.agent import Agent
@@ -109,7 +109,7 @@ class Background:
             self._agent.streams.restart()
         for link in self._workers:
             for message, frames in link.receive():
-                self._worker_says(message, frames)
+                self._worker_says(link, message, frames)
         if len(self._states) < len(self._workers) and self._clock() >= self._next_attach:
             self._next_attach = self._clock() + ATTACH_EVERY
             for link in self._workers:
@@ -121,9 +121,10 @@ class Background:
                 self._agent.reader.lock.release()
         self._controllers.turn()
 
-    def _worker_says(self, message: AnyMessage, frames: list[bytes]) -> None:
+    def _worker_says(self, link: Link, message: AnyMessage, frames: list[bytes]) -> None:
         if isinstance(message, Stored):
             self._agent.stores.stored(message, frames)
+            link.send(StoredOk(message.job))  # also when it was heard before
         elif isinstance(message, WorkerState):
             self._worker_state(message)
         elif isinstance(message, Alarm):

@@ -461,11 +461,18 @@ class WorkerState(Message, tag="worker_state"):
 
 
 class Stored(Message, tag="stored"):
-    """Worker -> agent: gathers have ended. Frames: places, counters, results (u8: 1 good)."""
+    """Worker -> agent, until it is answered `StoredOk`: gathers have ended.
+    Frames: places, counters, results (u8: 1 good)."""
 
     rank: U32
     job: U64
     seconds: Seconds = 0.0
+
+
+class StoredOk(Message, tag="stored_ok"):
+    """Agent -> worker: this job's `Stored` has come."""
+
+    job: U64
 
 
 class Alarm(Message, tag="alarm"):
@@ -645,6 +652,6 @@ AnyMessage = Union[
     Register, Welcome, Refused, Unsupported, Ranks, Announce, Retract, Heartbeat, HeartbeatOk,
     Resync, SyncSlice, SyncEnd, Leave, Left, Touched, Probe, ProbeOk, Locate, Located, Peer,
     PeerInfo, Status, StatusInfo, Lookup, LookupInfo, Instances, Controllers, Prefixes, Subscribe,
-    Event, Command, Job, Jobs, Attach, WorkerState, Stored, Alarm, MoverState, Pull, Pulled,
+    Event, Command, Job, Jobs, Attach, WorkerState, Stored, StoredOk, Alarm, MoverState, Pull, Pulled,
     Limbo, LimboEnded, Connect, Forget, MoverConfig, Segments, Stop, Ping, Pong, Share, Shared,
 ]  # fmt: skip

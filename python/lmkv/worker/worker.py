@@ -272,7 +272,8 @@ class Worker:
             self._stats["gathers_failed"] += not good
         counter = (store.counter & 0xFFFFFFFF).to_bytes(4, "little")
         result = b"\x01" if good else b"\x00"
-        self._control.send(Stored(self._rank, store.job, seconds), store.place, counter, result)
+        report = Stored(self._rank, store.job, seconds)
+        self._control.report(store.job, report, store.place, counter, result)
 
     # ------------------------------------------------------------ filler, supervisor, control
 
