@@ -132,6 +132,24 @@ def test_each_life_has_its_own_agent_and_socket(run_dir):
     one.stop()
 
 
+def test_a_mover_that_is_stopped_is_replaced_and_a_later_one_lives_on(run_dir, capfd):
+    seen = Seen()
+    one = supervisor(run_dir, seen)
+    one.start()
+    seen.wait(lambda states: states)
+    first = one.pid
+    os.kill(first, signal.SIGSTOP)
+    for _ in range(2):  # the second one is late
+        one.replace(1)
+        seen.wait(lambda states: None in states and states[-1] is not None)
+    assert one.pid != first and not _running(first)
+    one.attach("a", 5)
+    seen.wait(lambda states: states[-1] is not None)
+    one.stop()
+    assert seen.states.count(None) == 1
+    assert capfd.readouterr().err.count("hangs in READs that timed out") == 1
+
+
 def test_a_mover_that_cannot_go_on_says_one_sentence(run_dir, capfd):
     """Its share socket's place is taken by a folder."""
     seen = Seen()

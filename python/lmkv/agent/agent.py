@@ -123,6 +123,8 @@ class Agent:
             connect,
             clock,
             lambda job: self.transfers.ended(job),  # noqa: PLW0108 (made below)
+            config.limbo_seconds,
+            config.limbo_share * engine.slots,
         )
         self.stores = Stores(self.table, len(engine.ranks))
         self.rates = Rates(engine.geometry.payload_bytes, engine.geometry.chunk_tokens, clock)

@@ -475,6 +475,13 @@ class StoredOk(Message, tag="stored_ok"):
     job: U64
 
 
+class Replace(Message, tag="replace"):
+    """Agent -> worker: this mover does not end READs that are long past their deadlines, nor
+    itself; only the end of its process ends them for certain."""
+
+    mover_generation: U32  # as in `WorkerState`; another one lives on
+
+
 class Alarm(Message, tag="alarm"):
     """Worker or mover -> agent: something that must not happen has happened."""
 
@@ -652,6 +659,7 @@ AnyMessage = Union[
     Register, Welcome, Refused, Unsupported, Ranks, Announce, Retract, Heartbeat, HeartbeatOk,
     Resync, SyncSlice, SyncEnd, Leave, Left, Touched, Probe, ProbeOk, Locate, Located, Peer,
     PeerInfo, Status, StatusInfo, Lookup, LookupInfo, Instances, Controllers, Prefixes, Subscribe,
-    Event, Command, Job, Jobs, Attach, WorkerState, Stored, StoredOk, Alarm, MoverState, Pull, Pulled,
-    Limbo, LimboEnded, Connect, Forget, MoverConfig, Segments, Stop, Ping, Pong, Share, Shared,
+    Event, Command, Job, Jobs, Attach, WorkerState, Stored, StoredOk, Replace, Alarm, MoverState,
+    Pull, Pulled, Limbo, LimboEnded, Connect, Forget, MoverConfig, Segments, Stop, Ping, Pong,
+    Share, Shared,
 ]  # fmt: skip

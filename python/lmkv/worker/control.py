@@ -18,7 +18,7 @@ import zmq
 
 from lmkv.core import wire
 from lmkv.core.clock import Clock, monotonic
-from lmkv.core.messages import Attach, Forget, Message, StoredOk, WorkerState
+from lmkv.core.messages import Attach, Forget, Message, Replace, StoredOk, WorkerState
 from lmkv.worker.copies import Once
 
 log = logging.getLogger("lmkv.worker")
@@ -28,7 +28,7 @@ REPEAT_S = 1.0  # a report that is not answered
 
 
 class Control:
-    """Binds at once. `state`, `attach` and `forget` are called from the control thread."""
+    """Binds at once. The callbacks are called from the control thread."""
 
     def __init__(
         self,
@@ -36,6 +36,7 @@ class Control:
         state: Callable[[], WorkerState],
         attach: Callable[[Attach], None],
         forget: Callable[[str, int], None],
+        replace: Callable[[int], None],
         clock: Clock = monotonic,
     ) -> None:
         self.address = f"ipc://{path}"
@@ -43,6 +44,7 @@ class Control:
         self._state = state
         self._attach = attach
         self._forget = forget
+        self._replace = replace
         self._clock = clock
         self._out: queue.SimpleQueue[tuple[int, list[bytes]]] = queue.SimpleQueue()
         self._unsent: tuple[int, list[bytes]] | None = None  # taken from `_out`, not gone out
@@ -135,6 +137,8 @@ class Control:
                 self._unheard.pop(message.job, None)
             elif isinstance(message, Forget):
                 self._forget(message.instance, message.epoch)
+            elif isinstance(message, Replace):
+                self._replace(message.mover_generation)
 
     def _send_all(self) -> bool:
         """False: the agent cannot be reached now."""

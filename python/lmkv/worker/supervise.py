@@ -23,7 +23,7 @@ from pathlib import Path
 
 from lmkv import _native
 from lmkv.core import wire
-from lmkv.core.messages import Attach, Message, MoverConfig, MoverState, Segments, Stop
+from lmkv.core.messages import Attach, Message, MoverConfig, MoverState, Replace, Segments, Stop
 from lmkv.worker.affinity import unpin
 
 MAX_PATH = 100  # bytes of a unix socket's path, with room to spare
@@ -173,6 +173,11 @@ class Supervisor:
         """The pool has grown."""
         self._wake()
 
+    def replace(self, generation: int) -> None:
+        """End this mover, whatever it does; a later one lives on."""
+        self._commands.put(Replace(generation))
+        self._wake()
+
     def stop(self) -> None:
         """End the mover, and wait for its end; harmless when repeated."""
         if self._stopping:
@@ -291,10 +296,18 @@ class Supervisor:
             os.read(self._wake_read, 4096)
         while not self._commands.empty():
             message = self._commands.get()
+            if isinstance(message, Replace):
+                self._kill(message.mover_generation)
+                continue
             if isinstance(message, Attach):
                 self._attached = message
             self._send(message)
         self._send_segments()
+
+    def _kill(self, generation: int) -> None:
+        if generation == self.generation and self._process is not None:
+            print("lmkv: the mover hangs in READs that timed out: it is replaced", file=sys.stderr)
+            self._process.kill()
 
     def _received(self) -> MoverState | None:
         """None: the mover has ended, or speaks nonsense and shall."""

@@ -127,7 +127,11 @@ class Worker:
         self._stopping = False
         self._filler = threading.Thread(target=self._fill, name="lmkv-filler", daemon=True)
         self._control = Control(
-            str(folder / name), self._state, self._on_attach, self._mapped.forget
+            str(folder / name),
+            self._state,
+            self._on_attach,
+            self._mapped.forget,
+            self.supervisor.replace,
         )
 
     def _say_what_is_lacking(self, pool_bytes: int) -> None:
