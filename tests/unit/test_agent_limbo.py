@@ -130,3 +130,16 @@ def test_movers_forget_a_peer_that_does_not_answer() -> None:
     for rank in range(2):
         ((forget, _),) = world.at(f"ipc://mover{rank}").of(Forget)
         assert forget == Forget("peer", PEER_EPOCH)
+
+
+def test_a_peer_that_another_pull_is_under_way_to_is_not_forgotten() -> None:
+    """It may be to the peer's next mover; a mover gives up what it has not read when it forgets."""
+    world = World()
+    pulling(world)
+    other = [7] * 9
+    world.begin("b", other)
+    world.located(2)
+    assert world.match("b", other) is None
+    world.pulled([PEER_DEAD] * 2)
+    assert world.match("b", other) == 0
+    assert world.at("ipc://mover0").of(Forget) == []

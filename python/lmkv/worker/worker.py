@@ -2,8 +2,8 @@
 
 start() -> the agent attaches -> plans are carried out, step by step -> stop(). The pool's segments
 are made in the background and become usable one by one; vLLM's thread only queues copies, and waits
-only where it is about to overwrite a block that is still being read. Threads: filler (segments),
-control (the agent's socket), copies, and the supervisor's.
+only where it is about to overwrite a block that is still being read. Threads: filler (segments,
+and later the maps of dead peers), control (the agent's socket), copies, and the supervisor's.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from lmkv.worker.supervise import MoverSettings, Supervisor
 log = logging.getLogger("lmkv.worker")
 
 STOP_DEADLINE = 2.0
+LOOK_EVERY = 5.0  # seconds between looks for peers that have died
 UCX_TLS = {"": "", "tcp": "tcp,self", "cma": "cma,tcp,self"}
 MAP_RESULTS = {
     "incompatible": PullResult.INCOMPATIBLE,
@@ -124,8 +125,8 @@ class Worker:
         self._error = ""
         self._stats = _no_stats()
         self._gathers = 0
-        self._stopping = False
-        self._filler = threading.Thread(target=self._fill, name="lmkv-filler", daemon=True)
+        self._stopping = threading.Event()
+        self._filler = threading.Thread(target=self._keep_up, name="lmkv-filler", daemon=True)
         self._control = Control(
             str(folder / name),
             self._state,
@@ -160,9 +161,9 @@ class Worker:
 
     def stop(self) -> None:
         """Ends threads and mover, within 3 s unless a copy hangs; harmless when repeated."""
-        if self._stopping:
+        if self._stopping.is_set():
             return
-        self._stopping = True
+        self._stopping.set()
         ended = self._copies.stop(STOP_DEADLINE)
         self.supervisor.stop()
         ended &= self._control.stop(STOP_DEADLINE)
@@ -281,10 +282,21 @@ class Worker:
 
     # ------------------------------------------------------------ filler, supervisor, control
 
+    def _keep_up(self) -> None:
+        self._fill()
+        while not self._stopping.wait(LOOK_EVERY):
+            self._drop_dead_peers()
+
+    def _drop_dead_peers(self) -> None:
+        try:
+            self._mapped.drop_dead()
+        except Exception as error:  # the thread must live on
+            self._once.exception("looking for peers that have died", error)
+
     def _fill(self) -> None:
         pool = self.pool
         try:
-            while not self._stopping and pool.segments * pool.segment_slots < pool.slots:
+            while not self._stopping.is_set() and pool.segments * pool.segment_slots < pool.slots:
                 pool.add_segment()
                 self.supervisor.segment_added()
                 self._changed()
