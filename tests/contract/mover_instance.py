@@ -62,8 +62,8 @@ def generation(epoch: int, counter: int) -> int:
 
 
 class Instance:
-    """`with Instance(name, run_dir) as a:` has an attached mover that is ready. Its pool of slots of
-    the layout `text` is its own, unless one with all segments is given."""
+    """`with Instance(name, run_dir) as a:` has an attached mover that is ready. Its pool, of slots
+    of the layout `text`, is its own unless one with all segments is given."""
 
     def __init__(
         self,

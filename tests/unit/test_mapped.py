@@ -139,7 +139,7 @@ def test_a_life_that_is_over_is_unmapped_when_its_last_user_has_gone(holder):
 
 
 def test_a_peer_that_died_is_unmapped_when_it_was_missed_twice(holder):
-    peers = MappedPeers(LAYOUT)
+    peers = MappedPeers(LAYOUT.granule_bytes)
     with peers.map(holder.peer()):
         pass
     peers.drop_dead()
@@ -160,7 +160,7 @@ def test_a_peer_that_died_is_unmapped_when_it_was_missed_twice(holder):
 
 
 def test_a_peer_that_is_stopped_stays_mapped(holder, run_dir):
-    peers = MappedPeers(LAYOUT, deadline=0.1)
+    peers = MappedPeers(LAYOUT.granule_bytes, deadline=0.1)
     path = holder.server.path
     with peers.map(holder.peer()):
         pass
