@@ -58,6 +58,7 @@ class Cluster:
         self.address = f"tcp://127.0.0.1:{self._port}"
         self._runs = Path(f"/tmp/lmkv-test-{os.getpid()}")  # paths of sockets are short
         self._runs.mkdir(mode=0o700, exist_ok=True)
+        self.run_dir = str(self._runs)
         self._plain: Engine | None = None
         self.controller = self.start_controller()
 

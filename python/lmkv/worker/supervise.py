@@ -67,9 +67,10 @@ def environment(settings: MoverSettings, base: Mapping[str, str]) -> dict[str, s
 
 
 class Backoff:
-    """0 for the first restart, then 0.1 s doubling to 10 s; a life of 10 s makes it forget."""
+    """0 for the first restart, then 0.1 s doubling to 10 s; a life of a second makes it forget:
+    peers that die one after another may each take a mover along, and others want to be served."""
 
-    FIRST, LAST, HEALTHY = 0.1, 10.0, 10.0
+    FIRST, LAST, HEALTHY = 0.1, 10.0, 1.0
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
