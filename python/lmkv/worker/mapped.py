@@ -87,17 +87,21 @@ class MappedPeers:
                     mapping.over = True
                     self._unmap_unused(key, mapping)
 
-    def drop_dead(self) -> None:
-        """Forget the lives for which twice in a row nobody answers, or another life does. A peer
-        that is stopped or slow can still be read; one whose mover restarts is there again soon."""
+    def drop_dead(self) -> int:
+        """Forget the lives for which twice in a row nobody answers, or another life does; how many
+        there were. One that is stopped or slow can still be read, and one whose mover restarts is
+        there again soon."""
         with self._lock:
             known = [(key, m, m.peer) for key, m in self._peers.items() if m.peer is not None]
+        dead = 0
         for key, mapping, peer in known:
             missing = self._missing(peer)
             with self._lock:
+                dead += missing and mapping.missing and not mapping.over
                 mapping.over |= missing and mapping.missing
                 mapping.missing = missing
                 self._unmap_unused(key, mapping)
+        return dead
 
     def __len__(self) -> int:
         with self._lock:

@@ -36,7 +36,7 @@ from lmkv.worker.control import Control
 from lmkv.worker.copies import Copies, Once
 from lmkv.worker.mapped import MapError, MappedPeers
 from lmkv.worker.page_layout import PageLayout
-from lmkv.worker.supervise import MoverSettings, Supervisor
+from lmkv.worker.supervise import MoverSettings, Supervisor, remove_stale_sockets
 
 log = logging.getLogger("lmkv.worker")
 
@@ -115,6 +115,7 @@ class Worker:
             limbo_share=config.limbo_share,
         )
         tag = name.partition("-")[0]
+        self._run_dir = str(folder)
         self.supervisor = Supervisor(self.pool, rank, tag, settings, self._mover_changed)
         self._copies = Copies(self._copy_load, self._copy_store, self._stored, config.load_deadline)
         self._once = Once()
@@ -289,7 +290,8 @@ class Worker:
 
     def _drop_dead_peers(self) -> None:
         try:
-            self._mapped.drop_dead()
+            if self._mapped.drop_dead():  # it may have left its sockets, too
+                remove_stale_sockets(self._run_dir)
         except Exception as error:  # the thread must live on
             self._once.exception("looking for peers that have died", error)
 
