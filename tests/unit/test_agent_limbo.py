@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from lmkv.core.messages import Forget, Pulled, PullResult, Replace
 
 from tests.fake_links import PEER_EPOCH, World
@@ -10,13 +11,15 @@ GOOD, GONE, TIMEOUT = PullResult.GOOD, PullResult.GONE, PullResult.TIMEOUT
 PEER_DEAD = PullResult.PEER_DEAD
 
 
-def pulling(world: World, chunks: int = 2, epoch: int = PEER_EPOCH) -> list[int]:
+def pulling(
+    world: World, chunks: int = 2, epoch: int = PEER_EPOCH, peer: str = "peer"
+) -> list[int]:
     """Request "a", whose chunks a peer has, and whose Pull is with the mover."""
     prompt = world.prompt(chunks)
     world.begin("a", prompt)
-    world.located(chunks, epoch=epoch)
+    world.located(chunks, peer, epoch)
     if world.match("a", prompt) is None and not world.agent.pulls.open:
-        world.peer_info(epoch=epoch)
+        world.peer_info(peer, epoch=epoch)
         assert world.match("a", prompt) is None
     return prompt
 
@@ -143,3 +146,16 @@ def test_a_peer_that_another_pull_is_under_way_to_is_not_forgotten() -> None:
     world.pulled([PEER_DEAD] * 2)
     assert world.match("b", other) == 0
     assert world.at("ipc://mover0").of(Forget) == []
+
+
+def test_movers_forget_the_peers_that_were_not_pulled_from_for_longest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("lmkv.agent.pulls.LIVES", 2)
+    world = World()
+    for peer in ("p1", "p2", "p1", "p3"):
+        pulling(world, peer=peer)
+        world.pulled([GONE, GONE])
+        finish(world)
+    ((forget, _),) = world.at("ipc://mover0").of(Forget)
+    assert forget == Forget("p2", PEER_EPOCH)
