@@ -135,10 +135,9 @@ class World:
     def turn(self) -> None:
         self.agent.background.turn()
 
-    def worker_state(self, rank: int, mover: str) -> None:
-        state = WorkerState(
-            rank, self.agent.epoch, 0, self.agent.infos[rank], mover, local_segments=1
-        )
+    def worker_state(self, rank: int, mover: str, generation: int = 1) -> None:
+        info = self.agent.infos[rank]
+        state = WorkerState(rank, self.agent.epoch, 0, info, mover, generation, local_segments=1)
         self.at(f"ipc://worker{rank}").say(state)
 
     # ------------------------------------------------------------ requests

@@ -53,8 +53,8 @@ def key(n: int) -> bytes:
     return n.to_bytes(2, "little") * 8
 
 
-def payload(n: int) -> np.ndarray:
-    return np.random.default_rng(n).integers(0, 256, LAYOUT.payload_bytes, dtype=np.uint8)
+def payload(n: int, layout: _native.SlotLayout = LAYOUT) -> np.ndarray:
+    return np.random.default_rng(n).integers(0, 256, layout.payload_bytes, dtype=np.uint8)
 
 
 def generation(epoch: int, counter: int) -> int:
@@ -62,13 +62,24 @@ def generation(epoch: int, counter: int) -> int:
 
 
 class Instance:
-    """`with Instance(name, run_dir) as a:` has an attached mover that is ready."""
+    """`with Instance(name, run_dir) as a:` has an attached mover that is ready. Its pool, of slots
+    of the layout `text`, is its own unless one with all segments is given."""
 
-    def __init__(self, name: str, run_dir: str, segments: int = 3, **settings: object) -> None:
+    def __init__(
+        self,
+        name: str,
+        run_dir: str,
+        segments: int = 3,
+        text: str = TEXT,
+        pool: _native.Pool | None = None,
+        **settings: object,
+    ) -> None:
         self.name = name
         self.epoch = secrets.randbits(64) | 1
-        self.pool = _native.Pool(LAYOUT.granule_bytes, SLOTS, SEGMENT_SLOTS)
-        for _ in range(segments):
+        self.layout = geometry.slot_layout(text)
+        self._own = pool is None
+        self.pool = pool or _native.Pool(self.layout.granule_bytes, SLOTS, SEGMENT_SLOTS)
+        while pool is None and self.pool.segments < segments:
             self.pool.add_segment()
         self.states: list[MoverState | None] = []
         self._changed = threading.Condition()
@@ -76,7 +87,7 @@ class Instance:
             self.pool,
             0,
             secrets.token_hex(4),
-            MoverSettings(run_dir, (TEXT,), **settings),  # type: ignore[arg-type]
+            MoverSettings(run_dir, (text,), **settings),  # type: ignore[arg-type]
             self._on_state,
         )
         self.agent = zmq.Context.instance().socket(zmq.DEALER)
@@ -98,7 +109,8 @@ class Instance:
     def __exit__(self, *exc: object) -> None:
         self.supervisor.stop()
         self.agent.close()
-        self.pool.close()
+        if self._own:
+            self.pool.close()
 
     def state(self, wanted, deadline: float = 20.0) -> MoverState:
         """The first state from now, or the present one, that is as `wanted`."""
@@ -134,23 +146,26 @@ class Instance:
         """Slot `slot` holds chunk `n`, admitted as `counter`."""
         _native.write_slot(
             self.pool.slot_address(place(slot)),
-            LAYOUT,
+            self.layout,
             key(n),
             generation(self.epoch, counter),
-            payload(n),
+            payload(n, self.layout),
         )
 
     def check(self, slot: int, n: int, counter: int) -> int:
         return _native.check_slot(
-            self.pool.slot_address(place(slot)), LAYOUT, key(n), generation(self.epoch, counter)
+            self.pool.slot_address(place(slot)),
+            self.layout,
+            key(n),
+            generation(self.epoch, counter),
         )
 
     def bytes_of(self, slot: int) -> np.ndarray:
         """A view of the slot's payload in the pool."""
         import ctypes
 
-        address = self.pool.slot_address(place(slot)) + LAYOUT.payload_offset
-        buffer = (ctypes.c_uint8 * LAYOUT.payload_bytes).from_address(address)
+        address = self.pool.slot_address(place(slot)) + self.layout.payload_offset
+        buffer = (ctypes.c_uint8 * self.layout.payload_bytes).from_address(address)
         return np.frombuffer(buffer, np.uint8)
 
     def peer(self, **changes: object) -> PullPeer:
@@ -159,9 +174,9 @@ class Instance:
             0,
             HERE,
             self.pool.address,
-            LAYOUT.granule_bytes,
-            16 * SLOTS,
-            16 * SEGMENT_SLOTS,
+            self.layout.granule_bytes,
+            16 * self.pool.slots,
+            16 * self.pool.segment_slots,
             self.pool.segments,
             self.supervisor.share_socket,
             self.state(lambda s: True).nixl_metadata,
@@ -177,9 +192,10 @@ class Instance:
         chunks: list[tuple[int, int, int]],
         own: list[tuple[int, int]],
         deadline: float = 10.0,
-        fingerprint: int = LAYOUT.fingerprint,
+        fingerprint: int | None = None,
     ) -> None:
         """`chunks`: (chunk, remote slot, remote counter); `own`: (slot, counter)."""
+        fingerprint = self.layout.fingerprint if fingerprint is None else fingerprint
         self.send(
             Pull(job, peer, deadline, fingerprint),
             b"".join(key(n) for n, _, _ in chunks),

@@ -28,6 +28,7 @@ from lmkv.core.messages import (
     PullPeer,
     PullResult,
     Stored,
+    StoredOk,
     WorkerState,
 )
 from lmkv.core.steps import SKIPPED, Load, LoadChunk, LoadResult, StepPlan, Store
@@ -123,6 +124,7 @@ class Rank:
         while True:
             message, frames = self.receive()
             if isinstance(message, Stored):
+                self.send(StoredOk(message.job))
                 assert [len(f) for f in frames] == [8, 4, 1]
                 assert (frames[0], frames[1][0]) == (place(message.job), message.job)
                 return message.job, frames[2]

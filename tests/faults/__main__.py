@@ -11,9 +11,30 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.faults.lab import BOUND_S, Lab, Outcome, cells
-from tests.vllm.engine import Zygote
+from tests.faults import readers
+from tests.faults.lab import BOUND_S, Cell, Lab, Outcome, cells
+from tests.vllm.engine import EngineError, Zygote
 from tests.vllm.models import make_llama
+
+READERS = Cell("tcp", "100 readers", "kill", "in mid-READ")
+
+
+def kill_readers(model: Path, folder: Path) -> Outcome:
+    """Its delay is the longest from a kill to a chunk for the next reader."""
+    outcome = Outcome(READERS)
+    with Zygote(folder) as zygote, readers.lab(zygote, model, folder) as lab:
+        try:
+            killed = lab.run(100)
+        except EngineError:
+            outcome.died = "engine holder"
+        except AssertionError as error:
+            outcome.failed = 1
+            print(error, file=sys.stderr)
+        else:
+            print(killed, file=sys.stderr)
+            outcome.wrong, outcome.left = killed.wrong, killed.left
+            outcome.delay_s, outcome.healed_s = max(killed.served_s), killed.served_s[-1]
+    return outcome
 
 
 def table(outcomes: list[Outcome]) -> Table:
@@ -35,16 +56,20 @@ def table(outcomes: list[Outcome]) -> Table:
     return out
 
 
+def words(cell: Cell) -> str:
+    return f"{cell.transfer} {cell.process} {cell.action} {cell.step}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="faults", description="Faults at every step.")
     parser.add_argument("--only", default="", help="cells whose words contain this")
     wanted = parser.parse_args().only
-    chosen = [c for c in cells() if wanted in f"{c.transfer} {c.process} {c.action} {c.step}"]
+    chosen = [cell for cell in (*cells(), READERS) if wanted in words(cell)]
     outcomes: list[Outcome] = []
     folder = Path(tempfile.mkdtemp(prefix="lmkv-faults-"))
     model = make_llama(folder / "llama")
     for tcp in (False, True):
-        of_this = [cell for cell in chosen if (cell.transfer == "tcp") == tcp]
+        of_this = [c for c in chosen if (c.transfer == "tcp") == tcp and c != READERS]
         if not of_this:
             continue
         with Zygote(folder) as zygote:
@@ -60,6 +85,8 @@ def main() -> int:
                         lab = Lab(zygote, model, folder, tcp)
             finally:
                 lab.close()
+    if READERS in chosen:
+        outcomes.append(kill_readers(model, folder))
     Console(width=None if sys.stdout.isatty() else 170).print(table(outcomes))
     if not all(outcome.good for outcome in outcomes):
         print(f"the engines' logs are in {folder}", file=sys.stderr)

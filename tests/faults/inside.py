@@ -7,6 +7,7 @@ woken by a timer of this engine. `counts` are numbers that must be the same agai
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import threading
@@ -88,3 +89,23 @@ def _kind(link: Path) -> str:
     except OSError:  # the directory's own descriptor
         return "none"
     return "memfd" if "memfd:" in target else target.partition(":")[0]
+
+
+def mover_pid(llm: Any) -> int:
+    return _worker(llm).supervisor.pid
+
+
+def mover_generation(llm: Any) -> int:
+    return _worker(llm).supervisor.generation
+
+
+def slots(llm: Any) -> tuple[str, bytes, bytes, bytes, list[bytes]]:
+    """Layout, and keys, places, counters and payloads of all that is readable."""
+    agent, worker = _connector(llm)._agent, _worker(llm)
+    keys, places, counters = agent.table.slice(0, agent.table.usable * 16)
+    slot = worker._pages.slot
+    payloads = []
+    for at in range(0, len(places), 8):
+        address = worker.pool.slot_address(places[at : at + 8]) + slot.payload_offset
+        payloads.append(ctypes.string_at(address, slot.payload_bytes))
+    return worker._pages.layout, keys, places, counters, payloads

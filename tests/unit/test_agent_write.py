@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lmkv.agent.agent import Options
-from lmkv.core.messages import PullResult
+from lmkv.core.messages import PullResult, StoredOk
 from lmkv.core.steps import Store
 
 from tests.fake_links import World
@@ -67,6 +67,17 @@ def test_a_store_is_found_when_every_rank_has_reported() -> None:
     world.stored(store.job, rank=0)  # a repetition is no second rank
     assert world.agent.table.lookup(world.keys(0, 1)) == 0
     world.stored(store.job, rank=1)
+    assert world.agent.table.lookup(world.keys(0, 1)) == 1
+
+
+def test_a_report_is_answered_each_time_that_it_comes() -> None:
+    world = World()
+    begun(world)
+    (store,) = step(world, "a", 4)
+    for _ in range(2):  # the first answer was lost
+        world.stored(store.job)
+    answers = world.at("ipc://worker0").of(StoredOk)
+    assert [message.job for message, _ in answers] == [store.job] * 2
     assert world.agent.table.lookup(world.keys(0, 1)) == 1
 
 

@@ -9,8 +9,17 @@ from collections.abc import Iterator
 import pytest
 import zmq
 from lmkv.core import wire
-from lmkv.core.messages import Alarm, Attach, HostIdentity, Message, RankInfo, WorkerState
-from lmkv.worker.control import Control
+from lmkv.core.clock import ManualClock
+from lmkv.core.messages import (
+    Alarm,
+    Attach,
+    HostIdentity,
+    Message,
+    RankInfo,
+    StoredOk,
+    WorkerState,
+)
+from lmkv.worker.control import REPEAT_S, Control
 
 DEADLINE_MS = 10_000
 
@@ -20,7 +29,9 @@ class Side:
 
     def __init__(self, folder: str) -> None:
         self.version, self.epoch = 0, 0
-        self.control = Control(f"{folder}/x.worker", self._state, self._attach, lambda *_: None)
+        self.clock = ManualClock()
+        path = f"{folder}/x.worker"
+        self.control = Control(path, self._state, self._attach, print, print, self.clock)
         self.sent: queue.SimpleQueue[bool] = queue.SimpleQueue()  # whether each attempt went out
         self._send, self.control._send = self.control._send, self._spied  # type: ignore[method-assign]
         self.control.start()
@@ -90,6 +101,30 @@ def test_an_agent_that_comes_back_under_its_name_misses_nothing(side: Side) -> N
     side.control.send(alarm(n + 1))
     with side.agent() as second:
         assert [hear(second), hear(second)] == [alarm(n), alarm(n + 1)]
+
+
+def test_a_report_that_was_lost_with_its_connection_comes_until_it_is_answered(side: Side) -> None:
+    with side.agent() as first:
+        first.send_multipart(wire.encode(Attach("a", 5)))
+        hear(first)
+        side.control.report(7, alarm(7))
+        for _ in ("the state", "the report"):
+            assert side.sent.get(timeout=DEADLINE_MS / 1000)
+    with side.agent() as second:  # the first one closed without having read it
+        for _ in range(2):
+            for _ in range(DEADLINE_MS // 50):  # it may be said to the first one once more
+                if second.poll(50):
+                    break
+                side.clock.advance(REPEAT_S)
+                side.control.wake()
+            assert hear(second) == alarm(7)
+        second.send_multipart(wire.encode(StoredOk(7)))
+        second.send_multipart(wire.encode(Attach("a", 6)))
+        while not isinstance(hear(second), WorkerState):
+            pass  # a report that was on its way
+        side.clock.advance(REPEAT_S)
+        side.control.send(alarm(8))
+        assert hear(second) == alarm(8)
 
 
 def test_another_agent_takes_over_when_it_attaches(side: Side) -> None:

@@ -138,6 +138,40 @@ def test_a_life_that_is_over_is_unmapped_when_its_last_user_has_gone(holder):
     assert len(peers) == 0
 
 
+def test_a_peer_that_died_is_unmapped_when_it_was_missed_twice(holder):
+    peers = MappedPeers(LAYOUT.granule_bytes)
+    with peers.map(holder.peer()):
+        pass
+    peers.drop_dead()
+    peers.drop_dead()
+    assert len(peers) == 1
+    holder.server.epoch = EPOCH + 1  # as one whose mover has just begun: it attaches soon
+    peers.drop_dead()
+    holder.server.epoch = EPOCH
+    peers.drop_dead()
+    os.rename(holder.server.path, f"{holder.server.path}.old")
+    peers.drop_dead()
+    assert len(peers) == 1
+    with peers.map(holder.peer()) as pool:
+        peers.drop_dead()
+        assert len(peers) == 1
+        pool.slot_address(place(0))
+    assert len(peers) == 0
+
+
+def test_a_peer_that_is_stopped_stays_mapped(holder, run_dir):
+    peers = MappedPeers(LAYOUT.granule_bytes, deadline=0.1)
+    path = holder.server.path
+    with peers.map(holder.peer()):
+        pass
+    os.rename(path, f"{path}.old")
+    with impostor(path, None):
+        peers.drop_dead()
+        peers.drop_dead()
+    assert len(peers) == 1
+    os.rename(f"{path}.old", path)
+
+
 def test_nobody_there_is_a_dead_peer(holder, run_dir):
     peer = holder.peer()
     peer.info.share_socket = f"{run_dir}/nobody.share"

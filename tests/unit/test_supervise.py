@@ -37,11 +37,11 @@ def test_restart_at_once_then_after_longer_and_longer_pauses():
     delays = []
     for _ in range(10):
         backoff.born()
-        clock.now += 1
+        clock.now += 0.9
         delays.append(backoff.died())
     assert delays == [0, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10]
     backoff.born()
-    clock.now += 10  # a healthy life
+    clock.now += 1  # a healthy life
     assert backoff.died() == 0
 
 
@@ -130,6 +130,24 @@ def test_each_life_has_its_own_agent_and_socket(run_dir):
     assert before.nixl_metadata != after.nixl_metadata or not before.nixl_metadata
     assert after.epoch == 5, "it was attached without being asked"
     one.stop()
+
+
+def test_a_mover_that_is_stopped_is_replaced_and_a_later_one_lives_on(run_dir, capfd):
+    seen = Seen()
+    one = supervisor(run_dir, seen)
+    one.start()
+    seen.wait(lambda states: states)
+    first = one.pid
+    os.kill(first, signal.SIGSTOP)
+    for _ in range(2):  # the second one is late
+        one.replace(1)
+        seen.wait(lambda states: None in states and states[-1] is not None)
+    assert one.pid != first and not _running(first)
+    one.attach("a", 5)
+    seen.wait(lambda states: states[-1] is not None)
+    one.stop()
+    assert seen.states.count(None) == 1
+    assert capfd.readouterr().err.count("hangs in READs that timed out") == 1
 
 
 def test_a_mover_that_cannot_go_on_says_one_sentence(run_dir, capfd):

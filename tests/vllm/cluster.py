@@ -58,6 +58,7 @@ class Cluster:
         self.address = f"tcp://127.0.0.1:{self._port}"
         self._runs = Path(f"/tmp/lmkv-test-{os.getpid()}")  # paths of sockets are short
         self._runs.mkdir(mode=0o700, exist_ok=True)
+        self.run_dir = str(self._runs)
         self._plain: Engine | None = None
         self.controller = self.start_controller()
 
@@ -100,6 +101,8 @@ class Cluster:
 
     def wait_ready(self, *engines: Engine) -> None:
         """Registered, pools usable, movers there, and each known to the controller."""
+        for engine in engines:
+            engine.wait_ready()
         self.wait(
             lambda: all(
                 state["usable"] and state["movers"] and state["ready"]

@@ -124,6 +124,8 @@ class Agent:
             connect,
             clock,
             lambda job: self.transfers.ended(job),  # noqa: PLW0108 (made below)
+            config.limbo_seconds,
+            config.limbo_share * engine.slots,
         )
         self.stores = Stores(self.table, len(engine.ranks))
         self._chunk_tokens = engine.groups[0].chunk_tokens

@@ -18,7 +18,7 @@ import zmq
 
 from lmkv.agent.controllers import LEAVE_DEADLINE, Controllers
 from lmkv.agent.links import Link
-from lmkv.core.messages import Alarm, AnyMessage, Stored, WorkerState
+from lmkv.core.messages import Alarm, AnyMessage, Replace, Stored, StoredOk, WorkerState
 
 if TYPE_CHECKING:
     from lmkv.agent.agent import Agent
@@ -27,6 +27,7 @@ log = logging.getLogger("lmkv.agent")
 
 LONGEST, BUSY = 0.5, 0.02  # seconds between turns at rest, and while pulls are open
 ATTACH_EVERY = 1.0  # until a worker has answered
+REPLACE_EVERY = 1.0  # until a mover has gone
 
 
 class Background:
@@ -46,6 +47,7 @@ class Background:
         self._workers: list[Link] = []
         self._states: dict[int, WorkerState] = {}
         self._next_attach = 0.0
+        self._next_replace = 0.0
         self._restart = False
         self._said: set[str] = set()
         self._stopping = threading.Event()
@@ -109,7 +111,7 @@ class Background:
             self._agent.streams.restart()
         for link in self._workers:
             for message, frames in link.receive():
-                self._worker_says(message, frames)
+                self._worker_says(link, message, frames)
         if len(self._states) < len(self._workers) and self._clock() >= self._next_attach:
             self._next_attach = self._clock() + ATTACH_EVERY
             for link in self._workers:
@@ -117,13 +119,23 @@ class Background:
         if self._agent.pulls.open and self._agent.reader.lock.acquire(blocking=False):
             try:
                 self._agent.pulls.drain()
+                stuck = self._agent.pulls.stuck()
             finally:
                 self._agent.reader.lock.release()
+            self._replace(stuck)
         self._controllers.turn()
 
-    def _worker_says(self, message: AnyMessage, frames: list[bytes]) -> None:
+    def _replace(self, ranks: list[int]) -> None:
+        if not ranks or self._clock() < self._next_replace:
+            return
+        self._next_replace = self._clock() + REPLACE_EVERY
+        for rank in self._states.keys() & set(ranks):
+            self._workers[rank].send(Replace(self._states[rank].mover_generation))
+
+    def _worker_says(self, link: Link, message: AnyMessage, frames: list[bytes]) -> None:
         if isinstance(message, Stored):
             self._agent.stores.stored(message, frames)
+            link.send(StoredOk(message.job))  # also when it was heard before
         elif isinstance(message, WorkerState):
             self._worker_state(message)
         elif isinstance(message, Alarm):

@@ -2,8 +2,10 @@
 
 A READ that timed out may still land: its places stay in limbo until every rank's mover has said
 that it ended, or is another one. Movers are asked each second, as an answer may be lost with its
-connection. Whoever waits asks `done(job)`; requests that miss the same chunk share its job. Calls
-are under the owner's lock: the scheduler thread's, or the background's while nobody waits.
+connection. A mover replaces itself when limbo is past its limits; `stuck()` names those that
+should have, and have not. Whoever waits asks `done(job)`; requests that miss the same chunk share
+its job. Calls are under the owner's lock: the scheduler thread's, or the background's while nobody
+waits.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from lmkv.core import wire
 from lmkv.core.messages import (
     Alarm,
     Attach,
+    Forget,
     Limbo,
     LimboEnded,
     Pull,
@@ -30,6 +33,8 @@ log = logging.getLogger("lmkv.agent")
 
 GRACE = 0.05  # seconds that a mover has to answer after its deadline
 ASK_EVERY = 1.0  # seconds between questions after a job in limbo
+MARGIN = 5.0  # seconds that a mover has to replace itself
+LIVES = 1024  # of peers that movers remember
 KEY, PLACE, COUNTER = wire.KEY_BYTES, wire.PLACE_BYTES, wire.COUNTER_BYTES
 
 
@@ -39,6 +44,7 @@ class Job:
     places: bytes
     counters: bytes
     peer: str
+    epoch: int  # the peer's
     size: int  # bytes asked for, of all ranks
     begin: float
     deadline: float
@@ -65,7 +71,8 @@ def _slot(job: Job, i: int) -> tuple[bytes, bytes]:
 
 
 class Pulls:
-    """`attach` is what every mover is told first. `on_done(job)` hears each end once."""
+    """`attach` is what every mover is told first. `on_done(job)` hears each end once. The limits of
+    limbo are the movers' own: seconds, and slots of a pool."""
 
     def __init__(
         self,
@@ -74,12 +81,17 @@ class Pulls:
         connect: Callable[[str], Link],
         clock: Callable[[], float],
         on_done: Callable[[Job], None],
+        limbo_seconds: float,
+        limbo_slots: float,
     ) -> None:
         self._table = table
         self._fingerprints = fingerprints
         self._connect = connect
         self._clock = clock
         self._on_done = on_done
+        self._limbo_seconds = limbo_seconds
+        self._limbo_slots = limbo_slots
+        self._lives: dict[str, int] = {}  # epochs of peers, the one pulled from last at the end
         self._links: dict[int, Link] = {}
         self._jobs: dict[int, Job] = {}
         self._by_key: dict[bytes, int] = {}
@@ -116,6 +128,39 @@ class Pulls:
         """Whether every rank has a mover."""
         return len(self._links) == len(self._fingerprints)
 
+    def stuck(self) -> list[int]:
+        """Ranks whose mover keeps READs past the limits of limbo: it is stopped, or hangs."""
+        now, stuck = self._clock(), []
+        for rank in self._links:
+            jobs = [job for job in self._jobs.values() if job.done and rank in job.limbo]
+            over = sum(len(job.limbo_chunks) for job in jobs) > self._limbo_slots
+            longest = MARGIN if over else self._limbo_seconds + MARGIN
+            if any(now - job.deadline > longest for job in jobs):
+                stuck.append(rank)
+        return stuck
+
+    # ------------------------------------------------------------ peers
+
+    def _live(self, peer: PullPeer) -> None:
+        """Movers keep a connection for every life of a peer, until they are told to forget it."""
+        earlier = self._lives.pop(peer.instance, peer.epoch)
+        if earlier != peer.epoch:
+            self._forget(peer.instance, earlier)
+        self._lives[peer.instance] = peer.epoch
+        while len(self._lives) > LIVES:
+            instance = next(iter(self._lives))
+            self._forget(instance, self._lives.pop(instance))
+
+    def _died(self, job: Job) -> None:
+        """The peer did not answer this job. It may be another mover's by now, for other jobs."""
+        others = any(j.peer == job.peer and not j.done for j in self._jobs.values())
+        if not others and self._lives.get(job.peer) == job.epoch:
+            self._forget(job.peer, self._lives.pop(job.peer))
+
+    def _forget(self, instance: str, epoch: int) -> None:
+        for link in self._links.values():
+            link.send(Forget(instance, epoch))
+
     # ------------------------------------------------------------ pulls
 
     def job_of(self, key: bytes) -> int | None:
@@ -136,6 +181,7 @@ class Pulls:
     ) -> int:
         """Pull reserved slots of one cache group, `size` bytes in all, within `seconds`; the number
         of the job."""
+        self._live(peers[0])
         number, self._next = self._next, self._next + 1
         n, now = len(keys) // KEY, self._clock()
         job = Job(
@@ -143,6 +189,7 @@ class Pulls:
             own[0],
             own[1],
             peers[0].instance,
+            peers[0].epoch,
             size,
             now,
             now + seconds + GRACE,
@@ -221,6 +268,8 @@ class Pulls:
             self._by_key.pop(job.keys[i * KEY : (i + 1) * KEY], None)
         if not job.limbo:
             del self._jobs[number]
+        if PullResult.PEER_DEAD in job.results:
+            self._died(job)
         self._on_done(job)
 
     def _limbo_ended(self, number: int, job: Job, rank: int, results: bytes = b"") -> None:

@@ -464,11 +464,25 @@ class WorkerState(Message, tag="worker_state"):
 
 
 class Stored(Message, tag="stored"):
-    """Worker -> agent: gathers have ended. Frames: places, counters, results (u8: 1 good)."""
+    """Worker -> agent, until it is answered `StoredOk`: gathers have ended.
+    Frames: places, counters, results (u8: 1 good)."""
 
     rank: U32
     job: U64
     seconds: Seconds = 0.0
+
+
+class StoredOk(Message, tag="stored_ok"):
+    """Agent -> worker: this job's `Stored` has come."""
+
+    job: U64
+
+
+class Replace(Message, tag="replace"):
+    """Agent -> worker: this mover does not end READs that are long past their deadlines, nor
+    itself; only the end of its process ends them for certain."""
+
+    mover_generation: U32  # as in `WorkerState`; another one lives on
 
 
 class Alarm(Message, tag="alarm"):
@@ -648,6 +662,7 @@ AnyMessage = Union[
     Register, Welcome, Refused, Unsupported, Ranks, Announce, Retract, Heartbeat, HeartbeatOk,
     Resync, SyncSlice, SyncEnd, Leave, Left, Touched, Probe, ProbeOk, Locate, Located, Peer,
     PeerInfo, Status, StatusInfo, Lookup, LookupInfo, Instances, Controllers, Prefixes, Subscribe,
-    Event, Command, Job, Jobs, Attach, WorkerState, Stored, Alarm, MoverState, Pull, Pulled,
-    Limbo, LimboEnded, Connect, Forget, MoverConfig, Segments, Stop, Ping, Pong, Share, Shared,
+    Event, Command, Job, Jobs, Attach, WorkerState, Stored, StoredOk, Replace, Alarm, MoverState,
+    Pull, Pulled, Limbo, LimboEnded, Connect, Forget, MoverConfig, Segments, Stop, Ping, Pong,
+    Share, Shared,
 ]  # fmt: skip

@@ -1,7 +1,8 @@
 """The worker's socket to its agent: Attach -> WorkerState, and what changes or ends after it.
 
 A ROUTER (ipc) in `run_dir`, one thread. The agent that attached last is told; until one has, and
-while it cannot be reached, messages wait, and of the state only the present one is ever sent.
+while it cannot be reached, messages wait, and of the state only the present one is ever sent. What
+goes out as a connection breaks may be lost, so a store's report is repeated until it is answered.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ from collections.abc import Callable
 import zmq
 
 from lmkv.core import wire
-from lmkv.core.messages import Attach, Forget, Message, WorkerState
+from lmkv.core.clock import Clock, monotonic
+from lmkv.core.messages import Attach, Forget, Message, Replace, StoredOk, WorkerState
 from lmkv.worker.copies import Once
 
 log = logging.getLogger("lmkv.worker")
 
 TICK_MS, RETRY_MS = 1000, 100
+REPEAT_S = 1.0  # a report that is not answered
 
 
 class Control:
-    """Binds at once. `state`, `attach` and `forget` are called from the control thread."""
+    """Binds at once. The callbacks are called from the control thread."""
 
     def __init__(
         self,
@@ -33,14 +36,20 @@ class Control:
         state: Callable[[], WorkerState],
         attach: Callable[[Attach], None],
         forget: Callable[[str, int], None],
+        replace: Callable[[int], None],
+        clock: Clock = monotonic,
     ) -> None:
         self.address = f"ipc://{path}"
         self._path = path
         self._state = state
         self._attach = attach
         self._forget = forget
-        self._out: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
-        self._unsent: list[bytes] | None = None  # taken from `_out`, not gone out
+        self._replace = replace
+        self._clock = clock
+        self._out: queue.SimpleQueue[tuple[int, list[bytes]]] = queue.SimpleQueue()
+        self._unsent: tuple[int, list[bytes]] | None = None  # taken from `_out`, not gone out
+        # Reports by job, with the time when each was last sent, the earliest first.
+        self._unheard: dict[int, tuple[list[bytes], float]] = {}
         self._agent: bytes | None = None
         self._told = (-1, -1)  # epoch, data version
         self._stopping = False
@@ -63,7 +72,13 @@ class Control:
         self._thread.start()
 
     def send(self, message: Message, *arrays: bytes) -> None:
-        self._out.put(wire.encode(message, *arrays))
+        """Once."""
+        self._out.put((0, wire.encode(message, *arrays)))
+        self.wake()
+
+    def report(self, job: int, message: Message, *arrays: bytes) -> None:
+        """Until the agent has answered for this job, which is not 0."""
+        self._out.put((job, wire.encode(message, *arrays)))
         self.wake()
 
     def wake(self) -> None:
@@ -118,8 +133,12 @@ class Control:
             if isinstance(message, Attach):
                 self._agent, self._told = sender, (-1, -1)
                 self._attach(message)
+            elif isinstance(message, StoredOk):
+                self._unheard.pop(message.job, None)
             elif isinstance(message, Forget):
                 self._forget(message.instance, message.epoch)
+            elif isinstance(message, Replace):
+                self._replace(message.mover_generation)
 
     def _send_all(self) -> bool:
         """False: the agent cannot be reached now."""
@@ -133,9 +152,22 @@ class Control:
         while self._unsent is not None or not self._out.empty():
             if self._unsent is None:
                 self._unsent = self._out.get()
-            if not self._send(self._unsent):
+            if not self._report(*self._unsent):
                 return False
             self._unsent = None
+        for job, (frames, sent) in list(self._unheard.items()):
+            if self._clock() - sent < REPEAT_S:
+                break
+            if not self._report(job, frames):
+                return False
+        return True
+
+    def _report(self, job: int, frames: list[bytes]) -> bool:
+        if not self._send(frames):
+            return False
+        if job:
+            self._unheard.pop(job, None)
+            self._unheard[job] = frames, self._clock()
         return True
 
     def _send(self, frames: list[bytes]) -> bool:

@@ -3,7 +3,8 @@
 A peer's mover hands out read-only descriptors on its share socket; the socket must belong to an
 allowed user and answer with the epoch and rank that we mean, and seals and sizes are checked before
 a byte is mapped. A map is kept per (instance, epoch, rank) and grown when the peer has more
-segments; a map keeps a dead holder's memory alive, so it goes when the peer's life is over.
+segments; a map keeps a dead holder's memory alive, so it goes when the peer's life is over, which
+forget() is told or drop_dead() finds out.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class _Mapping:
     pool: _native.PoolMap | None = None
     users: int = 0
     over: bool = False  # unmap when the last user has gone
+    peer: PullPeer | None = None  # as last mapped
+    missing: bool = False  # when it was last looked for
 
 
 class MappedPeers:
@@ -69,6 +72,7 @@ class MappedPeers:
                     mapping.pool = self._new(peer)
                 if mapping.pool.segments < peer.info.usable_segments:
                     self._grow(mapping.pool, peer)
+                mapping.peer = peer
             yield mapping.pool
         finally:
             with self._lock:
@@ -82,6 +86,22 @@ class MappedPeers:
                 if key[:2] == (instance, epoch):
                     mapping.over = True
                     self._unmap_unused(key, mapping)
+
+    def drop_dead(self) -> int:
+        """Forget the lives for which twice in a row nobody answers, or another life does; how many
+        there were. One that is stopped or slow can still be read, and one whose mover restarts is
+        there again soon."""
+        with self._lock:
+            known = [(key, m, m.peer) for key, m in self._peers.items() if m.peer is not None]
+        dead = 0
+        for key, mapping, peer in known:
+            missing = self._missing(peer)
+            with self._lock:
+                dead += missing and mapping.missing and not mapping.over
+                mapping.over |= missing and mapping.missing
+                mapping.missing = missing
+                self._unmap_unused(key, mapping)
+        return dead
 
     def __len__(self) -> int:
         with self._lock:
@@ -134,7 +154,25 @@ class MappedPeers:
                 for fd in fds:
                     os.close(fd)
 
+    def _missing(self, peer: PullPeer) -> bool:
+        try:
+            for fd in self._ask(peer, 0):
+                os.close(fd)
+        except (ConnectionRefusedError, FileNotFoundError, MapError):
+            return True
+        except OSError:  # somebody is there, and slow
+            return False
+        return False
+
     def _descriptors(self, peer: PullPeer, first: int) -> list[int]:
+        try:
+            return self._ask(peer, first)
+        except OSError as error:
+            text = f"{peer.info.share_socket}: {error or 'no answer'}"
+            raise MapError("peer_dead", text) from None
+
+    def _ask(self, peer: PullPeer, first: int) -> list[int]:
+        """OSError: nobody answers. MapError: not who we mean."""
         path = peer.info.share_socket
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
             client.settimeout(self._deadline)
@@ -148,8 +186,6 @@ class MappedPeers:
                     client, MAX_ANSWER, FDS_AN_ANSWER, socket.MSG_CMSG_CLOEXEC
                 )
                 return self._checked(peer, data, first, list(fds))
-            except OSError as error:
-                raise MapError("peer_dead", f"{path}: {error or 'no answer'}") from None
             except MapError:
                 for fd in fds:
                     os.close(fd)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from lmkv import _native
 from lmkv.core import wire
-from lmkv.core.messages import Attach, Message, MoverConfig, MoverState, Segments, Stop
+from lmkv.core.messages import Attach, Message, MoverConfig, MoverState, Replace, Segments, Stop
 from lmkv.worker.affinity import unpin
 
 MAX_PATH = 100  # bytes of a unix socket's path, with room to spare
@@ -67,9 +67,10 @@ def environment(settings: MoverSettings, base: Mapping[str, str]) -> dict[str, s
 
 
 class Backoff:
-    """0 for the first restart, then 0.1 s doubling to 10 s; a life of 10 s makes it forget."""
+    """0 for the first restart, then 0.1 s doubling to 10 s; a life of a second makes it forget:
+    peers that die one after another may each take a mover along, and others want to be served."""
 
-    FIRST, LAST, HEALTHY = 0.1, 10.0, 10.0
+    FIRST, LAST, HEALTHY = 0.1, 10.0, 1.0
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -171,6 +172,11 @@ class Supervisor:
 
     def segment_added(self) -> None:
         """The pool has grown."""
+        self._wake()
+
+    def replace(self, generation: int) -> None:
+        """End this mover, whatever it does; a later one lives on."""
+        self._commands.put(Replace(generation))
         self._wake()
 
     def stop(self) -> None:
@@ -291,10 +297,18 @@ class Supervisor:
             os.read(self._wake_read, 4096)
         while not self._commands.empty():
             message = self._commands.get()
+            if isinstance(message, Replace):
+                self._kill(message.mover_generation)
+                continue
             if isinstance(message, Attach):
                 self._attached = message
             self._send(message)
         self._send_segments()
+
+    def _kill(self, generation: int) -> None:
+        if generation == self.generation and self._process is not None:
+            print("lmkv: the mover hangs in READs that timed out: it is replaced", file=sys.stderr)
+            self._process.kill()
 
     def _received(self) -> MoverState | None:
         """None: the mover has ended, or speaks nonsense and shall."""

@@ -2,8 +2,8 @@
 
 start() -> the agent attaches -> plans are carried out, step by step -> stop(). The pool's segments
 are made in the background and become usable one by one; vLLM's thread only queues copies, and waits
-only where it is about to overwrite a block that is still being read. Threads: filler (segments),
-control (the agent's socket), copies, and the supervisor's.
+only where it is about to overwrite a block that is still being read. Threads: filler (segments,
+and later the maps of dead peers), control (the agent's socket), copies, and the supervisor's.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ from lmkv.worker.control import Control
 from lmkv.worker.copies import Copies, Once
 from lmkv.worker.mapped import MapError, MappedPeers
 from lmkv.worker.page_layout import PageLayout
-from lmkv.worker.supervise import MoverSettings, Supervisor
+from lmkv.worker.supervise import MoverSettings, Supervisor, remove_stale_sockets
 
 log = logging.getLogger("lmkv.worker")
 
 STOP_DEADLINE = 2.0
+LOOK_EVERY = 5.0  # seconds between looks for peers that have died
 UCX_TLS = {"": "", "tcp": "tcp,self", "cma": "cma,tcp,self"}
 MAP_RESULTS = {
     "incompatible": PullResult.INCOMPATIBLE,
@@ -114,6 +115,7 @@ class Worker:
             limbo_share=config.limbo_share,
         )
         tag = name.partition("-")[0]
+        self._run_dir = str(folder)
         self.supervisor = Supervisor(self.pool, rank, tag, settings, self._mover_changed)
         self._copies = Copies(self._copy_load, self._copy_store, self._stored, config.load_deadline)
         self._once = Once()
@@ -124,10 +126,14 @@ class Worker:
         self._error = ""
         self._stats = _no_stats()
         self._gathers = 0
-        self._stopping = False
-        self._filler = threading.Thread(target=self._fill, name="lmkv-filler", daemon=True)
+        self._stopping = threading.Event()
+        self._filler = threading.Thread(target=self._keep_up, name="lmkv-filler", daemon=True)
         self._control = Control(
-            str(folder / name), self._state, self._on_attach, self._mapped.forget
+            str(folder / name),
+            self._state,
+            self._on_attach,
+            self._mapped.forget,
+            self.supervisor.replace,
         )
 
     def _say_what_is_lacking(self, pool_bytes: int) -> None:
@@ -156,9 +162,9 @@ class Worker:
 
     def stop(self) -> None:
         """Ends threads and mover, within 3 s unless a copy hangs; harmless when repeated."""
-        if self._stopping:
+        if self._stopping.is_set():
             return
-        self._stopping = True
+        self._stopping.set()
         ended = self._copies.stop(STOP_DEADLINE)
         self.supervisor.stop()
         ended &= self._control.stop(STOP_DEADLINE)
@@ -275,14 +281,27 @@ class Worker:
             self._stats["gathers_failed"] += not good
         counter = (store.counter & 0xFFFFFFFF).to_bytes(4, "little")
         result = b"\x01" if good else b"\x00"
-        self._control.send(Stored(self._rank, store.job, seconds), store.place, counter, result)
+        report = Stored(self._rank, store.job, seconds)
+        self._control.report(store.job, report, store.place, counter, result)
 
     # ------------------------------------------------------------ filler, supervisor, control
+
+    def _keep_up(self) -> None:
+        self._fill()
+        while not self._stopping.wait(LOOK_EVERY):
+            self._drop_dead_peers()
+
+    def _drop_dead_peers(self) -> None:
+        try:
+            if self._mapped.drop_dead():  # it may have left its sockets, too
+                remove_stale_sockets(self._run_dir)
+        except Exception as error:  # the thread must live on
+            self._once.exception("looking for peers that have died", error)
 
     def _fill(self) -> None:
         pool = self.pool
         try:
-            while not self._stopping and pool.segments * pool.segment_slots < pool.slots:
+            while not self._stopping.is_set() and pool.segments * pool.segment_slots < pool.slots:
                 pool.add_segment()
                 self.supervisor.segment_added()
                 self._changed()
