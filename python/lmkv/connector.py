@@ -11,7 +11,7 @@ from __future__ import annotations
 import atexit
 import functools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -110,6 +110,7 @@ class LmkvConnector(KVConnectorBase_V1):
         self._requests: dict[str, Any] = {}  # vLLM's, by id
         self._ended: dict[str, tuple[int, LoadResult]] = {}
         self._step_loads: dict[str, LoadResult] = {}
+        self._drafts, self._volatile = False, 0  # speculative decoding; tokens it may come back to
         transfer = vllm_config.kv_transfer_config
         transfer.kv_load_failure_policy = "recompute"
         if role is KVConnectorRole.SCHEDULER and not vllm.__version__.startswith(TESTED_VLLM):
@@ -262,6 +263,10 @@ class LmkvConnector(KVConnectorBase_V1):
         assert self._config is not None
         self._adapters, self._content_ids = AdapterHashes(), content_ids(self._vllm_config)
         group, chunk = self._kv_cache_config.kv_cache_groups[0], self._chunk_tokens()
+        speculative = getattr(self._vllm_config, "speculative_config", None)
+        self._drafts = speculative is not None
+        if speculative is not None and speculative.use_eagle():
+            self._volatile = group.kv_cache_spec.block_size
         model = self._vllm_config.model_config
         label = self._config.weights_version
 
@@ -297,22 +302,28 @@ class LmkvConnector(KVConnectorBase_V1):
         if self._agent is None:
             return
         from lmkv.agent.agent import Options
-        from lmkv.core.extras import OptedOut, RequestExtras, request_extras
 
         self._requests[request.request_id] = request
-        extras = request_extras(
-            request, self._chunk_tokens(), self._adapters, content_ids=self._content_ids
-        )
-        why = extras.reason if isinstance(extras, OptedOut) else ""
-        extras = extras if isinstance(extras, RequestExtras) else RequestExtras()
+        common, chunks, why = self._extras(request)
         self._agent.begin(
             request.request_id,
             request._all_token_ids,
-            extras.common,
-            extras.chunks,
+            common,
+            chunks,
             Options.of(request.kv_transfer_params),
             why,
         )
+
+    def _extras(self, request: Any, why: str = "") -> tuple[bytes, Mapping[int, bytes], str]:
+        """What beside its tokens is in a request's keys, or why it is opted out."""
+        from lmkv.core.extras import OptedOut, request_extras
+
+        extras = request_extras(
+            request, self._chunk_tokens(), self._adapters, content_ids=self._content_ids
+        )
+        if isinstance(extras, OptedOut):
+            return b"", {}, extras.reason
+        return extras.common, extras.chunks, why
 
     @_guarded(lambda: (0, False))
     def get_num_new_matched_tokens(
@@ -352,17 +363,28 @@ class LmkvConnector(KVConnectorBase_V1):
     def _measure(self, agent: Agent, scheduler_output: Any) -> None:
         agent.rates.prefill.scheduled(scheduler_output.num_scheduled_tokens, self._requests)
 
+    @_guarded(list)  # loads and waits of the step go out all the same
     def _stores(
         self, agent: Agent, scheduler_output: Any
     ) -> Iterable[tuple[str, int, int, list[int]]]:
+        from lmkv.agent.stores import confirmed
+
         found = []
         for request_id, scheduled in scheduler_output.num_scheduled_tokens.items():
             request = self._requests.get(request_id)
             if request is None:
                 continue
-            # A token is confirmed when it is known and computed: drafts are neither yet.
-            confirmed = min(request.num_computed_tokens + scheduled, request.num_tokens)
-            first, last = agent.plan(request_id, request._all_token_ids, confirmed)
+            if agent.has_grown(request_id, request.num_prompt_tokens):
+                why = "drafts may be left in its blocks" if self._drafts else ""
+                agent.continued(request_id, request._all_token_ids, *self._extras(request, why))
+            tokens = confirmed(
+                request.num_computed_tokens,
+                scheduled,
+                request.num_tokens,
+                request.num_prompt_tokens,
+                self._volatile,
+            )
+            first, last = agent.plan(request_id, request._all_token_ids, tokens)
             if last > first:
                 blocks = scheduler_output.kv_connector_block_state.get_block_ids(request_id)
                 found.append((request_id, first, last, blocks[0]))

@@ -71,7 +71,9 @@ class Reader:
         """Tokens beyond vLLM's own `computed` that a load brings; None: ask again."""
         if state.chain is None or state.skip_load or state.phase in (Phase.LOADING, Phase.DONE):
             return 0
-        first, last = computed // self._geometry.chunk_tokens, self._last(tokens)
+        # A preempted request has more tokens than keys: those of its last steps have none yet.
+        first = computed // self._geometry.chunk_tokens
+        last = min(self._last(tokens), len(state.chain))
         state.computed = computed
         if first >= last:
             self._release(state)
