@@ -110,6 +110,9 @@ class Rank(Worker):
         elif self._copies._loads or self._copies._stores:
             self.copy = self._copies._next()  # type: ignore[assignment]
 
+    def busy(self) -> bool:
+        return bool(self.copy or self._copies._loads or self._copies._stores or self._copies._ended)
+
     def _while_waited_for(self) -> None:
         if self.copy is None and self.hangs:
             self.world.clock.advance(10.0)
@@ -582,12 +585,13 @@ class Vllm:
         for request in list(self.requests.values()):
             if request.status != "over":
                 self.abort(request)
-        for _ in range(100):
+        for rank in self.ranks:
+            rank.hangs = False
+        while self.steps or self.requests or any(rank.busy() for rank in self.ranks):
             if not self.steps:
                 self.schedule(8)
             self.execute()
             for rank in self.ranks:
-                rank.hangs = False
                 rank.step()
         self.world.turn()
         self.check()
