@@ -1,9 +1,9 @@
 """A scheduler and ranks that behave as vLLM 0.32's do, in small numbers, around the real agent.
 
-Blocks have 2 tokens, chunks 4; one layer, one head, 16 bytes of "KV" a token, which are a hash of the
-token, the bytes before it *in the cache* (so that what is wrong stays wrong) and the weights. The
-agent, its slot table, each rank's copies, copier and pool are the real ones; the copy threads are
-stepped (`Rank.step`), and reports of stores arrive when `World.turn` is called.
+Blocks have 2 tokens, chunks 4; one layer, one head, 16 bytes of "KV" a token, which are a hash of
+the token, the bytes before it *in the cache* (so that what is wrong stays wrong) and the weights.
+The agent, its slot table, each rank's copies, copier and pool are the real ones; the copy threads
+are stepped (`Rank.step`), and reports of stores arrive when `World.turn` is called.
 
 `schedule()` plans a step, `execute()` carries the oldest planned one out and hears its result. With
 `depth` 2 a step is planned while the one before is in flight, as by vLLM's async scheduling.
@@ -254,12 +254,13 @@ class Vllm:
         drafts: int = 0,
         depth: int = 1,
         volatile: int = 0,
+        caching: bool = True,
     ) -> None:
         self.choose, self.drafts, self.depth, self.volatile = choose, drafts, depth, volatile
         self.world = World(ranks=ranks, controller=False, slots=slots)
         self.agent = self.world.agent
         self.ranks = [Rank(r, blocks, self.world) for r in range(ranks)]
-        self.blocks = Blocks(blocks)
+        self.blocks, self.caching = Blocks(blocks), caching
         self.waiting: list[Request] = []
         self.running: list[Request] = []
         self.requests: dict[str, Request] = {}
@@ -365,7 +366,7 @@ class Vllm:
             local: list[int] = []
             external = 0
             if request.computed == 0:
-                local = self.blocks.hit(request.tokens)
+                local = self.blocks.hit(request.tokens) if self.caching else []
                 answer = self.agent.match(request.id, len(local) * BLOCK, len(request.tokens))
                 assert answer is not None, "nobody to wait for"
                 external = answer
@@ -550,7 +551,7 @@ class Vllm:
             request.status = "paused"
 
     def _continue(self, request: Request, tokens: list[int]) -> None:
-        """A session's next input: the last token that was sampled is dropped, not being computed."""
+        """A session's next input: the token sampled last is dropped, as it was not computed."""
         del request.tokens[request.computed :]
         request.tokens += tokens
         request.prompt, request.outputs = len(request.tokens), 0
