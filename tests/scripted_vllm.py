@@ -1,164 +1,25 @@
-"""A scheduler and ranks that behave as vLLM 0.32's do, in small numbers, around the real agent.
+"""A scheduler that behaves as vLLM 0.32's does, in small numbers, around the real agent and ranks.
 
-Blocks have 2 tokens, chunks 4; one layer, one head, 16 bytes of "KV" a token, which are a hash of
-the token, the bytes before it *in the cache* (so that what is wrong stays wrong) and the weights.
-The agent, its slot table, each rank's copies, copier and pool are the real ones; the copy threads
-are stepped (`Rank.step`), and reports of stores arrive when `World.turn` is called.
-
-`schedule()` plans a step, `execute()` carries the oldest planned one out and hears its result. With
-`depth` 2 a step is planned while the one before is in flight, as by vLLM's async scheduling.
+Blocks have 2 tokens, chunks 4 (tests/scripted_ranks.py). `schedule()` plans a step, `execute()`
+carries the oldest planned one out and hears its result. With `depth` 2 a step is planned while the
+one before is in flight, as by vLLM's async scheduling. Reports of stores arrive when `World.turn`
+is called.
 """
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-from lmkv import _native
 from lmkv.agent.agent import Options
 from lmkv.agent.stores import confirmed
-from lmkv.core.messages import PullResult, Stored
-from lmkv.core.steps import SKIPPED, Load, LoadResult, StepPlan, Store
-from lmkv.worker.copies import Copies
-from lmkv.worker.worker import Worker, _no_stats
+from lmkv.core.steps import LoadResult, StepPlan
 
 from tests.fake_links import BLOCK, CHUNK, World
-
-TOKEN = 16  # bytes of KV
-PER = CHUNK // BLOCK
-
-
-def token_bytes(before: bytes, token: int, weights: int, rank: int) -> bytes:
-    text = before + bytes([token, weights, rank])
-    return hashlib.blake2b(text, digest_size=TOKEN).digest()
-
-
-def oracle(tokens: list[int], weights: int, rank: int) -> bytes:
-    """The KV of these tokens, one after the other."""
-    kv, last = b"", b""
-    for token in tokens:
-        last = token_bytes(last, token, weights, rank)
-        kv += last
-    return kv
-
-
-class Stepped:
-    """A condition of one thread: to wait is to let the copy thread go on."""
-
-    def __init__(self) -> None:
-        self.turn: Callable[[], None] = lambda: None
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def notify_all(self) -> None:
-        pass
-
-    def wait(self, timeout: float | None = None) -> None:
-        self.turn()
-
-
-class Wrong(list[str]):
-    """What went wrong in a rank; a copy that was scripted to fail did not."""
-
-    def exception(self, what: str, error: Exception) -> None:
-        if str(error) != "scripted":
-            self.append(f"{what}: {error!r}")
-
-
-class Rank(Worker):
-    """A worker whose copy thread is stepped: begun by one `step()`, ended by the next."""
-
-    def __init__(self, rank: int, blocks: int, world: World) -> None:
-        self._rank, self.world = rank, world
-        self.kv = np.zeros((blocks, BLOCK * TOKEN), np.uint8)
-        pages = _native.Pages([self.kv.ctypes.data], blocks, 1, 1, BLOCK * TOKEN, BLOCK * TOKEN, 0)
-        layout = _native.SlotLayout(1, pages.segment_bytes(PER), 2, 0xABC)
-        slots = world.agent.table.capacity
-        self.pool = _native.Pool(layout, slots, slots)
-        self.pool.add_segment()
-        self._pages = SimpleNamespace(slot=layout)
-        self._copier = _native.Copier(layout, pages, PER)
-        self._config: Any = SimpleNamespace(audit_every=0, copy_deadline=10.0)
-        self._copies = Copies(self._copy_load, self._copy_store, self._stored, 10.0, world.clock)
-        self._condition = self._copies._condition = Stepped()  # type: ignore[assignment]
-        self._condition.turn = self._while_waited_for
-        self._control: Any = SimpleNamespace(send=self._report)
-        self._lock, self._gathers = Stepped(), 0  # type: ignore[assignment]
-        self._once = self._copies._once = self.wrong = Wrong()  # type: ignore[assignment]
-        self._stats = _no_stats()
-        self.copy: partial[None] | None = None  # the one under way
-        self.hangs = False  # what has not begun does not begin
-        self.fails: set[str] = set()  # "gather" or "scatter": the next one does
-        self.answers: Counter[int] = Counter()  # by job
-        self.reports: deque[Stored] = deque()
-
-    def step(self) -> None:
-        if self.copy is not None:
-            copy, self.copy = self.copy, None
-            copy()
-        elif self._copies._loads or self._copies._stores:
-            self.copy = self._copies._next()  # type: ignore[assignment]
-
-    def busy(self) -> bool:
-        return bool(self.copy or self._copies._loads or self._copies._stores or self._copies._ended)
-
-    def _while_waited_for(self) -> None:
-        if self.copy is None and self.hangs:
-            self.world.clock.advance(10.0)
-        else:
-            self.step()
-
-    def reading(self) -> set[int]:
-        """Blocks that a store has yet to read."""
-        queued = [store for store, _ in self._copies._stores]
-        if self.copy is not None and isinstance(self.copy.args[0], Store):
-            queued.append(self.copy.args[0])
-        return {block for store in queued for block in store.blocks}
-
-    def write(self, block: int, at: int, data: bytes) -> None:
-        assert block not in self.reading(), f"block {block} is overwritten before its gather"
-        self.kv[block, at : at + len(data)] = np.frombuffer(data, np.uint8)
-
-    def token(self, blocks: list[int], position: int) -> bytes:
-        at = position % BLOCK * TOKEN
-        return self.kv[blocks[position // BLOCK], at : at + TOKEN].tobytes()
-
-    def payload(self, place: bytes) -> bytes:
-        at = self.pool.slot_address(place) + self.pool.layout.payload_offset
-        return ctypes.string_at(at, CHUNK * TOKEN)
-
-    def _copy_load(self, load: Load) -> LoadResult:
-        written = {b for chunk in load.chunks for b in chunk.blocks if b != SKIPPED}
-        assert not written & self.reading(), "a load overwrites blocks before their gather"
-        return super()._copy_load(load)
-
-    def _scatter(self, load: Load, chunk: Any) -> int:
-        if "scatter" in self.fails:
-            self.fails.discard("scatter")
-            self.kv[[b for b in chunk.blocks if b != SKIPPED]] ^= 0xFF  # half written
-            return PullResult.DIGEST
-        return super()._scatter(load, chunk)
-
-    def _copy_store(self, store: Store, epoch: int) -> bool:
-        if "gather" in self.fails:
-            self.fails.discard("gather")
-            raise OSError("scripted")
-        return super()._copy_store(store, epoch)
-
-    def _report(self, message: Stored, *frames: bytes) -> None:
-        self.answers[message.job] += 1
-        self.world.at(f"ipc://worker{self._rank}").say(message, *frames)
+from tests.scripted_blocks import Blocks
+from tests.scripted_ranks import TOKEN, Rank, oracle, token_bytes
 
 
 @dataclass(eq=False)
@@ -197,50 +58,6 @@ class Planned:
     known: list[int]  # token ids that the step is given, from `start` on
 
 
-class Blocks:
-    """vLLM's block pool: freed blocks stay findable until they are given out again."""
-
-    def __init__(self, n: int) -> None:
-        self.free: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, n))
-        self.uses = [0] * n
-        self.found: dict[tuple[int, ...], int] = {}
-        self.named: dict[int, tuple[int, ...]] = {}
-
-    def take(self, n: int) -> list[int]:
-        taken = [self.free.popitem(last=False)[0] for _ in range(n)]
-        for block in taken:
-            self.uses[block] = 1
-            if (name := self.named.pop(block, None)) is not None:
-                del self.found[name]
-        return taken
-
-    def share(self, blocks: Sequence[int]) -> None:
-        for block in blocks:
-            self.uses[block] += 1
-            self.free.pop(block, None)
-
-    def give(self, blocks: list[int]) -> None:
-        for block in reversed(blocks):
-            self.uses[block] -= 1
-            if self.uses[block] == 0:
-                self.free[block] = None
-
-    def name(self, tokens: list[int], blocks: list[int]) -> None:
-        for i in range(len(tokens) // BLOCK):
-            name = tuple(tokens[: (i + 1) * BLOCK])
-            if name not in self.found and blocks[i] not in self.named:
-                self.found[name], self.named[blocks[i]] = blocks[i], name
-
-    def hit(self, tokens: list[int]) -> list[int]:
-        found = []
-        for i in range((len(tokens) - 1) // BLOCK):
-            block = self.found.get(tuple(tokens[: (i + 1) * BLOCK]))
-            if block is None:
-                break
-            found.append(block)
-        return found
-
-
 class Vllm:
     """`choose(n)` answers a number below n: budgets, sampled tokens, drafts that are accepted."""
 
@@ -255,9 +72,10 @@ class Vllm:
         depth: int = 1,
         volatile: int = 0,
         caching: bool = True,
+        on_reset: str = "isolate",
     ) -> None:
         self.choose, self.drafts, self.depth, self.volatile = choose, drafts, depth, volatile
-        self.world = World(ranks=ranks, controller=False, slots=slots)
+        self.world = World(ranks=ranks, controller=False, slots=slots, on_reset=on_reset)
         self.agent = self.world.agent
         self.ranks = [Rank(r, blocks, self.world) for r in range(ranks)]
         self.blocks, self.caching = Blocks(blocks), caching

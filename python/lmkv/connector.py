@@ -263,10 +263,7 @@ class LmkvConnector(KVConnectorBase_V1):
         assert self._config is not None
         self._adapters, self._content_ids = AdapterHashes(), content_ids(self._vllm_config)
         group, chunk = self._kv_cache_config.kv_cache_groups[0], self._chunk_tokens()
-        speculative = getattr(self._vllm_config, "speculative_config", None)
-        self._drafts = speculative is not None
-        if speculative is not None and speculative.use_eagle():
-            self._volatile = group.kv_cache_spec.block_size
+        self._expect_drafts(self._vllm_config.speculative_config, group.kv_cache_spec.block_size)
         model = self._vllm_config.model_config
         label = self._config.weights_version
 
@@ -296,6 +293,11 @@ class LmkvConnector(KVConnectorBase_V1):
         self._agent.start()
         atexit.register(self._agent.close)
         logger.info("lmkv: instance %s shares chunks of %d tokens", engine.instance, chunk)
+
+    def _expect_drafts(self, speculative: Any, block_tokens: int) -> None:
+        """Draft heads (EAGLE, MTP) may go back to the last block of a request that decodes."""
+        self._drafts = speculative is not None
+        self._volatile = block_tokens if self._drafts and speculative.use_eagle() else 0
 
     @_guarded()
     def on_new_request(self, request: Any) -> None:
@@ -374,15 +376,12 @@ class LmkvConnector(KVConnectorBase_V1):
             request = self._requests.get(request_id)
             if request is None:
                 continue
-            if agent.has_grown(request_id, request.num_prompt_tokens):
+            known, prompt = request.num_tokens, request.num_prompt_tokens
+            if agent.has_grown(request_id, prompt):
                 why = "drafts may be left in its blocks" if self._drafts else ""
                 agent.continued(request_id, request._all_token_ids, *self._extras(request, why))
             tokens = confirmed(
-                request.num_computed_tokens,
-                scheduled,
-                request.num_tokens,
-                request.num_prompt_tokens,
-                self._volatile,
+                request.num_computed_tokens, scheduled, known, prompt, self._volatile
             )
             first, last = agent.plan(request_id, request._all_token_ids, tokens)
             if last > first:

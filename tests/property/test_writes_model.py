@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -36,7 +37,7 @@ EVENTS = st.tuples(st.sampled_from([name for name, n in OFTEN.items() for _ in r
 class Story:
     """A number decides what an event does."""
 
-    def __init__(self, **sizes: int) -> None:
+    def __init__(self, **sizes: Any) -> None:
         self.random = Random(0)
         self.vllm = Vllm(self.random.randrange, **sizes)
 
@@ -95,7 +96,7 @@ class Story:
         choose(self.vllm.ranks).fails.add(choose(["gather", "scatter"]))
 
     def hang(self, choose: Callable) -> None:
-        """Copies that have not begun do not begin while they are waited for; or do again."""
+        """Copies neither begin nor end while a deadline runs; or do again."""
         choose(self.vllm.ranks).hangs = choose([True, False, False])
 
     def wait(self, choose: Callable) -> None:
@@ -110,15 +111,16 @@ class Story:
     slots=st.sampled_from([2, 8, 16]),
     volatile=st.sampled_from([0, 0, 2]),
     caching=st.sampled_from([False, False, True]),
+    on_reset=st.sampled_from(["isolate", "keep"]),
     events=st.lists(EVENTS, min_size=STEPS, max_size=STEPS),
 )
 @settings(
-    max_examples=60,
+    max_examples=100,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 def test_no_story_stores_what_was_not_computed(
-    drafts: int, depth: int, events: list[tuple[str, int]], **sizes: int
+    drafts: int, depth: int, events: list[tuple[str, int]], **sizes: Any
 ) -> None:
     story = Story(drafts=drafts, depth=depth, **sizes)
     for event, number in events:

@@ -7,12 +7,15 @@ account and not by lmkv's.
 from __future__ import annotations
 
 import ctypes
+import time
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 
 import numpy as np
 
 NAMES = count()
+DEADLINE = 60.0
 
 
 def _scheduler(llm: Any) -> Any:
@@ -24,14 +27,15 @@ def _connector(llm: Any) -> Any:
 
 
 def watch(llm: Any) -> None:
-    """From now on `llm.seen` has tokens by key."""
-    llm.seen = {}
+    """From now on `llm.seen` has tokens by key; `llm.computed` counts steps that compute."""
+    llm.seen, llm.computed = {}, 0
     connector, scheduler = _connector(llm), _scheduler(llm)
     plan, chunk = connector.build_connector_meta, connector._chunk_tokens()
     long = dict[str, int]()
 
     def planned(output: Any) -> Any:
         metadata = plan(output)
+        llm.computed += bool(output.num_scheduled_tokens)
         for request in scheduler.requests.values():
             tokens = list(request.all_token_ids)
             if len(tokens) // chunk != long.get(request.request_id):
@@ -70,12 +74,30 @@ def dump(llm: Any, path: str) -> list[list[int]]:
 def _add(llm: Any, prompt: list[int], max_tokens: int, **sampling: Any) -> str:
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
+    from vllm.sampling_params import RequestOutputKind
 
     params = SamplingParams(
-        max_tokens=max_tokens, detokenize=False, ignore_eos=True, **{"temperature": 0, **sampling}
+        max_tokens=max_tokens,
+        detokenize=False,
+        ignore_eos=True,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        **{"temperature": 0, **sampling},
     )
     name = f"story-{next(NAMES)}"
     return str(llm.llm_engine.add_request(name, TokensPrompt(prompt_token_ids=prompt), params))
+
+
+def _steps(llm: Any, true: Callable[[], bool]) -> None:
+    """Steps until that is so; some of them only wait for an answer about peers."""
+    end = time.monotonic() + DEADLINE
+    while not true():
+        assert time.monotonic() < end, "not in time"
+        llm.llm_engine.step()
+
+
+def _compute(llm: Any, steps: int) -> None:
+    until = llm.computed + steps
+    _steps(llm, lambda: llm.computed >= until or not _scheduler(llm).requests)
 
 
 def _drain(llm: Any) -> dict[str, list[list[int]]]:
@@ -106,8 +128,7 @@ def aborted(llm: Any, prompts: list[list[int]], max_tokens: int, every: int) -> 
     names = [_add(llm, prompt, max_tokens) for prompt in prompts]
     states = set()
     for name in names:
-        for _ in range(every):
-            llm.llm_engine.step()
+        _compute(llm, every)
         states |= {str(r.status) for r in _scheduler(llm).requests.values()}
         llm.llm_engine.abort_request([name], internal=True)
     _drain(llm)
@@ -118,8 +139,7 @@ def interrupted(llm: Any, prompts: list[list[int]], max_tokens: int, how: str) -
     """Running requests meet a reset of all caches, or a pause that keeps them."""
     for prompt in prompts:
         _add(llm, prompt, max_tokens)
-    for _ in range(12):
-        llm.llm_engine.step()
+    _compute(llm, 12)
     core = llm.llm_engine.engine_core.engine_core
     if how == "reset":
         assert core.reset_prefix_cache(reset_running_requests=True, reset_connector=True)
@@ -148,12 +168,7 @@ def session(llm: Any, turns: list[list[int]], max_tokens: int) -> list[int]:
         )
         request.external_req_id = name
         engine.engine_core.add_request(request)
-        for _ in range(1000):
-            engine.step()
-            if "STREAMING" in str(scheduler.requests[name].status):
-                break
-        else:
-            raise AssertionError("the turn did not end")
+        _steps(llm, lambda: scheduler.requests[name].status.name == "WAITING_FOR_STREAMING_REQ")
     tokens = list(scheduler.requests[name].all_token_ids)
     engine.engine_core.abort_requests([name])
     _drain(llm)
