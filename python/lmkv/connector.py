@@ -12,7 +12,7 @@ import atexit
 import functools
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -115,6 +115,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         self._requests: dict[str, Any] = {}  # vLLM's, by id
         self._ended: dict[str, tuple[int, LoadResult]] = {}
         self._step_loads: dict[str, LoadResult] = {}
+        self._drafts, self._volatile = False, 0  # speculative decoding; tokens it may come back to
         transfer = vllm_config.kv_transfer_config
         transfer.kv_load_failure_policy = "recompute"
         if role is KVConnectorRole.SCHEDULER and not vllm.__version__.startswith(TESTED_VLLM):
@@ -279,6 +280,8 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         assert self._config is not None
         self._adapters, self._content_ids = AdapterHashes(), content_ids(self._vllm_config)
         groups, chunk = self._kv_cache_config.kv_cache_groups, self._chunk_tokens()
+        block = max(group.kv_cache_spec.block_size for group in groups)
+        self._expect_drafts(self._vllm_config.speculative_config, block)
         model = self._vllm_config.model_config
         label = self._config.weights_version
 
@@ -314,27 +317,38 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         atexit.register(self._agent.close)
         logger.info("lmkv: instance %s shares chunks of %d tokens", engine.instance, chunk)
 
+    def _expect_drafts(self, speculative: Any, block_tokens: int) -> None:
+        """Draft heads (EAGLE, MTP) may go back to the last block of a request that decodes."""
+        self._drafts = speculative is not None
+        self._volatile = block_tokens if self._drafts and speculative.use_eagle() else 0
+
     @_guarded()
     def on_new_request(self, request: Any) -> None:
         if self._agent is None:
             return
         from lmkv.agent.agent import Options
-        from lmkv.core.extras import OptedOut, RequestExtras, request_extras
 
         self._requests[request.request_id] = request
-        extras = request_extras(
-            request, self._chunk_tokens(), self._adapters, content_ids=self._content_ids
-        )
-        why = extras.reason if isinstance(extras, OptedOut) else ""
-        extras = extras if isinstance(extras, RequestExtras) else RequestExtras()
+        common, chunks, why = self._extras(request)
         self._agent.begin(
             request.request_id,
             request._all_token_ids,
-            extras.common,
-            extras.chunks,
+            common,
+            chunks,
             Options.of(request.kv_transfer_params),
             why,
         )
+
+    def _extras(self, request: Any, why: str = "") -> tuple[bytes, Mapping[int, bytes], str]:
+        """What beside its tokens is in a request's keys, or why it is opted out."""
+        from lmkv.core.extras import OptedOut, request_extras
+
+        extras = request_extras(
+            request, self._chunk_tokens(), self._adapters, content_ids=self._content_ids
+        )
+        if isinstance(extras, OptedOut):
+            return b"", {}, extras.reason
+        return extras.common, extras.chunks, why
 
     @_guarded(lambda: (0, False))
     def get_num_new_matched_tokens(
@@ -374,16 +388,24 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
     def _measure(self, agent: Agent, scheduler_output: Any) -> None:
         agent.rates.prefill.scheduled(scheduler_output.num_scheduled_tokens, self._requests)
 
+    @_guarded(list)  # loads and waits of the step go out all the same
     def _stores(self, agent: Agent, scheduler_output: Any) -> Iterable[tuple[Any, ...]]:
         """As `Agent.step` takes them."""
+        from lmkv.agent.stores import confirmed
+
         found = []
         for request_id, scheduled in scheduler_output.num_scheduled_tokens.items():
             request = self._requests.get(request_id)
             if request is None:
                 continue
-            # A token is confirmed when it is known and computed: drafts are neither yet.
-            confirmed = min(request.num_computed_tokens + scheduled, request.num_tokens)
-            first, last = agent.plan(request_id, request._all_token_ids, confirmed)
+            known, prompt = request.num_tokens, request.num_prompt_tokens
+            if agent.has_grown(request_id, prompt):
+                why = "drafts may be left in its blocks" if self._drafts else ""
+                agent.continued(request_id, request._all_token_ids, *self._extras(request, why))
+            tokens = confirmed(
+                request.num_computed_tokens, scheduled, known, prompt, self._volatile
+            )
+            first, last = agent.plan(request_id, request._all_token_ids, tokens)
             if last > first:
                 blocks = scheduler_output.kv_connector_block_state.get_block_ids(request_id)
                 found.append((request_id, first, last, *blocks))

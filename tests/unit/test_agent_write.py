@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from lmkv.agent.agent import Options
+from lmkv.agent.stores import confirmed
 from lmkv.core.messages import PullResult, StoredOk
 from lmkv.core.steps import Store
 
 from tests.fake_links import World
 
 TOKENS = list(range(100))
+EXTRA = b"\x03\x02\0\0\0hi"  # an item of extra_i
 
 
 def step(world: World, name: str, confirmed: int, *, new: tuple[int, ...] = ()) -> list[Store]:
@@ -142,6 +144,53 @@ def test_generated_tokens_are_stored_too() -> None:
     assert len(step(world, "a", 5)) == 1
     (store,) = step(world, "a", 8)
     assert store.key == world.keys(1, 2)
+
+
+def test_what_is_confirmed() -> None:
+    assert confirmed(0, 6, known=9, prompt=9) == 6  # a prefill's first piece
+    assert confirmed(9, 4, known=10, prompt=9) == 10  # three drafts behind the last known token
+    assert confirmed(14, 4, known=10, prompt=9) == 10  # async: drafts in flight count as computed
+    assert confirmed(0, 6, known=9, prompt=9, volatile=2) == 6
+    assert confirmed(9, 4, known=10, prompt=9, volatile=2) == 9  # never less than of the prompt
+    assert confirmed(13, 4, known=14, prompt=9, volatile=2) == 12  # a draft head may come back
+
+
+def test_a_preempted_request_may_have_more_tokens_than_keys() -> None:
+    world = World()
+    world.hold(0, 1)
+    begun(world, chunks=1)
+    step(world, "a", 5)
+    assert world.match("a", TOKENS[:13]) == 4  # eight tokens came at once, of accepted drafts
+    world.agent.finished("a")
+    assert world.at_rest()
+
+
+def test_a_sessions_next_input_has_keys_of_its_own() -> None:
+    world = World()
+    begun(world, chunks=1)
+    assert len(step(world, "a", 5)) == 1
+    step(world, "a", 6)
+    cut = [*TOKENS[:5], 90, 91, 92]  # vLLM took token 5 back, and appended three
+    assert not world.agent.has_grown("a", 5)
+    assert world.agent.has_grown("a", 8)
+    world.agent.continued("a", cut, b"", {1: EXTRA})
+    chain = world.agent._hasher.chain()
+    chain.extend(cut, 0, {1: EXTRA})
+    first, last = world.agent.plan("a", cut, 8)
+    (store,) = world.agent.step([("a", first, last, range(50))], []).stores
+    assert store.key == chain.keys(0, 1, 2)
+    assert not world.agent.has_grown("a", 8)
+    world.agent.continued("a", [*cut, 1, 2, 3, 4], b"", {}, "an image without a name")
+    assert step(world, "a", 12) == []
+
+
+def test_a_chunk_that_cannot_be_planned_costs_neither_loads_nor_waits() -> None:
+    world = World()
+    begun(world)
+    (store,) = step(world, "a", 4)
+    world.hold(1, 2)
+    plan = world.agent.step([("nobody", 0, 1, range(50))], [0])
+    assert (plan.stores, plan.wait_for) == ([], [store.job])
 
 
 def test_a_request_may_opt_out_of_storing() -> None:

@@ -79,3 +79,61 @@ def test_a_load_counts_as_far_as_every_rank_got() -> None:
     both = LmkvWorkerMetadata({"r": (1, good)}).aggregate(LmkvWorkerMetadata({"r": (1, bad)}))
     count, result = both.loads["r"]
     assert (count, result.good, result.result, result.bytes) == (2, 1, PullResult.DIGEST, 15)
+
+
+class Planning:
+    """An agent that notes what it is asked to plan."""
+
+    def __init__(self, prompt_tokens: int) -> None:
+        self.prompt_tokens, self.confirmed, self.opted_out = prompt_tokens, 0, ""
+
+    def has_grown(self, request: str, prompt_tokens: int) -> bool:
+        return prompt_tokens != self.prompt_tokens
+
+    def continued(self, request: str, tokens: list[int], *extras: Any) -> None:
+        self.opted_out = extras[-1]
+
+    def plan(self, request: str, tokens: list[int], confirmed: int) -> tuple[int, int]:
+        self.confirmed = confirmed
+        return 0, 0
+
+
+def planned(one: Any, computed: int, scheduled: int, known: int, prompt: int) -> Planning:
+    """A step of a request whose prompt had 500 tokens when it began."""
+    agent = Planning(500)
+    one._requests["r"] = SimpleNamespace(
+        request_id="r",
+        num_computed_tokens=computed,
+        num_tokens=known,
+        num_prompt_tokens=prompt,
+        _all_token_ids=[7] * known,
+    )
+    one._extras = lambda request, why: (b"", {}, why)
+    one._stores(agent, SimpleNamespace(num_scheduled_tokens={"r": scheduled}))
+    return agent
+
+
+@pytest.mark.parametrize(
+    ("method", "held_back"),
+    [("eagle", 64), ("eagle3", 64), ("mtp", 64), ("ngram", 0), ("draft_model", 0), ("", 0)],
+)
+def test_what_a_draft_head_may_come_back_to_is_held_back(
+    monkeypatch: pytest.MonkeyPatch, method: str, held_back: int
+) -> None:
+    from vllm.config import SpeculativeConfig
+
+    draft = SimpleNamespace(method=method)
+    draft.use_eagle = lambda: SpeculativeConfig.use_eagle(draft)
+    one = connector(monkeypatch)
+    one._expect_drafts(draft if method else None, 64)
+    assert planned(one, 0, 256, known=500, prompt=500).confirmed == 256
+    assert planned(one, 700, 5, known=701, prompt=500).confirmed == 701 - held_back
+
+
+@pytest.mark.parametrize("drafts", [False, True])
+def test_a_session_goes_on_being_stored_unless_it_has_drafts(
+    monkeypatch: pytest.MonkeyPatch, drafts: bool
+) -> None:
+    one = connector(monkeypatch)
+    one._drafts = drafts
+    assert bool(planned(one, 600, 20, known=620, prompt=620).opted_out) == drafts

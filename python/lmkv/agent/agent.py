@@ -12,7 +12,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lmkv import __version__, _native
@@ -273,6 +273,43 @@ class Agent:
             state.chain.extend(tokens)
         return state.next_store, min(last, len(state.chain))
 
+    def has_grown(self, request: str, prompt_tokens: int) -> bool:
+        """Whether vLLM has given this request (a streaming session) more input since it began."""
+        state = self._requests.get(request)
+        return state is not None and state.prompt_tokens != prompt_tokens
+
+    def continued(
+        self,
+        request: str,
+        tokens: Sequence[int],
+        extra: bytes,
+        extras: Mapping[int, bytes],
+        opted_out: str = "",
+    ) -> None:
+        """A session's next input is here, behind a last turn that vLLM has cut: its keys are made
+        afresh. It loads no more; what it computes is stored, unless `opted_out` says why not."""
+        was = self._requests[request]
+        self.reader.end(was)
+        chain = None
+        if not opted_out:
+            chain = self._hasher.chain(extra)
+            chain.extend(tokens, 0, dict(extras))
+        state = self._requests[request] = replace(
+            was,
+            chain=chain,
+            prompt_tokens=len(tokens),
+            opted_out=opted_out,
+            phase=Phase.DONE,
+            accounted=True,
+            next_store=0,
+            locate=0,
+            parts=[],
+        )
+        if chain is not None:
+            state.parts = self.reader.parts(state)
+        for part, before in zip(state.parts, was.parts):
+            part.mapped = before.mapped
+
     def step(
         self,
         stores: Iterable[tuple[Any, ...]],
@@ -283,13 +320,16 @@ class Agent:
         step, self._step = self._step, _Step()
         # Before this step's own stores are planned: those read blocks that it writes itself.
         wait_for = self.stores.must_wait([*step.blocks, *new_blocks])
-        planned: list[Store] = []
-        for request, first, last, *tables in stores:
-            state = self._requests[request]
-            state.next_store = last
-            for part, blocks in zip(state.groups, tables, strict=True):
-                planned += self._store(state, part, first, last, blocks)
-        return StepPlan(self.epoch, planned, step.loads, wait_for)
+        plan = StepPlan(self.epoch, [], step.loads, wait_for)
+        try:
+            for request, first, last, *tables in stores:
+                state = self._requests[request]
+                state.next_store = last
+                for part, blocks in zip(state.groups, tables, strict=True):
+                    plan.stores += self._store(state, part, first, last, blocks)
+        except Exception:  # must cost neither the loads nor the waits
+            log.exception("lmkv: a step's chunks cannot be stored")
+        return plan
 
     def _store(
         self,

@@ -26,7 +26,7 @@ class GroupReader(Reader):
     def begin(self, state: RequestState) -> None:
         """A request has arrived: ask for each group's chunks that the own pool does not hold."""
         if state.chain is not None:
-            state.parts = [self._part(state, group) for group in range(len(self._groups))]
+            state.parts = self.parts(state)
         if state.chain is None or state.skip_load:
             super().begin(state)
             return
@@ -41,16 +41,18 @@ class GroupReader(Reader):
         if any(part.locate for part in state.parts):
             state.phase = Phase.LOCATING
 
-    @staticmethod
-    def _part(state: RequestState, group: int) -> RequestState:
-        return RequestState(
-            state.id,
-            state.chain,
-            state.prompt_tokens,
-            state.epoch,
-            state.transfer,
-            group=group,
-        )
+    def parts(self, state: RequestState) -> list[RequestState]:
+        return [
+            RequestState(
+                state.id,
+                state.chain,
+                state.prompt_tokens,
+                state.epoch,
+                state.transfer,
+                group=group,
+            )
+            for group in range(len(self._groups))
+        ]
 
     def _look_up(self, state: RequestState, last: int) -> None:
         """Each part's `base`: the first chunk that is missing here and that a hit may need."""

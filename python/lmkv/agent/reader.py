@@ -69,11 +69,17 @@ class Reader:
             state.phase = Phase.LOCATING if state.locate else Phase.PULLING
             state.miss = "cold" if state.locate else "no_controller"
 
+    def parts(self, state: RequestState) -> list[RequestState]:
+        """A request's states by cache group; none where its own is enough."""
+        return []
+
     def match(self, state: RequestState, computed: int, tokens: int) -> int | None:
         """Tokens beyond vLLM's own `computed` that a load brings; None: ask again."""
         if state.chain is None or state.skip_load or state.phase in (Phase.LOADING, Phase.DONE):
             return 0
-        first, last = computed // self._chunk_tokens, self._last(tokens)
+        # A preempted request has more tokens than keys: those of its last steps have none yet.
+        first = computed // self._chunk_tokens
+        last = min(self._last(tokens), len(state.chain))
         state.computed = computed
         if first >= last:
             self._release(state)

@@ -16,6 +16,17 @@ from lmkv.core.messages import Stored
 from lmkv.core.steps import Store
 
 
+def confirmed(computed: int, scheduled: int, known: int, prompt: int, volatile: int = 0) -> int:
+    """Tokens whose KV is there for good after a step that is given `scheduled` of them.
+
+    vLLM counts drafts and what is in flight as `computed`: no token counts before it is `known`.
+    Where decoding may come back to its last `volatile` tokens (a draft head's KV), those beyond the
+    prompt do not count either.
+    """
+    there = min(computed + scheduled, known)
+    return max(min(there, prompt), there - volatile)
+
+
 @dataclass
 class _Job:
     place: bytes

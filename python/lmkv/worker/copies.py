@@ -12,6 +12,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from lmkv.core.clock import Clock, monotonic
 from lmkv.core.messages import PullResult
@@ -137,19 +138,21 @@ class Copies:
 
     def _run(self) -> None:
         unpin()
-        while True:
-            with self._condition:
-                while not (self._loads or self._stores or self._stopping):
-                    self._condition.wait()
-                if self._stopping:
-                    return
-                load = self._loads.popleft() if self._loads else None
-                store = None if load else self._stores.popleft()
-                self._running = store[0].job if store else None
-            if load:
-                self._do_load(*load)
-            elif store:
-                self._do_store(*store)
+        while (copy := self._next()) is not None:
+            copy()
+
+    def _next(self) -> Callable[[], None] | None:
+        """Begins a copy: what is returned carries it out. None: stop."""
+        with self._condition:
+            while not (self._loads or self._stores or self._stopping):
+                self._condition.wait()
+            if self._stopping:
+                return None
+            if self._loads:
+                return partial(self._do_load, *self._loads.popleft())
+            store, epoch = self._stores.popleft()
+            self._running = store.job
+            return partial(self._do_store, store, epoch)
 
     def _do_load(self, load: Load, begin_by: float) -> None:
         began = self._clock()
