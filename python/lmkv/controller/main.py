@@ -1,7 +1,7 @@
 """The controller's process: `run(config)` listens until SIGTERM or SIGINT.
 
-`python -m lmkv.controller.main [--port 7550 ...]` takes every setting of `ControllerConfig`. HTTP is
-spoken by a child (`web.py`); without the libraries that it needs the controller serves on.
+`python -m lmkv.controller.main [--port 7550 ...]` takes every setting of `ControllerConfig`. HTTP
+is spoken by a child (`web.py`); without the libraries that it needs the controller serves on.
 """
 
 from __future__ import annotations

@@ -57,7 +57,9 @@ def route(registry: Registry, message: Route) -> Routed | Refused:
     if message.model:
         live = [each for each in live if each.registration.model == message.model]
         if not live:
-            text = f"model {message.model!r}: no live instance serves it; {_some(models)} are served"
+            text = (
+                f"model {message.model!r}: no live instance serves it; {_some(models)} are served"
+            )
             return Refused("unknown_model", text, "model", message.request)
     elif len(models) > 1:
         text = f"model: instances serve several; name one of {_some(models)}"

@@ -1,11 +1,12 @@
 """Who is registered, and whether what is known of them is true. No sockets; the clock is given.
 
 hear(connection, message, frames) and tick() return what must be sent, as (connection, message,
-arrays); locate(message, frames) answers the query socket, and `views` what people ask. An instance registers (`Welcome` or
-`Refused`), then sends one numbered stream. A gap in it, or a heartbeat whose sums are not the
-directory's, is mended by a full sync (`Resync`), of which a few run at once. Whoever is not heard
-is suspect (not handed out), then dead (dropped). A message of a connection or an epoch that is not
-registered is answered `Refused(not_registered)`: registering is what mends that.
+arrays); locate(message, frames) answers the query socket; `views` answers what people ask. An
+instance registers (`Welcome` or `Refused`), then sends one numbered stream. A gap in it, or a
+heartbeat whose sums are not the directory's, is mended by a full sync (`Resync`), of which a few
+run at once. Whoever is not heard is suspect (not handed out), then dead (dropped). A message of a
+connection or an epoch that is not registered is answered `Refused(not_registered)`: registering is
+what mends that. What happens is told to `history`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The registry seen from outside: the answers to what people and their tools ask.
 
 ask(registry, connection, message, frames) is None for what is no such question. `lookup` and
-`route` are in `prompts.py`. All of it runs between two locates: nothing here costs more than a page.
+`route` are in `prompts.py`. All of it runs between two locates, so nothing costs more than a page.
 """
 
 from __future__ import annotations

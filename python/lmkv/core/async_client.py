@@ -16,10 +16,9 @@ import zmq
 import zmq.asyncio
 
 from lmkv.core import wire
-from lmkv.core.clock import Deadline
 from lmkv.core.client import Unreachable, options
+from lmkv.core.clock import Deadline
 from lmkv.core.messages import AnyMessage, Message
-
 
 AT_ONCE = 64  # questions; a controller drops answers that a connection does not take
 
@@ -62,7 +61,8 @@ class AsyncClient:
             del self._asked[number]
 
     async def _send(self, message: Message, arrays: tuple[bytes, ...], until: Deadline) -> None:
-        if not await self._socket.poll(ceil(until.left() * 1000), zmq.POLLOUT):
+        milliseconds = ceil(until.left() * 1000)
+        if not await self._socket.poll(milliseconds, zmq.POLLOUT):  # type: ignore[call-arg]
             raise Unreachable(f"no controller listens at {self.address}")
         try:
             await self._socket.send_multipart(wire.encode(message, *arrays), zmq.NOBLOCK)

@@ -490,7 +490,8 @@ class Subscribe(Message, tag="subscribe"):
 
 
 class Event(msgspec.Struct, omit_defaults=True):
-    """`kind`: `registered`, `suspect`, `dead`, `back`, `left`, `drift`, `resync`, `incompatible`."""
+    """`kind` is `registered`, `suspect`, `dead`, `back`, `left`, `drift`, `resync` or
+    `incompatible`."""
 
     id: U64
     kind: str

@@ -1,1 +1,1 @@
-"""The web process: REST, metrics and events for people and their tools; a client of a controller."""
+"""The web process: REST, metrics and events; a client of its controller like any other."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+
 from lmkv import __version__, _native
 from lmkv.core.messages import PROTOCOL_MAX, PROTOCOL_MIN
 from lmkv.web import docs_page, errors, metrics, models, rest
@@ -11,7 +13,6 @@ from lmkv.web.cluster_view import HEALTH_DEADLINE, ClusterView
 from lmkv.web.errors import Problem
 from lmkv.web.events import Hub
 from lmkv.web.limits import BodyLimit
-from prometheus_client import CONTENT_TYPE_LATEST
 
 ABOUT = """Who holds which KV cache in a cluster of vLLM instances. Whatever goes wrong is answered
 {"error": {"code", "message", "field"}}: 4xx is a mistake of the caller's, 503 says that the

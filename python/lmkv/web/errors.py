@@ -5,17 +5,17 @@
 
 from __future__ import annotations
 
-import sys
-import traceback
 from collections.abc import Mapping
 from http import HTTPStatus
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
 from lmkv.core.client import Unreachable
 from lmkv.core.messages import Refused, Unsupported
-from starlette.exceptions import HTTPException
 
 # What a controller refuses, by code; all else is a bad request.
 STATUSES = {"unknown_instance": 404, "unknown_model": 404, "too_large": 413}
@@ -61,16 +61,19 @@ def install(app: FastAPI) -> None:
         place = [str(part) for part in first["loc"][1:]]  # after body, query or path
         if first["type"] == "json_invalid":
             return body(400, "json", f"the body is no JSON: {first['ctx']['error']}", "")
-        field = ".".join(place)
-        return body(400, "field", f"{field or 'body'}: {first['msg']}", field)
+        field = ".".join(place)[:256]
+        if not place:
+            return body(400, "json", "body: allowed is an object, as content-type application/json")
+        return body(400, "field", f"{field}: {first['msg']}", field)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
         phrase = HTTPStatus(error.status_code).phrase.lower()
-        text = f"{request.method} {request.url.path}: {phrase}"
+        path = quote(request.scope["path"])[:200]
+        text = f"{request.method} {path}: {str(error.detail).lower()}"
         return body(error.status_code, phrase.replace(" ", "_"), text, headers=error.headers)
 
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> JSONResponse:
-        traceback.print_exception(error, file=sys.stderr)
+        # uvicorn logs it
         return body(500, "internal", "this is a defect of lmkv; its log says more")

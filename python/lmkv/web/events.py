@@ -1,9 +1,9 @@
 """The controller's events as server-sent events: run() follows them, open() serves a reader.
 
 An id is `EPOCH-NUMBER` of the controller's life. A reader that says the last one it had gets what
-came since; where that cannot be had (another life, or too long ago), and where a reader is too slow,
-it gets `reset`: what follows is not what it had, so it should ask for everything anew. Nothing is
-kept for a reader but its place.
+came since. Where that cannot be had (another life, too long ago, a reader too slow) it gets
+`reset`: what follows is not what it had, so it should ask for everything anew. Nothing is kept for
+a reader but its place.
 """
 
 from __future__ import annotations
@@ -42,14 +42,19 @@ class Hub:
     async def run(self) -> None:
         """Follow the controller until cancelled."""
         while True:
-            try:
-                self._take(await self._view.events(self._last, WAIT))
-            except (Unreachable, Problem):
-                self._reachable = False
+            wait = WAIT if self._reachable else 0.0
+            self._reachable = await self._follow(wait)
+            if not self._reachable:
                 await asyncio.sleep(PAUSE)
 
+    async def _follow(self, wait: float) -> bool:
+        try:
+            self._take(await self._view.events(self._last, wait))
+        except (Unreachable, Problem):
+            return False
+        return True
+
     def _take(self, answer: Events) -> None:
-        self._reachable = True
         if answer.epoch != self._epoch:
             asked, self._epoch, self._last = self._last, answer.epoch, 0
             self._kept.clear()

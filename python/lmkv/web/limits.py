@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from lmkv.web import errors
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lmkv.web import errors
 
 MOST_BYTES = 8 << 20
 BODY_DEADLINE = 10.0  # seconds for the whole of it

@@ -14,6 +14,7 @@ import sys
 from types import FrameType
 
 import uvicorn
+
 from lmkv import _native
 from lmkv.core.async_client import AsyncClient
 from lmkv.web.app import build
@@ -48,9 +49,10 @@ async def serve(controller: str, listener: socket.socket, controller_pid: int) -
         http="h11",  # the same everywhere, whatever else is installed
         ws="none",
         lifespan="off",
-        log_level="warning",
+        log_level="error",  # anyone can send what is no HTTP
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=END_DEADLINE,
     )

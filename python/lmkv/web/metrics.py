@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from lmkv.core.causes import CAUSES
-from lmkv.core.messages import StatusInfo
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from lmkv.core.causes import CAUSES
+from lmkv.core.messages import StatusInfo
 
 INSTANCE_STATES = ("live", "syncing", "suspect", "dead", "incompatible")
 GRANULE_STATES = ("free", "reserved", "admitted", "pinned", "retired", "limbo")
@@ -85,6 +86,6 @@ def page(info: StatusInfo, controller_pid: int) -> bytes:
     """The text that Prometheus reads."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(StatusCollector(info))
-    ProcessCollector("lmkv_controller", lambda: controller_pid, registry)
+    ProcessCollector("lmkv_controller", lambda: controller_pid, registry=registry)
     ProcessCollector("lmkv_web", registry=registry)
     return generate_latest(registry)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query
 from fastapi.responses import StreamingResponse
+
 from lmkv.core import messages
 from lmkv.web import models
 from lmkv.web.cluster_view import ClusterView
