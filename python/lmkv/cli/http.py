@@ -18,7 +18,7 @@ import msgspec
 from lmkv.core.messages import Lookup, Message, Status
 
 DEADLINE = 5.0  # seconds
-PAGE = 1000
+PAGE = 250
 MOST_BYTES = 64 << 20  # of an answer
 
 M = TypeVar("M")

@@ -12,12 +12,12 @@ from heapq import nlargest
 
 from lmkv.core.clock import Clock
 
-KEPT = 1024  # prefixes
+KEPT = 512  # prefixes
 MOST = 4 * KEPT  # between two ticks
 HALF_LIFE = 600.0  # seconds after which a hit counts half
 
 
-@dataclass
+@dataclass(slots=True)
 class HotPrefix:
     model: str
     tokens: int

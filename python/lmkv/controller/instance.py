@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from lmkv.core import geometry
 from lmkv.core.messages import Heartbeat, PeerRef, RankInfo, Register
@@ -39,6 +40,11 @@ class Instance:
     @property
     def epoch(self) -> int:
         return self.registration.epoch
+
+    @cached_property
+    def group(self) -> tuple[object, ...]:
+        """Of its registration, which is replaced by one of the same group only."""
+        return group(self.registration)
 
     @property
     def pullable(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from lmkv import _native
-from lmkv.controller.instance import Instance, differs, group
+from lmkv.controller.instance import Instance, differs
 from lmkv.core import wire
 from lmkv.core.extras import SALT, pack
 from lmkv.core.messages import (
@@ -133,12 +133,12 @@ def _matched(holders: Iterable[list[str]], chunk_tokens: int) -> dict[str, int]:
 
 def _incompatible(registry: Registry, like: Instance) -> dict[str, str]:
     """Instances of the same model that do not share with `like`, and the field that differs."""
-    mine, model = group(like.registration), like.registration.model
+    mine, model = like.group, like.registration.model
     found: dict[str, str] = {}
     for other in registry.instances.values():
         if other.number < 0 or other.registration.model != model:
             continue
-        if group(other.registration) != mine:
+        if other.group != mine:
             found[other.name] = differs(like.registration, other.registration)
             if len(found) == DIFFERING:
                 break
@@ -165,7 +165,7 @@ def _like(registry: Registry, message: Lookup) -> Instance | Refused:
             else ("like: no instance is registered")
         )
         return Refused("unknown_instance", text, "like", message.request)
-    if len({group(instance.registration) for instance in live}) > 1:
+    if len({instance.group for instance in live}) > 1:
         names = ", ".join(sorted(instance.name for instance in live)[:5])
         text = f"like: instances differ in what they share; name one of {names}"
         return Refused("field", text, "like", message.request)

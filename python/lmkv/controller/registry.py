@@ -160,7 +160,7 @@ class Registry:
         if old is not None and old.number >= 0:
             if old.epoch != message.epoch and old.connection != connection:
                 return self._second_life(old, connection)
-            same = group(old.registration) == group(message)
+            same = old.group == group(message)
             same = same and hosts(old.registration.ranks) == hosts(message.ranks)
             if same and old.epoch == message.epoch:  # its entries stay until it has stated all
                 self._connections.pop(old.connection, None)
@@ -181,7 +181,7 @@ class Registry:
         text = "it registered again" if again else f"epoch {instance.epoch:016x}"
         self.history.add("back" if again else "registered", instance.name, text)
         first = self.first(instance)
-        if group(first.registration) != group(instance.registration):
+        if first.group != instance.group:
             field = differs(first.registration, instance.registration)
             text = f"{field} differs from that of {first.name}: they do not share"
             self.history.add("incompatible", instance.name, text)

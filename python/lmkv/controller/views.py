@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from heapq import nsmallest
 
 from lmkv import __version__
-from lmkv.controller.instance import Instance, add, differs, group
+from lmkv.controller.instance import Instance, add, differs
 from lmkv.controller.prompts import lookup, route
 from lmkv.controller.registry import Out, Registry
 from lmkv.core.messages import (
@@ -34,7 +34,7 @@ from lmkv.core.messages import (
     Subscribe,
 )
 
-PAGE = 1000  # instances, and prefixes
+PAGE = 250  # instances
 NAMED = 16  # holders of a prefix
 
 
@@ -162,7 +162,7 @@ class _Viewer:
             first = self._first[model] = self._registry.first(instance)
         if first is instance:
             return first, ""
-        mine = (model, *group(instance.registration))
+        mine = (model, instance.group)
         if mine not in self._differing:
             self._differing[mine] = differs(first.registration, instance.registration)
         return first, self._differing[mine]
@@ -207,7 +207,7 @@ class _Viewer:
 def prefixes(registry: Registry, message: Prefixes) -> PrefixesInfo:
     found: list[Prefix] = []
     for key, hot in registry.placement.hot.ranked():
-        if len(found) >= min(message.top, PAGE):
+        if len(found) >= message.top:
             break
         if names := sorted(registry.placement.holders(key)):
             prefix = Prefix(key.hex(), hot.model, hot.tokens, hot.hits, len(names), names[:NAMED])

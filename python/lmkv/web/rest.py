@@ -36,7 +36,7 @@ def routes(view: ClusterView, hub: Hub) -> APIRouter:
     @router.get("/instances", summary="Instances by name, a page at a time")
     async def instances(
         after: Annotated[str, Query(max_length=256)] = "",
-        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        limit: Annotated[int, Query(ge=1, le=250)] = 100,
     ) -> models.InstancesPage:
         return models.InstancesPage.model_validate(await view.instances(after, limit))
 
@@ -50,7 +50,7 @@ def routes(view: ClusterView, hub: Hub) -> APIRouter:
 
     @router.get("/prefixes", summary="The prefixes that were located most of late")
     async def prefixes(
-        top: Annotated[int, Query(ge=1, le=1000)] = 20,
+        top: Annotated[int, Query(ge=1, le=500)] = 20,
     ) -> models.Prefixes:
         return models.Prefixes.model_validate(await view.prefixes(top))
 
