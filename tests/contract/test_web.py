@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ import pytest
 from lmkv import __version__, _native
 from lmkv.core.client import Client
 from lmkv.core.messages import Heartbeat, HeartbeatOk, Leave, Left, Resync, Status, StatusInfo
+from lmkv.web.connections import MOST
+from lmkv.web.events import READERS
 
 from tests import http_client
 from tests.contract.test_controller import DEADLINE, Controller, Instance, free_port, until
@@ -293,7 +296,9 @@ def test_other_mistakes(web: Web) -> None:
     assert (wrong.status, wrong.error["field"]) == (400, "last-event-id")
     with socket.create_connection(("127.0.0.1", int(web.http.rpartition(":")[2]))) as raw:
         raw.sendall(b"\x00\xff garbage\r\n\r\n")
-        assert raw.recv(4096).startswith(b"HTTP/1.1 400")
+        head, _, body = raw.recv(4096).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400")
+        assert json.loads(body)["error"]["code"] == "http"
     with socket.create_connection(("127.0.0.1", int(web.http.rpartition(":")[2]))) as raw:
         raw.sendall(b"POST /v1/lookup HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
         raw.settimeout(DEADLINE)
@@ -384,6 +389,55 @@ def test_silence_death_and_return() -> None:
             assert stream.until("back").data["text"] == "it registered again"
     finally:
         assert running.end() == (0, "")
+
+
+def test_readers_that_went_make_room_for_others(web: Web) -> None:
+    for _ in range(READERS + 10):
+        with Stream(web.http) as stream:
+            assert stream.take(1)
+
+
+def test_more_readers_than_are_served(web: Web) -> None:
+    with ExitStack() as stack:
+        for _ in range(READERS):
+            assert stack.enter_context(Stream(web.http)).take(1)
+        answer = web.ask("/v1/events")
+        assert (answer.status, answer.error["code"]) == (503, "too_many")
+        assert web.ask("/healthz").status == 200
+
+
+def test_a_crowd_of_connections_that_say_nothing(web: Web) -> None:
+    """The oldest of them make room."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
+    port = int(web.http.rpartition(":")[2])
+    with ExitStack() as stack:
+        crowd = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            for _ in range(MOST + 200)
+        ]
+        assert web.ask("/healthz").status == 200
+        crowd[0].settimeout(DEADLINE)
+        assert crowd[0].recv(1) == b""
+        crowd[-1].sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        crowd[-1].settimeout(DEADLINE)
+        assert crowd[-1].recv(4096).startswith(b"HTTP/1.1 200")
+    assert web.ask("/healthz").status == 200
+
+
+def test_a_request_that_never_ends_is_closed(web: Web) -> None:
+    port = int(web.http.rpartition(":")[2])
+    body = b"POST /v1/lookup HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    body += b"Content-Length: 100\r\n\r\n{"
+
+    def answer(sent: bytes) -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=2 * DEADLINE) as slow:
+            slow.sendall(sent)
+            return slow.recv(12)
+
+    with ThreadPoolExecutor() as pool:
+        answers = list(pool.map(answer, [b"", b"GET /healthz HTTP/1.1\r\nHos", body]))
+    assert answers == [b"", b"", b"HTTP/1.1 408"]
 
 
 # ------------------------------------------------------------------ metrics

@@ -71,8 +71,8 @@ class Instance:
 
 def add(totals: dict[str, int], more: Mapping[str, int]) -> None:
     for cause, tokens in more.items():
-        if cause in totals or len(totals) < 64:  # whatever is sent, it stays small
-            totals[cause] = totals.get(cause, 0) + tokens
+        if cause in totals or len(totals) < 64:  # whatever is sent, it stays small, and can be sent
+            totals[cause] = min(totals.get(cause, 0) + tokens, (1 << 64) - 1)
 
 
 def hosts(ranks: Sequence[RankInfo]) -> tuple[object, ...]:

@@ -21,7 +21,7 @@ from lmkv.core.config import ControllerConfig
 NEEDS = ("fastapi", "uvicorn", "prometheus_client")  # the extra `web`
 BACKLOG = 1024
 FIRST, LAST, HEALTHY = 0.1, 10.0, 10.0  # seconds: back-off, and a life that makes it forget
-END_DEADLINE = 1.0  # from SIGTERM to SIGKILL
+END_DEADLINE = 1.5  # from SIGTERM to SIGKILL; it gives its own requests 1 s
 
 
 def missing() -> list[str]:

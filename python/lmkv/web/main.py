@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import resource
 import socket
 import sys
 from types import FrameType
@@ -19,11 +20,12 @@ from lmkv import _native
 from lmkv.core.async_client import AsyncClient
 from lmkv.web.app import build
 from lmkv.web.cluster_view import ClusterView
+from lmkv.web.connections import Connection
 from lmkv.web.events import Hub
 
 QUESTION_DEADLINE = 2.0  # seconds
 END_DEADLINE = 1  # what requests still have after SIGTERM
-CONNECTIONS = 1024  # with those that are idle; more are answered 503 at once
+DESCRIPTORS = 4096  # what connections may need
 
 
 class Server(uvicorn.Server):
@@ -46,14 +48,13 @@ async def serve(controller: str, listener: socket.socket, controller_pid: int) -
     following = asyncio.create_task(hub.run())
     config = uvicorn.Config(
         build(view, hub, controller_pid),
-        http="h11",  # the same everywhere, whatever else is installed
+        http=Connection,
         ws="none",
         lifespan="off",
         log_level="error",  # anyone can send what is no HTTP
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=CONNECTIONS,
         timeout_graceful_shutdown=END_DEADLINE,
     )
     try:
@@ -72,6 +73,8 @@ def main(arguments: list[str]) -> int:
     _native.die_with_parent()
     if os.getppid() != given.parent:  # it was gone before that
         return 1
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, DESCRIPTORS)), hard))
     listener = socket.socket(fileno=given.fd)
     asyncio.run(serve(given.controller, listener, given.parent))
     return 0
