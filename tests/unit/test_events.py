@@ -59,6 +59,10 @@ def test_a_connection_has_one_question() -> None:
     told.ask(b"x", Subscribe(2, wait=5))
     told.add("left", "a")
     assert [answer.request for _, answer in told.due()] == [2]
+    told.ask(b"x", Subscribe(3, after=1, wait=5))
+    assert told.ask(b"x", Subscribe(4)) is not None
+    told.add("left", "b")
+    assert told.due() == []
 
 
 def test_what_is_kept_and_sent_is_bounded() -> None:
