@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -481,6 +482,24 @@ def test_metrics(web: Web, pair: tuple[Instance, Instance]) -> None:
     assert all(name.startswith("lmkv_") for name in after)
     assert "invented" not in answer.text
     assert keys(21).hex() not in answer.text
+
+
+def test_the_page_lists_what_a_scrape_and_the_api_have(
+    web: Web, pair: tuple[Instance, Instance]
+) -> None:
+    a, _ = pair
+    beat = Heartbeat(
+        1, a.stub.number(), *a.stub.table.sums(), hit_tokens={"hit_peer": 1},
+        miss_tokens={"cold": 1}, pool_granules={"free": 1},
+    )  # fmt: skip
+    a.tell((beat, ()))
+    a.take(HeartbeatOk)
+    page = (Path(__file__).resolve().parents[2] / "docs" / "rest.md").read_text()
+    told = set(re.findall(r"`(lmkv_\w+)(?:\{[\w,]+\})?`", page))
+    live = {name.partition("{")[0] for name in samples(web.ask("/metrics").text)}
+    assert told == {name for name in live if "_process_" not in name}
+    paths = {path.replace("{instance}", "NAME") for path in web.ask("/openapi.json").json["paths"]}
+    assert set(re.findall(r"^\| `(?:GET|POST) ([^`?]+)", page, re.MULTILINE)) == paths
 
 
 # ------------------------------------------------------------------ lives and deaths
