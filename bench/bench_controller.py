@@ -124,7 +124,7 @@ def batches(n: int) -> list[tuple[bytes, bytes, bytes]]:
 def rows(n: int = 256 * MESSAGE, questions: int = 200) -> list[Row]:
     port, echo_port = free_port(), free_port()
     command = ["-m", "lmkv.controller.main", "--port", str(port), "--query-port", str(free_port())]
-    command += ["--heartbeat", "600"]  # nobody sends one here
+    command += ["--web", "false", "--heartbeat", "600"]  # nobody sends one here
     with process(*command) as line:
         query = line.rpartition("queries at ")[2].strip()
         state = f"tcp://127.0.0.1:{port}"

@@ -31,7 +31,7 @@ class Cluster:
 
 
 def start_controller(processes: Processes, run_dir: Path) -> tuple[Process, str]:
-    port = free_ports(2)  # state and query
+    port = free_ports(3)  # state, query, HTTP
     words = [str(BIN / "lmkv"), "controller", "--port", str(port)]
     process = processes.start("controller", words, {"LMKV_RUN_DIR": str(run_dir)})
     return process, f"tcp://127.0.0.1:{port}"

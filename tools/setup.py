@@ -35,7 +35,8 @@ REQUIREMENTS = """
 try: import tomllib
 except ModuleNotFoundError: from pip._vendor import tomli as tomllib
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]
-print("\\n".join(project["dependencies"] + project["optional-dependencies"]["dev"]))
+extras = project["optional-dependencies"]
+print("\\n".join(project["dependencies"] + extras["web"] + extras["dev"]))
 """
 
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
 import zmq
@@ -48,13 +49,15 @@ BEAT = 0.2
 
 
 class Controller:
-    def __init__(self, port: int, *options: str) -> None:
+    def __init__(self, port: int, *options: str, web: bool = False) -> None:
         command = [sys.executable, "-m", "lmkv.controller.main", "--port", str(port)]
         command += ["--heartbeat", str(BEAT), "--warming-least", "0.1", *options]
+        command += ["--web", str(web).lower()]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert self.process.stderr
         self.line = self.process.stderr.readline()
         self.state, self.query = f"tcp://127.0.0.1:{port}", f"tcp://127.0.0.1:{port + 1}"
+        self.http = f"http://127.0.0.1:{port + 2}"
 
     def end(self, how: signal.Signals | None = signal.SIGTERM) -> tuple[int, str]:
         """Exit status and what else it said."""
@@ -67,17 +70,19 @@ class Controller:
         return self.process.returncode, said
 
 
-def free_port() -> int:
-    """A port that is free, and so is the next one."""
+def free_port(count: int = 2) -> int:
+    """A port that is free, and so are the next ones."""
     while True:
-        with socket.socket() as one, socket.socket() as two:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
+        with ExitStack() as stack:
+            port = 0
             try:
-                two.bind(("127.0.0.1", port + 1))
+                for i in range(count):
+                    taken = stack.enter_context(socket.socket())
+                    taken.bind(("127.0.0.1", port + i if port else 0))
+                    port = port or int(taken.getsockname()[1])
             except (OSError, OverflowError):
                 continue
-            return int(port)
+            return port
 
 
 @pytest.fixture
@@ -396,3 +401,11 @@ def test_an_idle_controller_sleeps(controller: Controller) -> None:
     before = cpu()
     time.sleep(1)
     assert cpu() - before < 0.5
+
+
+def test_an_empty_controller_takes_64_mib_at_most(controller: Controller) -> None:
+    with Client(controller.state, DEADLINE) as client:
+        client.ask(Status())
+    with open(f"/proc/{controller.process.pid}/status") as file:
+        (line,) = [line for line in file if line.startswith("VmRSS:")]
+    assert int(line.split()[1]) < 64 << 10

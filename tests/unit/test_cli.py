@@ -156,11 +156,6 @@ def test_lookup_as_a_table(address: str) -> None:
     assert short == (DONE, "", "shorter than a chunk of 16 tokens\n")
 
 
-def test_no_web_says_that_there_is_none_yet() -> None:
-    words = " ".join(lmkv("controller", "--help")[1].replace("│", " ").split())
-    assert "No web process; it comes with a later release." in words
-
-
 # ------------------------------------------------------------------ 1: failed
 
 
@@ -230,7 +225,12 @@ def test_a_controller_on_a_busy_port() -> None:
         (["lookup", "--tokens", ","], "there are none"),
         (["lookup", "--tokens", "@/nowhere/tokens"], "No such file"),
         (["status", "-o", "xml"], "allowed is table or json"),
-        (["status", "--controller", "http://127.0.0.1:7552"], "is not tcp://HOST:PORT"),
+        (["status", "--controller", "ftp://127.0.0.1:7552"], "is not tcp://HOST:PORT"),
+        (["status", "--controller", "http://:7552"], "is not http://HOST:PORT"),
+        (["status", "--controller", "http://127.0.0.1:7552/v1"], "is not http://HOST:PORT"),
+        (["status", "--controller", "http://127.0.0.1:port"], "could not be cast"),
+        (["controller", "--http-port", "x"], "http_port = 'x' (command line): allowed is a port"),
+        (["controller", "--port", "65534"], "http_port = 0 (default): allowed is another port"),
         (["controller", "--port", "99999"], "port = '99999' (command line): allowed is"),
         (["controller", "--port", "x"], "port = 'x' (command line): allowed is a port"),
         (["lookup", "--tokens", "1", "--salt", "\udcff"], "--salt '\\udcff': allowed is UTF-8"),
@@ -277,13 +277,54 @@ def test_somebody_listens_and_does_not_answer() -> None:
         assert address in sentence(UNREACHABLE, "status", "--controller", address)
 
 
+@pytest.mark.parametrize(
+    ("answer", "expected", "said"),
+    [
+        (b"", UNREACHABLE, "does not answer"),
+        (b"SSH-2.0-x\r\n", FAILED, "does not speak HTTP"),
+        (b"HTTP/1.1 200 OK\r\n\r\nhello", FAILED, "no lmkv controller's web process"),
+        (b"HTTP/1.1 200 OK\r\n\r\n{}", FAILED, "no lmkv controller's web process"),
+        (b"HTTP/1.1 404 No\r\n\r\nno", FAILED, "(status 404)"),
+        (
+            b'HTTP/1.1 503 No\r\n\r\n{"error": {"message": "it sleeps"}}',
+            UNREACHABLE,
+            "it sleeps",
+        ),
+    ],
+)
+def test_an_http_address_that_is_no_controllers(answer: bytes, expected: int, said: str) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+
+        def serve() -> None:
+            for _ in range(2 if answer.endswith(b"{}") else 1):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(65536)
+                    connection.sendall(answer)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        address = f"http://127.0.0.1:{port}"
+        assert said in sentence(expected, "status", "--controller", address)
+    assert "does not answer" in sentence(UNREACHABLE, "status", "--controller", address)
+
+
 # ------------------------------------------------------------------ the controller's life
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_examples_controller_runs_until_a_signal(number: signal.Signals) -> None:
     port = free_port()
-    words = ["controller", "--config", str(EXAMPLES / "controller.yaml"), "--no-web"]
+    words = [
+        "controller",
+        "--config",
+        str(EXAMPLES / "controller.yaml"),
+        "--http-port",
+        str(free_port()),
+    ]
     running = subprocess.Popen(
         command(*words, "--port", str(port), "--query-port", str(free_port())),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),

@@ -55,6 +55,13 @@ def test_the_wheel_works_in_an_empty_venv_without_a_compiler(built: Path, tmp_pa
     have = run(scripts / "python", "-m", "pip", "list", env=bare, cwd=tmp_path).lower()
     assert not [name for name in ("torch", "vllm", "nixl", "cupy", "numpy") if name in have]
     run(scripts / "python", "-c", "import lmkv._native", env=bare, cwd=tmp_path)
+    controller = [scripts / "lmkv", "controller", "--port", "0"]
+    with subprocess.Popen(controller, stderr=subprocess.PIPE, text=True, env=bare) as running:
+        assert running.stderr
+        assert "listening at" in running.stderr.readline()
+        assert "pip install 'lmkv[web]'" in running.stderr.readline()
+        running.terminate()
+    assert running.returncode == 0
 
 
 def test_import_lmkv_costs_less_than_a_tenth_of_a_second() -> None:

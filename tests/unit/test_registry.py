@@ -7,7 +7,9 @@ from typing import TypeVar
 
 import pytest
 from lmkv import _native
+from lmkv.controller import views
 from lmkv.controller.registry import Registry
+from lmkv.core import wire
 from lmkv.core.clock import ManualClock
 from lmkv.core.config import ControllerConfig
 from lmkv.core.messages import (
@@ -86,7 +88,10 @@ class Story:
         return [(connection, message) for connection, message, _ in out]
 
     def ask(self, message: Message, *arrays: bytes) -> Message:
-        ((_, answer, _),) = self.registry.hear(b"client", message, list(arrays))  # type: ignore[arg-type]
+        out = views.ask(self.registry, b"client", message, list(arrays))  # type: ignore[arg-type]
+        if out is None:
+            out = self.registry.hear(b"client", message, list(arrays))  # type: ignore[arg-type]
+        ((_, answer, _),) = out
         return answer
 
     def state(self, name: str) -> str:
@@ -98,6 +103,23 @@ class Story:
 def only(messages: Iterable[Message], kind: type[M]) -> M:
     (found,) = (message for message in messages if isinstance(message, kind))
     return found
+
+
+def test_what_an_instance_says_it_hit_can_be_told_on() -> None:
+    """However much it says, and of however many causes."""
+    story = Story()
+    a = story.join(StubInstance("a"))
+    most = (1 << 64) - 1
+    for _ in range(2):
+        causes = {f"cause {i}": most for i in range(100)}
+        beat = Heartbeat(a.epoch, a.number(), 0, 0, 0, causes, causes, pool_granules=causes)
+        story.tell(a, (beat, ()))
+        status = only(
+            [wire.decode(wire.encode(story.ask(Status(1))))[0]],  # type: ignore[list-item]
+            StatusInfo,
+        )
+        for told in (status, status.instances[0]):
+            assert (len(told.hit_tokens), set(told.miss_tokens.values())) == (64, {most})
 
 
 def test_what_one_announces_another_locates() -> None:

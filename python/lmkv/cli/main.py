@@ -33,7 +33,7 @@ ControllerOption = Annotated[
         "--controller",
         envvar="LMKV_CONTROLLER",
         metavar="ADDRESS",
-        help="The controller's state socket, tcp://HOST:PORT.",
+        help="The controller's state socket, tcp://HOST:PORT, or its web process, http://HOST:PORT.",
     ),
 ]
 OutputOption = Annotated[
@@ -52,6 +52,8 @@ def _ask(controller: str, message: Any, answer: type[M], *arrays: bytes) -> M:
     from lmkv.core.messages import Refused, Unsupported
     from lmkv.core.wire import WireError
 
+    if _speaks_http(controller):
+        return _ask_http(controller, message, answer)
     try:
         client = Client(controller)
     except ValueError as error:
@@ -70,6 +72,23 @@ def _ask(controller: str, message: Any, answer: type[M], *arrays: bytes) -> M:
     if not isinstance(found, answer):
         _fail(f"{controller} answered {type(found).__name__}", FAILED)
     return found
+
+
+def _speaks_http(controller: str) -> bool:
+    return controller.startswith(("http://", "https://"))
+
+
+def _ask_http(controller: str, message: Any, answer: type[M]) -> M:
+    from lmkv.cli.http import Http, NoAnswer, Wrong
+
+    try:
+        return Http(controller).ask(message, answer)
+    except NoAnswer as error:
+        _fail(str(error), UNREACHABLE)
+    except Wrong as error:
+        _fail(str(error), FAILED)
+    except ValueError as error:
+        _fail(f"--controller or LMKV_CONTROLLER: {error}", USAGE)
 
 
 def _check_output(output: str) -> None:
@@ -119,9 +138,16 @@ def controller(
         str | None,
         typer.Option(metavar="FILE", help="YAML with these and more settings; options win."),
     ] = None,
+    http_host: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Loopback address of HTTP, by default 127.0.0.1."),
+    ] = None,
+    http_port: Annotated[
+        str | None,
+        typer.Option(metavar="PORT", help="HTTP; by default the one after --query-port."),
+    ] = None,
     no_web: Annotated[
-        bool,
-        typer.Option("--no-web", help="No web process; it comes with a later release."),
+        bool, typer.Option("--no-web", help="No HTTP, and no process for it.")
     ] = False,
 ) -> None:
     """Run a controller until SIGTERM or ctrl-C.
@@ -131,9 +157,9 @@ def controller(
     from lmkv.controller.main import run
     from lmkv.core.config import ConfigError, ControllerConfig, read
 
-    del no_web
     options = {
         "host": host, "port": port, "query_port": query_port, "cluster": cluster, "config": config,
+        "http_host": http_host, "http_port": http_port, "web": "false" if no_web else None,
     }  # fmt: skip
     try:
         given = {name: value for name, value in options.items() if value is not None}
@@ -201,7 +227,9 @@ def _check_size(controller: str, message: Any) -> None:
     from lmkv.core.wire import encode
 
     size = len(encode(message)[0])
-    if size <= LEAST_FRAME_BYTES:  # any controller takes it
+    if size <= LEAST_FRAME_BYTES or _speaks_http(
+        controller
+    ):  # any takes it, or the other end looks
         return
     most = _ask(controller, Status(1), StatusInfo).max_frame_bytes
     if most and size > most:

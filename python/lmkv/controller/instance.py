@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from lmkv.core import geometry
 from lmkv.core.messages import Heartbeat, PeerRef, RankInfo, Register
@@ -40,6 +41,11 @@ class Instance:
     def epoch(self) -> int:
         return self.registration.epoch
 
+    @cached_property
+    def group(self) -> tuple[object, ...]:
+        """Of its registration, which is replaced by one of the same group only."""
+        return group(self.registration)
+
     @property
     def pullable(self) -> bool:
         ranks = self.registration.ranks
@@ -65,8 +71,8 @@ class Instance:
 
 def add(totals: dict[str, int], more: Mapping[str, int]) -> None:
     for cause, tokens in more.items():
-        if cause in totals or len(totals) < 64:  # whatever is sent, it stays small
-            totals[cause] = totals.get(cause, 0) + tokens
+        if cause in totals or len(totals) < 64:  # whatever is sent, it stays small, and can be sent
+            totals[cause] = min(totals.get(cause, 0) + tokens, (1 << 64) - 1)
 
 
 def hosts(ranks: Sequence[RankInfo]) -> tuple[object, ...]:

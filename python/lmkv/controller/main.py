@@ -1,6 +1,7 @@
 """The controller's process: `run(config)` listens until SIGTERM or SIGINT.
 
-`python -m lmkv.controller.main [--port 7550 ...]` takes every setting of `ControllerConfig`.
+`python -m lmkv.controller.main [--port 7550 ...]` takes every setting of `ControllerConfig`. HTTP
+is spoken by a child (`web.py`); without the libraries that it needs the controller serves on.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from lmkv.controller.server import CannotListen, Server
+from lmkv.controller.web import WebProcess, listen, missing
 from lmkv.core.config import ConfigError, ControllerConfig, read
 
 
@@ -23,26 +25,35 @@ def run(config: ControllerConfig) -> int:
 
     # From here on a signal only ends the loop, so that one that comes early is not lost.
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    server: Server | None = None
+    web: WebProcess | None = None
     try:
         server = Server(config)
-    except (CannotListen, ConfigError) as error:
-        print(f"lmkv controller: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
-    else:
-        try:
-            print(
-                f"lmkv controller: listening at {server.state_address}, "
-                f"queries at {server.query_address}",
-                file=sys.stderr,
-                flush=True,
-            )
-            server.serve(lambda: ended)
-        finally:
-            server.close()
+        lacking = missing() if config.web else []
+        if config.web and not lacking:
+            web = WebProcess(listen(config, server), server.state_address)
+        _say(
+            f"listening at {server.state_address}, queries at {server.query_address}"
+            + (f", HTTP at {web.url}" if web else "")
+        )
+        if lacking:
+            _say(f"no HTTP: {', '.join(lacking)} missing; pip install 'lmkv[web]', or say --no-web")
+        server.serve(lambda: ended, web.tick if web else lambda: None)
         return 0
+    except (CannotListen, ConfigError) as error:
+        _say(str(error))
+        return 2 if isinstance(error, ConfigError) else 1
     finally:
+        if web is not None:
+            web.end()
+        if server is not None:
+            server.close()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _say(sentence: str) -> None:
+    print(f"lmkv controller: {sentence}", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -12,7 +12,9 @@ from collections.abc import Collection, Hashable
 from itertools import count
 
 from lmkv._native import Directory
+from lmkv.controller.hot import HotPrefixes
 from lmkv.controller.instance import Instance, differs, group, hosts
+from lmkv.core.clock import Clock, monotonic
 from lmkv.core.messages import MAX_KEYS, Located, Run, Touched
 from lmkv.core.wire import COUNTER_BYTES, KEY_BYTES, PLACE_BYTES
 
@@ -20,11 +22,13 @@ NativeRun = tuple[int, int, int, int]  # first, n, instance, offset
 
 
 class Placement:
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock = monotonic) -> None:
         self.directory = Directory()
+        self.hot = HotPrefixes(clock)
         self.unfit: set[int] = set()
         self.locates = 0
         self.locate_keys = 0
+        self.located_keys = 0  # of these, those that somebody had
         self._by_number: dict[int, Instance] = {}
         self._handed: dict[int, Instance] = {}  # those with something in `handed`
         self._loads = array("d")
@@ -84,6 +88,7 @@ class Placement:
         )
         self.locates += 1
         self.locate_keys += len(keys) // KEY_BYTES
+        self.located_keys += found
         index: dict[int, int] = {}
         answer = Located(
             0,
@@ -96,6 +101,10 @@ class Placement:
         if other >= 0 and found < len(keys) // KEY_BYTES:
             answer.missing = "incompatible"
             answer.incompatible = differs(asker.registration, self._by_number[other].registration)
+        if found and not sparse:  # a prefix, once a question
+            last, registration = KEY_BYTES * (found - 1), asker.registration
+            tokens = found * registration.chunk_tokens
+            self.hot.note(keys[last : last + KEY_BYTES], registration.model, tokens)
         self._note(keys, runs, alternates, places, counters)
         return answer, places, counters
 

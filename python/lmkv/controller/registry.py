@@ -1,11 +1,12 @@
 """Who is registered, and whether what is known of them is true. No sockets; the clock is given.
 
 hear(connection, message, frames) and tick() return what must be sent, as (connection, message,
-arrays); locate(message, frames) answers the query socket. An instance registers (`Welcome` or
-`Refused`), then sends one numbered stream. A gap in it, or a heartbeat whose sums are not the
-directory's, is mended by a full sync (`Resync`), of which a few run at once. Whoever is not heard
-is suspect (not handed out), then dead (dropped). A message of a connection or an epoch that is not
-registered is answered `Refused(not_registered)`: registering is what mends that.
+arrays); locate(message, frames) answers the query socket; `views` answers what people ask. An
+instance registers (`Welcome` or `Refused`), then sends one numbered stream. A gap in it, or a
+heartbeat whose sums are not the directory's, is mended by a full sync (`Resync`), of which a few
+run at once. Whoever is not heard is suspect (not handed out), then dead (dropped). A message of a
+connection or an epoch that is not registered is answered `Refused(not_registered)`: registering is
+what mends that. What happens is told to `history`.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lmkv.controller import views
-from lmkv.controller.instance import Instance, group, hosts, unreadable
+from lmkv.controller.events import History
+from lmkv.controller.instance import Instance, add, differs, group, hosts, unreadable
 from lmkv.controller.placement import Placement
 from lmkv.controller.syncs import Syncs
 from lmkv.core import wire
@@ -32,7 +33,6 @@ from lmkv.core.messages import (
     Leave,
     Left,
     Locate,
-    Lookup,
     Message,
     Peer,
     PeerInfo,
@@ -43,7 +43,6 @@ from lmkv.core.messages import (
     Register,
     Resync,
     Retract,
-    Status,
     SyncEnd,
     SyncSlice,
     Unsupported,
@@ -65,10 +64,14 @@ class Registry:
         self.config = config
         self.name = config.controller_id or "controller"
         self.epoch = new_epoch()
-        self.placement = Placement()
+        self.placement = Placement(clock)
+        self.history = History(self.epoch, clock)
         self.instances: dict[str, Instance] = {}  # by id, dead ones too
         self.drifts = 0
         self.resyncs = 0
+        self.bad_messages = 0  # that were none of ours
+        self.hit_tokens: dict[str, int] = {}  # of all instances, since the start
+        self.miss_tokens: dict[str, int] = {}
         self.query_port = query_port or config.query_port or config.port + 1
         self.clock = clock
         self.started = self._ticked = self._told = clock()
@@ -95,6 +98,19 @@ class Registry:
     def syncing(self, instance: Instance) -> bool:
         return not instance.synced or instance.name in self._syncs
 
+    @property
+    def syncs(self) -> int:
+        """Full syncs that run or wait."""
+        return len(self._syncs)
+
+    def first(self, instance: Instance) -> Instance:
+        """The one of its model that has been here longest: with it others are compared."""
+        model = instance.registration.model
+        for other in self.instances.values():
+            if other.number >= 0 and other.registration.model == model:
+                return other
+        return instance
+
     # ------------------------------------------------------------ in
 
     def hear(self, connection: bytes, message: AnyMessage, frames: list[bytes]) -> list[Out]:
@@ -103,10 +119,6 @@ class Registry:
             return self._register(connection, message)
         if isinstance(message, Peer):
             return [(connection, self._peer(message), ())]
-        if isinstance(message, Status):
-            return [(connection, views.status(self, message), ())]
-        if isinstance(message, Lookup):
-            return [(connection, views.lookup(self, message, frames), ())]
         handler = self._handlers.get(type(message))
         if handler is None:
             return [(connection, unsupported(message), ())]
@@ -126,6 +138,7 @@ class Registry:
         if instance.state == "suspect":
             instance.state = "live"
             self.placement.unfit.discard(instance.number)
+            self.history.add("back", instance.name, "it was suspect")
 
     def _stranger(self, connection: bytes) -> list[Out]:
         """Tell it once a heartbeat: each answer makes it register anew."""
@@ -147,7 +160,7 @@ class Registry:
         if old is not None and old.number >= 0:
             if old.epoch != message.epoch and old.connection != connection:
                 return self._second_life(old, connection)
-            same = group(old.registration) == group(message)
+            same = old.group == group(message)
             same = same and hosts(old.registration.ranks) == hosts(message.ranks)
             if same and old.epoch == message.epoch:  # its entries stay until it has stated all
                 self._connections.pop(old.connection, None)
@@ -159,8 +172,19 @@ class Registry:
         if len(self._connections) >= self.config.max_instances or not self.placement.add(instance):
             text = f"this controller serves at most {self.config.max_instances} instances"
             return [(connection, Refused("too_large", text), ())]
+        self._tell_registered(instance, old)
         self.instances[message.instance] = instance
         return self._welcome(instance)
+
+    def _tell_registered(self, instance: Instance, old: Instance | None) -> None:
+        again = old is not None and old.epoch == instance.epoch
+        text = "it registered again" if again else f"epoch {instance.epoch:016x}"
+        self.history.add("back" if again else "registered", instance.name, text)
+        first = self.first(instance)
+        if first.group != instance.group:
+            field = differs(first.registration, instance.registration)
+            text = f"{field} differs from that of {first.name}: they do not share"
+            self.history.add("incompatible", instance.name, text)
 
     def _unfit(self, connection: bytes, message: Register) -> Refused | None:
         ours = f"{PROTOCOL_MIN} to {PROTOCOL_MAX}"
@@ -248,11 +272,15 @@ class Registry:
 
     def _heartbeat(self, instance: Instance, beat: Heartbeat, frames: list[bytes]) -> list[Out]:
         instance.count(beat)
+        add(self.hit_tokens, beat.hit_tokens)
+        add(self.miss_tokens, beat.miss_tokens)
         self.placement.weigh(instance, instance.load)
         if instance.synced and instance.name not in self._syncs:
             sums = self.placement.directory.sums(instance.number)
             if sums != (beat.count, beat.sum_first, beat.sum_second):
                 self.drifts += 1
+                text = f"{sums[0]} slots here, {beat.count} there, or other ones"
+                self.history.add("drift", instance.name, text)
                 self._syncs.want(instance.name, "drift")
             elif beat.data_version > instance.registration.data_version:
                 self._syncs.want(instance.name, "gap")
@@ -267,6 +295,7 @@ class Registry:
             instance = self.instances[name]
             self.placement.directory.begin_sync(instance.number)
             self.resyncs += 1
+            self.history.add("resync", name, reason)
             out.append((instance.connection, Resync(number, reason), ()))
         return out
 
@@ -286,6 +315,7 @@ class Registry:
     def _leave(self, instance: Instance, message: Leave, frames: list[bytes]) -> list[Out]:
         self._drop(instance)
         del self.instances[instance.name]
+        self.history.add("left", instance.name)
         return [(instance.connection, Left(message.epoch), ())]
 
     def _drop(self, instance: Instance) -> None:
@@ -309,6 +339,7 @@ class Registry:
             out += self._age(instance, now)
         self._strangers = {c: told for c, told in self._strangers.items() if now - told < beat}
         self._warm(now)
+        self.placement.hot.tick()
         self._syncs.expire()
         return out + self._start_syncs()
 
@@ -321,8 +352,10 @@ class Registry:
         probed = instance.probes and now - instance.probed >= beat
         if silence >= self.config.dead_after_beats * beat or (probed and instance.probes >= PROBES):
             self._drop(instance)
-        elif silence >= self.config.suspect_after_beats * beat:
+            self.history.add("dead", instance.name, f"not heard for {silence:.1f} s")
+        elif instance.state == "live" and silence >= self.config.suspect_after_beats * beat:
             instance.state = "suspect"
+            self.history.add("suspect", instance.name, f"not heard for {silence:.1f} s")
             self.placement.unfit.add(instance.number)
         return self._probe(instance) if probed and instance.state != "dead" else []
 

@@ -16,6 +16,7 @@ from math import ceil
 
 import zmq
 
+from lmkv.controller import views
 from lmkv.controller.registry import Out, Registry, unsupported
 from lmkv.core import wire
 from lmkv.core.clock import Clock, monotonic
@@ -38,15 +39,15 @@ class Server:
         self._config = config
         self._clock = clock
         self._context = zmq.Context()
-        self.garbage = 0  # messages that were none of ours
         try:
-            host = loopback(config)
+            host = loopback(config, "host")
             self._state, port = self._listen(host, config.port, "port")
             wanted = config.query_port or (port + 1 if config.port else 0)
             self._query, query_port = self._listen(host, wanted, "query_port")
         except BaseException:
             self._context.destroy(linger=0)
             raise
+        self.port, self.query_port = port, query_port
         self.state_address = f"tcp://{host}:{port}"
         self.query_address = f"tcp://{host}:{query_port}"
         self.registry = Registry(config, clock, query_port)
@@ -83,15 +84,16 @@ class Server:
 
     # ------------------------------------------------------------ loop
 
-    def serve(self, stop: Callable[[], bool]) -> None:
-        """Until `stop()`, which is asked at least every quarter of a second."""
+    def serve(self, stop: Callable[[], bool], tick: Callable[[], None] = lambda: None) -> None:
+        """Until `stop()`, which is asked at least every quarter of a second; `tick()` is called
+        about as often, and at least once a second."""
         poller = zmq.Poller()
         poller.register(self._query, zmq.POLLIN)
         poller.register(self._state, zmq.POLLIN)
         while not stop():
             self._answer_queries()
             heard = self._hear_one()
-            self._time(heard)
+            self._time(heard, tick)
             if not heard:
                 idle = self.registry.placement.directory.sweep(SWEPT)
                 poller.poll(ceil(self._wait() * 1000) if idle else 0)
@@ -105,7 +107,7 @@ class Server:
             wait = min(wait, self._config.touched_interval)
         return wait
 
-    def _time(self, busy: bool) -> None:
+    def _time(self, busy: bool, tick: Callable[[], None]) -> None:
         self._send(self.registry.touched())
         now = self._clock()
         beat = self._config.heartbeat
@@ -113,6 +115,9 @@ class Server:
         if now >= self._next_tick and (not busy or now >= self._next_tick + beat / 2):
             self._next_tick = now + min(1.0, beat / TICKS)
             self._send(self.registry.tick())
+            tick()
+        for connection, events in self.registry.history.due():
+            reply(self._state, connection, events)
 
     def _answer_queries(self) -> None:
         for _ in range(LOCATES):
@@ -137,7 +142,10 @@ class Server:
 
     def _state_answer(self, frames: list[bytes]) -> None:
         message, arrays = wire.decode(frames[1:])
-        self._send(self.registry.hear(frames[0], message, arrays))
+        out = views.ask(self.registry, frames[0], message, arrays)
+        if out is None:
+            out = self.registry.hear(frames[0], message, arrays)
+        self._send(out)
 
     def _guard(
         self,
@@ -149,7 +157,7 @@ class Server:
         try:
             answer(frames)
         except ValueError as error:  # WireError, and what the native part refuses
-            self.garbage += 1
+            self.registry.bad_messages += 1
             request = asked(frames)
             name = error.name if isinstance(error, wire.WireError) else ""
             said: Message = Refused("field", str(error), request=request)
@@ -183,16 +191,17 @@ def asked(frames: list[bytes]) -> int:
         return 0
 
 
-def loopback(config: ControllerConfig) -> str:
-    """The address to listen at. Raises ConfigError."""
-    host = "127.0.0.1" if config.host == "localhost" else config.host.strip("[]")
+def loopback(config: ControllerConfig, setting: str) -> str:
+    """The address that `host` or `http_host` names. Raises ConfigError."""
+    given = getattr(config, setting)
+    host = "127.0.0.1" if given == "localhost" else given.strip("[]")
     try:
         good = ipaddress.ip_address(host).is_loopback
     except ValueError:
         good = False
     if not good:
         raise ConfigError(
-            f"host = {config.host!r} ({config.origins['host']}): allowed is a loopback address "
+            f"{setting} = {given!r} ({config.origins[setting]}): allowed is a loopback address "
             f"(127.0.0.1, ::1, localhost), since connections are not authenticated"
         )
     return f"[{host}]" if ":" in host else host

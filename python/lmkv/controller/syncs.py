@@ -38,6 +38,10 @@ class Syncs:
     def running(self) -> int:
         return len(self._running)
 
+    def __len__(self) -> int:
+        """Those that run or wait."""
+        return len(self._running) + len(self._waiting)
+
     def __contains__(self, name: str) -> bool:
         """Whether it runs or waits."""
         return name in self._running or name in self._waiting

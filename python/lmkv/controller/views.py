@@ -1,36 +1,83 @@
-"""The registry seen from outside: the answers to `Status` and `Lookup`."""
+"""The registry seen from outside: the answers to what people and their tools ask.
+
+ask(registry, connection, message, frames) is None for what is no such question. `lookup` and
+`route` are in `prompts.py`. All of it runs between two locates, so nothing costs more than a page.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Iterable
+from heapq import nsmallest
 
-from lmkv import __version__, _native
-from lmkv.controller.instance import Instance, differs, group
-from lmkv.core import wire
-from lmkv.core.extras import SALT, pack
+from lmkv import __version__
+from lmkv.controller.instance import Instance, add, differs
+from lmkv.controller.prompts import lookup, route
+from lmkv.controller.registry import Out, Registry
 from lmkv.core.messages import (
-    MAX_KEYS,
+    AnyMessage,
+    Controllers,
+    ControllersInfo,
+    ControllerState,
+    Instances,
+    InstancesInfo,
     InstanceState,
     Lookup,
-    LookupInfo,
+    Message,
+    Prefix,
+    Prefixes,
+    PrefixesInfo,
     Refused,
+    Route,
     Status,
     StatusInfo,
+    Subscribe,
 )
 
-if TYPE_CHECKING:
-    from lmkv.controller.registry import Registry
+PAGE = 250  # instances
+NAMED = 16  # holders of a prefix
+
+
+def ask(
+    registry: Registry, connection: bytes, message: AnyMessage, frames: list[bytes]
+) -> list[Out] | None:
+    """What must be sent for a question, later where it waits; None: it is none of these."""
+    if isinstance(message, Subscribe):
+        answer: Message | None = registry.history.ask(connection, message)
+    else:
+        answer = _answer(registry, message, frames)
+        if answer is None:
+            return None
+    return [(connection, answer, ())] if answer is not None else []
+
+
+def _answer(registry: Registry, message: AnyMessage, frames: list[bytes]) -> Message | None:
+    if isinstance(message, Status):
+        return status(registry, message)
+    if isinstance(message, Lookup):
+        return lookup(registry, message, frames)
+    if isinstance(message, Route):
+        return route(registry, message)
+    if isinstance(message, Instances):
+        return instances(registry, message)
+    if isinstance(message, Controllers):
+        return ControllersInfo(message.request, [_controller(registry)])
+    if isinstance(message, Prefixes):
+        return prefixes(registry, message)
+    return None
+
+
+# ---------------------------------------------------------------- the cluster
 
 
 def status(registry: Registry, message: Status) -> StatusInfo:
-    directory, placement = registry.placement.directory, registry.placement
-    first: dict[str, Instance] = {}  # of each model
-    states = []
-    for instance in registry.instances.values():
-        model = instance.registration.model
-        if instance.number >= 0:
-            first.setdefault(model, instance)
-        states.append(_state(registry, instance, first.get(model, instance)))
+    placement, viewer = registry.placement, _Viewer(registry)
+    alive = [each for each in registry.instances.values() if each.number >= 0]
+    granules: dict[str, int] = {}
+    for instance in alive:
+        if instance.heartbeat is not None:
+            add(granules, instance.heartbeat.pool_granules)
+    everyone = [] if message.brief else registry.instances.values()
     return StatusInfo(
         message.request,
         registry.config.cluster,
@@ -39,111 +86,130 @@ def status(registry: Registry, message: Status) -> StatusInfo:
         registry.state,
         __version__,
         registry.clock() - registry.started,
-        len(directory),
-        directory.bytes,
+        len(placement.directory),
+        placement.directory.bytes,
         placement.locates,
         placement.locate_keys,
         registry.drifts,
         registry.resyncs,
-        states,
+        [viewer.instance(instance) for instance in everyone],
         registry.config.max_frame_bytes,
+        dict(Counter(viewer.state(instance) for instance in registry.instances.values())),
+        placement.located_keys,
+        registry.syncs,
+        registry.bad_messages,
+        _lag(registry, alive),
+        registry.hit_tokens,
+        registry.miss_tokens,
+        granules,
     )
 
 
-def _state(registry: Registry, instance: Instance, first: Instance) -> InstanceState:
-    registration, beat = instance.registration, instance.heartbeat
-    differing = differs(first.registration, registration)
-    state = instance.state
-    if state == "live":
-        if registry.syncing(instance):
-            state = "syncing"
-        elif differing:
-            state = "incompatible"
-    keys = registry.placement.directory.sums(instance.number)[0] if instance.number >= 0 else 0
-    return InstanceState(
-        instance.name,
-        instance.epoch,
-        state,
-        registration.model,
-        registration.serving_url,
-        len(registration.ranks),
-        keys,
-        max(0.0, registry.clock() - instance.heard),
-        instance.pullable,
-        registration.version,
-        differing,
-        registration.data_version,
-        instance.hit_tokens,
-        instance.miss_tokens,
-        dict(beat.pool_granules) if beat else {},
+def _controller(registry: Registry) -> ControllerState:
+    directory = registry.placement.directory
+    alive = [each for each in registry.instances.values() if each.number >= 0]
+    return ControllerState(
+        registry.name,
+        registry.epoch,
+        registry.state,
+        __version__,
+        registry.clock() - registry.started,
+        len(directory),
+        directory.bytes,
+        len(alive),
+        registry.syncs,
+        registry.drifts,
+        registry.resyncs,
+        _lag(registry, alive),
     )
 
 
-def lookup(registry: Registry, message: Lookup, frames: list[bytes]) -> LookupInfo | Refused:
-    like = _like(registry, message)
-    if isinstance(like, Refused):
-        return like
-    registration = like.registration
-    if frames:
-        keys = frames[0]
-        wire.counts(frames, wire.KEY_BYTES)
-    else:
-        hasher = _native.KeyHasher(
-            registration.namespace, registration.group_specs, registration.chunk_tokens
+def _lag(registry: Registry, alive: Iterable[Instance]) -> float:
+    now = registry.clock()
+    return max((now - instance.heard for instance in alive), default=0.0)
+
+
+# ---------------------------------------------------------------- instances
+
+
+def instances(registry: Registry, message: Instances) -> InstancesInfo | Refused:
+    viewer = _Viewer(registry)
+    if message.instance:
+        found = registry.instances.get(message.instance)
+        if found is None:
+            text = f"instance {message.instance!r} is not known here"
+            return Refused("unknown_instance", text, "instance", message.request)
+        return InstancesInfo(message.request, [viewer.instance(found)])
+    limit = min(max(1, message.limit), PAGE)
+    names = nsmallest(limit + 1, (name for name in registry.instances if name > message.after))
+    page = [viewer.instance(registry.instances[name]) for name in names[:limit]]
+    return InstancesInfo(message.request, page, names[limit - 1] if len(names) > limit else "")
+
+
+class _Viewer:
+    """Instances as they are shown; compared with the first of their model, one a class."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._first: dict[str, Instance] = {}
+        self._differing: dict[tuple[object, ...], str] = {}
+
+    def _compared(self, instance: Instance) -> tuple[Instance, str]:
+        """The first of its model, and the field in which it differs from that one."""
+        model = instance.registration.model
+        first = self._first.get(model)
+        if first is None:
+            first = self._first[model] = self._registry.first(instance)
+        if first is instance:
+            return first, ""
+        mine = (model, instance.group)
+        if mine not in self._differing:
+            self._differing[mine] = differs(first.registration, instance.registration)
+        return first, self._differing[mine]
+
+    def state(self, instance: Instance) -> str:
+        if instance.state != "live":
+            return instance.state
+        if self._registry.syncing(instance):
+            return "syncing"
+        return "incompatible" if self._compared(instance)[1] else "live"
+
+    def instance(self, instance: Instance) -> InstanceState:
+        registry, registration, beat = self._registry, instance.registration, instance.heartbeat
+        number, (first, differing) = instance.number, self._compared(instance)
+        return InstanceState(
+            instance.name,
+            instance.epoch,
+            self.state(instance),
+            registration.model,
+            registration.serving_url,
+            len(registration.ranks),
+            registry.placement.directory.sums(number)[0] if number >= 0 else 0,
+            max(0.0, registry.clock() - instance.heard),
+            instance.pullable,
+            registration.version,
+            differing,
+            registration.data_version,
+            instance.hit_tokens,
+            instance.miss_tokens,
+            dict(beat.pool_granules) if beat else {},
+            first.name if differing else "",
+            registration.dp_rank,
+            beat.running if beat else 0,
+            beat.waiting if beat else 0,
+            instance.load,
         )
-        chain = hasher.chain(pack([(SALT, message.salt.encode())]) if message.salt else b"")
-        chain.extend(message.tokens)
-        keys = chain.keys(_of_all_tokens(registration.group_specs))
-    if len(keys) > MAX_KEYS * wire.KEY_BYTES:
-        text = f"tokens: {len(keys) // wire.KEY_BYTES} chunks, at most {MAX_KEYS} are allowed"
-        return Refused("too_large", text, "tokens", message.request)
-    each = [keys[i : i + wire.KEY_BYTES] for i in range(0, len(keys), wire.KEY_BYTES)]
-    holders = [sorted(registry.placement.holders(key)) for key in each]
-    return LookupInfo(
-        message.request,
-        registration.chunk_tokens,
-        [key.hex() for key in each],
-        holders,
-        _matched(holders, registration.chunk_tokens),
-    )
 
 
-def _of_all_tokens(group_specs: list[str]) -> int:
-    """The cache group whose chunks say how much of a prompt there is: no window, no state."""
-    kinds = ("kind=full\n", "kind=mla\n")
-    found = (n for n, spec in enumerate(group_specs) if any(kind in spec for kind in kinds))
-    return next(found, 0)
+# ---------------------------------------------------------------- prefixes
 
 
-def _matched(holders: list[list[str]], chunk_tokens: int) -> dict[str, int]:
-    matched: dict[str, int] = {}
-    for chunk, names in enumerate(holders):
-        going = [name for name in names if matched.get(name, 0) == chunk * chunk_tokens]
-        if not going:
+def prefixes(registry: Registry, message: Prefixes) -> PrefixesInfo:
+    found: list[Prefix] = []
+    for key, hot in registry.placement.hot.ranked():
+        if len(found) >= message.top:
             break
-        for name in going:
-            matched[name] = (chunk + 1) * chunk_tokens
-    return matched
-
-
-def _like(registry: Registry, message: Lookup) -> Instance | Refused:
-    """The instance whose keys are meant."""
-    for field in ("text", "messages", "lora"):
-        if getattr(message, field):
-            text = f"{field}: this release looks up tokens or keys only"
-            return Refused("field", text, field, message.request)
-    live = [instance for instance in registry.instances.values() if instance.number >= 0]
-    if message.like:
-        live = [instance for instance in live if instance.name == message.like]
-    if not live:
-        text = (
-            f"like: instance {message.like!r} is not known here"
-            if message.like
-            else ("like: no instance is registered")
-        )
-        return Refused("unknown_instance", text, "like", message.request)
-    if len({group(instance.registration) for instance in live}) > 1:
-        names = ", ".join(sorted(instance.name for instance in live)[:5])
-        text = f"like: instances differ in what they share; name one of {names}"
-        return Refused("field", text, "like", message.request)
-    return live[0]
+        if names := sorted(registry.placement.holders(key)):
+            prefix = Prefix(key.hex(), hot.model, hot.tokens, hot.hits, len(names), names[:NAMED])
+            found.append(prefix)
+    return PrefixesInfo(message.request, found)

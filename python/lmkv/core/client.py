@@ -25,22 +25,31 @@ class Unreachable(Exception):
     """Nobody answered in time; the text is one sentence with the address."""
 
 
+def options(address: str) -> dict[int, int]:
+    """A client's socket options. Raises ValueError unless `address` is tcp://HOST:PORT."""
+    host, _ = split_address(address)
+    return {
+        zmq.LINGER: 0,
+        zmq.IMMEDIATE: 1,
+        zmq.CONNECT_TIMEOUT: 1000,
+        zmq.HEARTBEAT_IVL: 1000,
+        zmq.HEARTBEAT_TIMEOUT: 3000,
+        zmq.RECONNECT_IVL: 100,
+        zmq.RECONNECT_IVL_MAX: 2000,
+        zmq.IPV6: int(":" in host),
+    }
+
+
 class Client:
     """`address` is tcp://HOST:PORT (ValueError if not), `deadline` seconds for each answer."""
 
     def __init__(self, address: str, deadline: float = 3.0) -> None:
-        host, _ = split_address(address)
         self.address = address
         self.deadline = deadline
+        wanted = options(address)
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.IMMEDIATE, 1)
-        self._socket.setsockopt(zmq.CONNECT_TIMEOUT, 1000)
-        self._socket.setsockopt(zmq.HEARTBEAT_IVL, 1000)
-        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3000)
-        self._socket.setsockopt(zmq.RECONNECT_IVL, 100)
-        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
-        self._socket.setsockopt(zmq.IPV6, int(":" in host))
+        for option, value in wanted.items():
+            self._socket.setsockopt(option, value)
         self._socket.connect(address)
 
     def ask(self, message: Message, *arrays: bytes) -> tuple[AnyMessage, list[bytes]]:

@@ -124,6 +124,9 @@ class ControllerConfig(Config, kw_only=True, frozen=True):
     host: Text = "127.0.0.1"
     port: Port = 7550  # state; 0: any free one
     query_port: Port = 0  # 0: the next one
+    web: Annotated[bool, Meta(description="true or false")] = True
+    http_host: Text = "127.0.0.1"
+    http_port: Port = 0  # 0: the one after the query port
     heartbeat: Duration = 1.0
     suspect_after_beats: Count = 3
     dead_after_beats: Count = 5
@@ -313,6 +316,12 @@ def _check_together(config: Config) -> None:
             raise ConfigError(
                 f"port = 65535 ({config.origins['port']}): allowed is a port with a next one, "
                 f"or name a query_port"
+            )
+        query_port = config.query_port or (config.port + 1 if config.port else 0)
+        if config.web and not config.http_port and query_port == 65535:
+            raise ConfigError(
+                f"http_port = 0 ({config.origins['http_port']}): allowed is another port where the "
+                f"query port is 65535"
             )
 
 

@@ -1,0 +1,108 @@
+"""The CLI's questions over REST: the same answers as over the controller's own socket.
+
+`Http(address).ask(message, kind)`: NoAnswer when nobody answers in time, Wrong with one sentence
+when the answer is an error or none of lmkv's.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import urllib.error
+import urllib.request
+from typing import Any, TypeVar
+from urllib.parse import quote, urlsplit
+
+import msgspec
+
+from lmkv.core.messages import Lookup, Message, Status
+
+DEADLINE = 5.0  # seconds
+PAGE = 250
+MOST_BYTES = 64 << 20  # of an answer
+
+M = TypeVar("M")
+
+
+class NoAnswer(Exception):
+    """Nobody answers."""
+
+
+class Wrong(Exception):
+    """What is answered is an error."""
+
+
+class Http:
+    """`address` is http://HOST:PORT; ValueError if not."""
+
+    def __init__(self, address: str) -> None:
+        parts = urlsplit(address)
+        parts.port  # noqa: B018 (ValueError unless it is a port)
+        if not parts.hostname or parts.query or parts.fragment or parts.path not in ("", "/"):
+            raise ValueError(f"{address!r} is not http://HOST:PORT")
+        self._address = address.rstrip("/")
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def ask(self, message: Message, kind: type[M]) -> M:
+        if isinstance(message, Status):
+            body = self._get("/v1/cluster")
+            body["instances"] = self._instances()
+        else:
+            assert isinstance(message, Lookup)
+            question = {"tokens": message.tokens, "salt": message.salt, "like": message.like}
+            body = self._get("/v1/lookup", question)
+        try:
+            return msgspec.convert(_epochs({**body, "request": 0}), kind)
+        except (msgspec.ValidationError, ValueError) as error:
+            raise Wrong(f"{self._address} is no lmkv controller's web process: {error}") from None
+
+    def _instances(self) -> list[Any]:
+        found: list[Any] = []
+        after = ""
+        while True:
+            page = self._get(f"/v1/instances?limit={PAGE}&after={quote(after, safe='')}")
+            found += page.get("instances", [])
+            after = page.get("next", "")
+            if not after:
+                return found
+
+    def _get(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """POST when there is a body."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            self._address + path, data, {"Content-Type": "application/json"}
+        )
+        try:
+            with self._opener.open(request, timeout=DEADLINE) as answer:
+                text, status = answer.read(MOST_BYTES), 200
+        except urllib.error.HTTPError as error:
+            text, status = error.read(MOST_BYTES), error.code
+        except OSError as error:  # also URLError, a timeout, and an end without an answer
+            reason = getattr(error, "reason", error)
+            words = getattr(reason, "strerror", None) or reason
+            raise NoAnswer(f"{self._address} does not answer: {words}") from None
+        except http.client.HTTPException:
+            raise Wrong(f"{self._address} does not speak HTTP") from None
+        return self._checked(text, status)
+
+    def _checked(self, text: bytes, status: int) -> dict[str, Any]:
+        try:
+            found = json.loads(text)
+            said = found["error"]["message"] if status != 200 else ""
+        except (ValueError, KeyError, TypeError):
+            found = None
+        if not isinstance(found, dict):
+            raise Wrong(f"{self._address} is no lmkv controller's web process (status {status})")
+        if status == 503:
+            raise NoAnswer(str(said))
+        if status != 200:
+            raise Wrong(str(said))
+        return found
+
+
+def _epochs(body: dict[str, Any]) -> dict[str, Any]:
+    """REST has them as hex digits."""
+    for each in (body, *body.get("instances", [])):
+        if "epoch" in each:
+            each["epoch"] = int(each["epoch"], 16)
+    return body

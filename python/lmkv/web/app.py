@@ -1,0 +1,73 @@
+"""The application: health, version, metrics, documentation, and REST v1 below `/v1`."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, FastAPI, Response
+from fastapi.responses import HTMLResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from lmkv import __version__, _native
+from lmkv.core.messages import PROTOCOL_MAX, PROTOCOL_MIN
+from lmkv.web import docs_page, errors, metrics, models, rest
+from lmkv.web.cluster_view import HEALTH_DEADLINE, ClusterView
+from lmkv.web.errors import Problem
+from lmkv.web.events import Hub
+from lmkv.web.limits import BodyLimit
+
+ABOUT = """Who holds which KV cache in a cluster of vLLM instances. Whatever goes wrong is answered
+{"error": {"code", "message", "field"}}: 4xx is a mistake of the caller's, 503 says that the
+controller does not answer."""
+
+
+def build(view: ClusterView, hub: Hub, controller_pid: int) -> FastAPI:
+    app = FastAPI(
+        title="lmkv",
+        version=__version__,
+        description=ABOUT,
+        docs_url=None,  # FastAPI's own pages load scripts from another host
+        redoc_url=None,
+        openapi_url="/openapi.json",
+    )
+    errors.install(app)
+    app.add_middleware(BodyLimit)
+    app.include_router(_health(view, controller_pid))
+    app.include_router(rest.routes(view, hub))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(docs_page.page(app.openapi()))
+
+    return app
+
+
+def _health(view: ClusterView, controller_pid: int) -> APIRouter:
+    silent: rest.Errors = {503: rest.ERRORS[503]}
+    router = APIRouter(responses=silent)
+
+    @router.get("/healthz", summary="Whether the controller answers")
+    async def healthz() -> models.Health:
+        await view.status(HEALTH_DEADLINE)
+        return models.Health(status="ok")
+
+    @router.get("/readyz", summary="Whether it knows who holds what: not while warming")
+    async def readyz() -> models.Health:
+        info = await view.status(HEALTH_DEADLINE)
+        if info.state != "ready":
+            raise Problem(503, info.state, f"the controller is {info.state}")
+        return models.Health(status=info.state)
+
+    @router.get("/version", summary="Of this process, which is the controller's")
+    async def version() -> models.Version:
+        return models.Version(
+            version=__version__,
+            protocol_min=PROTOCOL_MIN,
+            protocol_max=PROTOCOL_MAX,
+            isa=_native.isa(),
+        )
+
+    @router.get("/metrics", summary="For Prometheus", response_class=PlainTextResponse)
+    async def scrape() -> Response:
+        text = metrics.page(await view.status(), controller_pid)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+    return router

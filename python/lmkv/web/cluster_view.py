@@ -1,0 +1,111 @@
+"""The cluster as the web process sees it: a question to the controller each, never a copy.
+
+What the controller refuses is raised as `Problem`, its silence as `Unreachable`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TypeVar
+
+from lmkv.core import wire
+from lmkv.core.async_client import AsyncClient
+from lmkv.core.client import Unreachable
+from lmkv.core.messages import (
+    Candidate,
+    Controllers,
+    ControllersInfo,
+    Events,
+    Instances,
+    InstancesInfo,
+    InstanceState,
+    Lookup,
+    LookupInfo,
+    Message,
+    Prefixes,
+    PrefixesInfo,
+    Refused,
+    Route,
+    Routed,
+    Status,
+    StatusInfo,
+    Subscribe,
+    Unsupported,
+)
+from lmkv.web.errors import Problem, refused, unserved
+
+M = TypeVar("M", bound=Message)
+
+HEALTH_DEADLINE = 1.0
+SPARE = 1.0  # seconds that an answer which waits may take beyond its wait
+
+
+class ClusterView:
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+        self._max_frame_bytes = 0  # 0: not told yet
+
+    async def status(self, deadline: float | None = None) -> StatusInfo:
+        info = await self._ask(Status(brief=True), StatusInfo, deadline=deadline)
+        self._max_frame_bytes = info.max_frame_bytes
+        return info
+
+    async def instances(self, after: str, limit: int) -> InstancesInfo:
+        return await self._ask(Instances(after=after, limit=limit), InstancesInfo)
+
+    async def instance(self, name: str) -> InstanceState:
+        info = await self._ask(Instances(instance=name), InstancesInfo)
+        return info.instances[0]
+
+    async def controllers(self) -> ControllersInfo:
+        return await self._ask(Controllers(), ControllersInfo)
+
+    async def prefixes(self, top: int) -> PrefixesInfo:
+        return await self._ask(Prefixes(top=top), PrefixesInfo)
+
+    async def events(self, after: int, wait: float) -> Events:
+        return await self._ask(Subscribe(after=after, wait=wait), Events, deadline=wait + SPARE)
+
+    async def lookup(
+        self, tokens: Sequence[int], keys: Sequence[str], salt: str, like: str
+    ) -> LookupInfo:
+        question = Lookup(tokens=list(tokens), salt=salt, like=like)
+        arrays = [b"".join(map(bytes.fromhex, keys))] if keys else []
+        await self._check_size(question)
+        return await self._ask(question, LookupInfo, *arrays)
+
+    async def route(
+        self, prompts: Sequence[tuple[Sequence[int], str]], model: str, limit: int
+    ) -> list[list[Candidate]]:
+        """Candidates for each (tokens, salt); one question each, so that none holds up others."""
+        questions = [
+            Route(tokens=list(tokens), model=model, salt=salt, limit=limit)
+            for tokens, salt in prompts
+        ]
+        for question in questions:
+            await self._check_size(question)
+        asked = [self._ask(question, Routed) for question in questions]
+        return [answer.candidates for answer in await asyncio.gather(*asked)]
+
+    async def _check_size(self, question: Message) -> None:
+        """A controller drops a connection that sends it too much, without a word."""
+        if not self._max_frame_bytes:
+            await self.status()
+        size = len(wire.encode(question)[0])
+        if self._max_frame_bytes and size > self._max_frame_bytes:
+            text = f"tokens: a message of {size} bytes, and the controller takes at most "
+            text += f"{self._max_frame_bytes} (its setting max_frame_bytes)"
+            raise Problem(413, "too_large", text, "tokens")
+
+    async def _ask(
+        self, question: Message, kind: type[M], *arrays: bytes, deadline: float | None = None
+    ) -> M:
+        answer = await self._client.ask(question, *arrays, deadline=deadline)
+        if isinstance(answer, Refused):
+            raise refused(answer)
+        if isinstance(answer, Unsupported):
+            raise unserved(answer)
+        if not isinstance(answer, kind):
+            raise Unreachable(f"{self._client.address} answered {type(answer).__name__}")
+        return answer

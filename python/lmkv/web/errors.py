@@ -1,0 +1,79 @@
+"""One form for everything that goes wrong: `{"error": {"code", "message", "field"}}`.
+
+`Problem` is raised where it is found; 4xx is the caller's mistake, 503 the controller's silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from urllib.parse import quote
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from lmkv.core.client import Unreachable
+from lmkv.core.messages import Refused, Unsupported
+
+# What a controller refuses, by code; all else is a bad request.
+STATUSES = {"unknown_instance": 404, "unknown_model": 404, "too_large": 413}
+RETRY = {"Retry-After": "1"}
+
+
+class Problem(Exception):
+    def __init__(self, status: int, code: str, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.field = status, code, message, field
+
+
+def refused(answer: Refused) -> Problem:
+    return Problem(STATUSES.get(answer.code, 400), answer.code, answer.message, answer.field)
+
+
+def unserved(answer: Unsupported) -> Problem:
+    return Problem(501, "unsupported", f"this controller does not serve {answer.name!r}")
+
+
+def body(
+    status: int, code: str, message: str, field: str = "", headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    content = {"error": {"code": code, "message": message, "field": field}}
+    return JSONResponse(content, status, headers=dict(headers or {}))
+
+
+def install(app: FastAPI) -> None:
+    """Let every error of `app` have the one form."""
+
+    @app.exception_handler(Problem)
+    async def problem(request: Request, error: Problem) -> JSONResponse:
+        headers = RETRY if error.status == 503 else None
+        return body(error.status, error.code, error.message, error.field, headers)
+
+    @app.exception_handler(Unreachable)
+    async def unreachable(request: Request, error: Unreachable) -> JSONResponse:
+        return body(503, "unreachable", str(error), headers=RETRY)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = [str(part) for part in first["loc"][1:]]  # after body, query or path
+        if first["type"] == "json_invalid":
+            return body(400, "json", f"the body is no JSON: {first['ctx']['error']}", "")
+        field = ".".join(place)[:256]
+        if not place:
+            return body(400, "json", "body: allowed is an object, as content-type application/json")
+        return body(400, "field", f"{field}: {first['msg']}", field)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        phrase = HTTPStatus(error.status_code).phrase.lower()
+        path = quote(request.scope["path"])[:200]
+        text = f"{request.method} {path}: {str(error.detail).lower()}"
+        return body(error.status_code, phrase.replace(" ", "_"), text, headers=error.headers)
+
+    @app.exception_handler(Exception)
+    async def bug(request: Request, error: Exception) -> JSONResponse:
+        # uvicorn logs it
+        return body(500, "internal", "this is a defect of lmkv; its log says more")

@@ -1,0 +1,215 @@
+"""What REST takes and gives, as OpenAPI has it. Answers have the names of `core/messages.py`.
+
+Durations are seconds, except where a name ends in `_ms`. An epoch is 16 hex digits, since it has
+more bits than JavaScript's numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_validator
+
+TOKENS = 1 << 20  # of a prompt
+PROMPTS = 64  # of a batch
+
+Epoch = Annotated[
+    int,
+    PlainSerializer(lambda number: f"{number:016x}", return_type=str, when_used="json"),
+]
+Token = Annotated[int, Field(ge=0, le=0xFFFFFFFF)]
+Text = Annotated[str, Field(max_length=4096)]
+Key = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+
+
+class Answer(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ErrorDetail(Answer):
+    code: str = Field(description="stable, for programs")
+    message: str = Field(description="one sentence, for people")
+    field: str = Field(description="what of the request is wrong, or empty")
+
+
+class Error(Answer):
+    error: ErrorDetail
+
+
+# ---------------------------------------------------------------- the cluster
+
+
+class Cluster(Answer):
+    cluster: str
+    controller: str
+    epoch: Epoch
+    state: str = Field(description="ready or warming")
+    version: str
+    uptime: float
+    keys: int
+    directory_bytes: int
+    locates: int
+    locate_keys: int
+    located_keys: int
+    drifts: int
+    resyncs: int
+    syncs: int
+    bad_messages: int
+    lag: float = Field(description="the age of the oldest heartbeat of those that are not dead")
+    max_frame_bytes: int
+    states: dict[str, int] = Field(description="instances by state")
+    hit_tokens: dict[str, int] = Field(description="by cause, since the controller began")
+    miss_tokens: dict[str, int]
+    pool_granules: dict[str, int] = Field(description="by state, of all pools")
+
+
+class Instance(Answer):
+    instance: str
+    epoch: Epoch
+    state: str = Field(description="live, suspect, dead, syncing or incompatible")
+    model: str
+    serving_url: str
+    dp_rank: int
+    ranks: int
+    keys: int
+    heartbeat_age: float
+    pullable: bool
+    version: str
+    data_version: int
+    differs: str = Field(description="the field in which it differs from differs_from")
+    differs_from: str = Field(description="the first instance of its model")
+    running: int
+    waiting: int
+    load: float
+    hit_tokens: dict[str, int]
+    miss_tokens: dict[str, int]
+    pool_granules: dict[str, int]
+
+
+class InstancesPage(Answer):
+    instances: list[Instance]
+    next: str = Field(description="`after` of the next page; empty on the last one")
+
+
+class Controller(Answer):
+    controller: str
+    epoch: Epoch
+    state: str
+    version: str
+    uptime: float
+    keys: int
+    directory_bytes: int
+    instances: int
+    syncs: int
+    drifts: int
+    resyncs: int
+    lag: float
+
+
+class Controllers(Answer):
+    controllers: list[Controller]
+
+
+class Prefix(Answer):
+    key: str
+    model: str
+    tokens: int
+    hits: float = Field(description="locates that ended here; one counts half 10 minutes later")
+    copies: int
+    holders: list[str] = Field(description="the first 16")
+
+
+class Prefixes(Answer):
+    prefixes: list[Prefix]
+
+
+class Event(Answer):
+    """The data of a server-sent event."""
+
+    kind: str
+    instance: str
+    text: str
+    age: float = Field(description="seconds, when it was sent")
+
+
+class Health(Answer):
+    status: str
+
+
+class Version(Answer):
+    version: str
+    protocol_min: int
+    protocol_max: int
+    isa: str
+
+
+# ---------------------------------------------------------------- prompts
+
+UNSERVED = ("text", "messages", "lora")
+
+
+class Prompt(Body):
+    """Token ids. `text`, `messages` and `lora` are refused until instances tokenise."""
+
+    tokens: list[Token] = Field(default=[], max_length=TOKENS)
+    salt: Text = Field(default="", description="the request's cache_salt")
+    text: Any = None
+    messages: Any = None
+    lora: Any = None
+
+    def unserved(self) -> str:
+        """The name of a field that this release does not serve, or ""."""
+        return next((name for name in UNSERVED if getattr(self, name)), "")
+
+
+class Lookup(Prompt):
+    keys: list[Key] = Field(default=[], max_length=4096, description="instead of tokens")
+    like: Text = Field(default="", description="the instance whose keys are meant")
+
+
+class Found(Answer):
+    chunk_tokens: int
+    keys: list[str] = Field(description="hex, one a chunk")
+    holders: list[list[str]] = Field(description="instances that have the chunk, one list a chunk")
+    matched: dict[str, int] = Field(description="tokens of the whole prefix, by instance")
+    incompatible: dict[str, str] = Field(
+        description="other instances of the model, and the field that keeps them from sharing"
+    )
+
+
+class Locate(Prompt):
+    """One prompt, or several as `prompts`."""
+
+    model: Text = Field(default="", description="may be left out where all serve the same")
+    prompts: list[Prompt] | None = Field(default=None, min_length=1, max_length=PROMPTS)
+    limit: int = Field(default=16, ge=1, le=1000, description="candidates a prompt")
+
+    @model_validator(mode="after")
+    def one_or_several(self) -> Locate:
+        if self.prompts is not None and self.tokens:
+            raise ValueError("tokens and prompts exclude each other")
+        return self
+
+
+class Candidate(Answer):
+    instance: str
+    url: str = Field(description="its serving URL, or empty")
+    dp_rank: int
+    tokens: int = Field(description="of the prompt's prefix that it has")
+    load: float
+    fresh_ms: float = Field(description="the age of what is known of it")
+
+
+class Candidates(Answer):
+    candidates: list[Candidate]
+
+
+class Located(Candidates):
+    """`candidates` of the one prompt, most tokens first, then least load; or `prompts`, in their
+    order."""
+
+    prompts: list[Candidates] | None = None

@@ -1,0 +1,114 @@
+"""REST v1: the routes, from a request's values to a question of `ClusterView` and back."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Path, Query
+from fastapi.responses import StreamingResponse
+
+from lmkv.core import messages
+from lmkv.web import models
+from lmkv.web.cluster_view import ClusterView
+from lmkv.web.errors import Problem
+from lmkv.web.events import KEPT, Hub
+
+Errors = dict[int | str, dict[str, object]]
+ERRORS: Errors = {
+    status: {"model": models.Error, "description": text}
+    for status, text in {
+        400: "the caller's mistake; `field` names it",
+        404: "nothing of that name is known",
+        413: "more than the controller takes at once",
+        503: "the controller does not answer, or not yet",
+    }.items()
+}
+Name = Annotated[str, Path(min_length=1, max_length=256)]
+
+
+def routes(view: ClusterView, hub: Hub) -> APIRouter:
+    router = APIRouter(prefix="/v1", responses=ERRORS)
+
+    @router.get("/cluster", summary="The cluster in one answer, without its instances")
+    async def cluster() -> models.Cluster:
+        return models.Cluster.model_validate(await view.status())
+
+    @router.get("/instances", summary="Instances by name, a page at a time")
+    async def instances(
+        after: Annotated[str, Query(max_length=256)] = "",
+        limit: Annotated[int, Query(ge=1, le=250)] = 100,
+    ) -> models.InstancesPage:
+        return models.InstancesPage.model_validate(await view.instances(after, limit))
+
+    @router.get("/instances/{instance:path}", summary="One instance")
+    async def instance(instance: Name) -> models.Instance:
+        return models.Instance.model_validate(await view.instance(instance))
+
+    @router.get("/controllers", summary="The controllers that this one knows: itself")
+    async def controllers() -> models.Controllers:
+        return models.Controllers.model_validate(await view.controllers())
+
+    @router.get("/prefixes", summary="The prefixes that were located most of late")
+    async def prefixes(
+        top: Annotated[int, Query(ge=1, le=500)] = 20,
+    ) -> models.Prefixes:
+        return models.Prefixes.model_validate(await view.prefixes(top))
+
+    @router.get(
+        "/events",
+        summary="Server-sent events: registered, suspect, dead, back, left, drift, resync, "
+        "incompatible; reset: what follows is not what you had",
+        response_class=StreamingResponse,
+        responses={200: {"content": {"text/event-stream": {}}, "model": models.Event}},
+    )
+    async def events(
+        last_event_id: Annotated[str, Header(max_length=64)] = "",
+        history: Annotated[int, Query(ge=0, le=KEPT, description="past events to begin with")] = 0,
+    ) -> StreamingResponse:
+        stream = hub.open(last_event_id, history)
+        headers = {"Cache-Control": "no-store"}
+        return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+
+    @router.post("/lookup", summary="Who holds a prompt, chunk by chunk")
+    async def lookup(body: models.Lookup) -> models.Found:
+        _served(body)
+        if bool(body.tokens) == bool(body.keys):
+            raise Problem(400, "field", "tokens: either tokens or keys are looked up", "tokens")
+        found = await view.lookup(body.tokens, body.keys, body.salt, body.like)
+        return models.Found.model_validate(found)
+
+    @router.post("/locate", summary="For routers: instances, those with the longest prefix first")
+    async def locate(body: models.Locate) -> models.Located:
+        prompts: list[models.Prompt] = [body] if body.prompts is None else [*body.prompts]
+        for i, prompt in enumerate(prompts):
+            _served(prompt, "" if body.prompts is None else f"prompts.{i}.")
+        asked = [(prompt.tokens, prompt.salt or body.salt) for prompt in prompts]
+        found = [_candidates(each) for each in await view.route(asked, body.model, body.limit)]
+        if body.prompts is None:
+            return models.Located(candidates=found[0].candidates)
+        return models.Located(candidates=[], prompts=found)
+
+    return router
+
+
+def _served(prompt: models.Prompt, before: str = "") -> None:
+    field = prompt.unserved()
+    if field:
+        text = f"{before}{field}: this release looks up tokens or keys only"
+        raise Problem(400, "field", text, before + field)
+
+
+def _candidates(found: list[messages.Candidate]) -> models.Candidates:
+    return models.Candidates(
+        candidates=[
+            models.Candidate(
+                instance=each.instance,
+                url=each.serving_url,
+                dp_rank=each.dp_rank,
+                tokens=each.tokens,
+                load=each.load,
+                fresh_ms=round(each.heartbeat_age * 1000, 1),
+            )
+            for each in found
+        ]
+    )

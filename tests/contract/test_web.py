@@ -1,0 +1,600 @@
+"""A real controller with its real web process, and instances that are a table and a socket.
+
+What must follow is waited for; that something is refused says which field, and why.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lmkv import __version__, _native
+from lmkv.core.client import Client
+from lmkv.core.messages import Heartbeat, HeartbeatOk, Leave, Left, Resync, Status, StatusInfo
+from lmkv.web.connections import MOST
+from lmkv.web.events import READERS
+
+from tests import http_client
+from tests.contract.test_controller import DEADLINE, Controller, Instance, free_port, until
+from tests.http_client import Answer, Stream
+from tests.stub_instance import HOST_B, NAMESPACE, StubInstance, keys
+
+TOKENS = list(range(40))  # two chunks of 16, and a tail
+
+
+class Web(Controller):
+    def __init__(self, *options: str, port: int = 0) -> None:
+        super().__init__(port or free_port(3), *options, web=True)
+
+    def ask(self, path: str, body: object = None, method: str = "", **headers: str) -> Answer:
+        return http_client.ask(self.http, path, body, method, **headers)
+
+    def children(self) -> list[int]:
+        pid = self.process.pid
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def up(self) -> None:
+        until(lambda: self.ask("/readyz").status == 200)
+
+
+def prompt_keys(tokens: list[int]) -> bytes:
+    chain = _native.KeyHasher(NAMESPACE, ["kind=full\n"], 16).chain()
+    chain.extend(tokens)
+    return chain.keys()
+
+
+def store(instance: Instance, *each: bytes) -> None:
+    """Admit keys that are made of tokens."""
+    reserved = instance.stub.table.reserve(b"".join(each), 0.0)
+    assert reserved is not None
+    instance.stub.table.admit(*reserved)
+    instance.tell(*instance.stub.changes())
+    instance.beat()
+
+
+def leave(instance: Instance) -> None:
+    instance.tell((Leave(instance.stub.epoch), ()))
+    instance.take(Left)
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[Web]:
+    """Instances only come to it and leave in order; dead is who was silent for minutes."""
+    running = Web("--dead-after-beats", "1000", "--suspect-after-beats", "999")
+    running.up()
+    yield running
+    assert running.end() == (0, "")
+
+
+@pytest.fixture
+def pair(web: Web) -> Iterator[tuple[Instance, Instance]]:
+    a, b = StubInstance("a", 1), StubInstance("b", 2, host=HOST_B)
+    a.registration.serving_url, a.registration.dp_rank = "http://127.0.0.1:8000", 3
+    with Instance(a, web) as first, Instance(b, web) as second:
+        for each in (first, second):
+            each.join()
+            each.beat()
+        yield first, second
+        for each in (first, second):
+            leave(each)
+
+
+# ------------------------------------------------------------------ health
+
+
+def test_health_and_version(web: Web) -> None:
+    assert web.http in web.line
+    assert web.ask("/healthz").json == {"status": "ok"}
+    assert web.ask("/readyz").json == {"status": "ready"}
+    about = web.ask("/version").json
+    assert (about["version"], about["protocol_max"], about["isa"]) == (
+        __version__, 1, _native.isa(),
+    )  # fmt: skip
+
+
+def test_warming_is_alive_and_not_ready() -> None:
+    running = Web("--warming-least", "3600", "--warming-most", "3600")
+    try:
+        until(lambda: running.ask("/healthz").status == 200)
+        answer = running.ask("/readyz")
+        assert (answer.status, answer.error["code"]) == (503, "warming")
+        assert running.ask("/v1/cluster").json["state"] == "warming"
+    finally:
+        running.end()
+
+
+def test_the_documentation_needs_no_other_host(web: Web) -> None:
+    page = web.ask("/docs")
+    assert (page.status, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert "POST /v1/locate" in page.text
+    assert "://" not in page.text and "<script" not in page.text
+    api = web.ask("/openapi.json").json
+    assert {"/v1/cluster", "/v1/lookup", "/v1/events", "/healthz", "/metrics"} <= set(api["paths"])
+
+
+# ------------------------------------------------------------------ the cluster
+
+
+def test_the_cluster_and_its_instances(web: Web, pair: tuple[Instance, Instance]) -> None:
+    a, _ = pair
+    store(a, keys(1, 2, 3))
+    cluster = web.ask("/v1/cluster").json
+    assert (cluster["cluster"], cluster["state"], cluster["keys"]) == ("default", "ready", 3)
+    assert cluster["states"] == {"live": 2}
+    first = web.ask("/v1/instances?limit=1").json
+    assert [each["instance"] for each in first["instances"]] == ["a"]
+    second = web.ask(f"/v1/instances?limit=1&after={first['next']}").json
+    assert [each["instance"] for each in second["instances"]] == ["b"]
+    assert second["next"] == ""
+    alone = web.ask("/v1/instances/a").json
+    assert (alone["keys"], alone["dp_rank"], alone["epoch"]) == (3, 3, f"{1:016x}")
+    assert alone["serving_url"] == "http://127.0.0.1:8000"
+    [controller] = web.ask("/v1/controllers").json["controllers"]
+    assert (controller["epoch"], controller["keys"]) == (cluster["epoch"], 3)
+    assert (controller["instances"], controller["drifts"]) == (2, 0)
+    assert 0 <= controller["lag"] < DEADLINE
+
+
+def test_an_instance_with_a_slash_in_its_name(web: Web) -> None:
+    with Instance(StubInstance("rack/1"), web) as odd:
+        odd.join()
+        assert web.ask("/v1/instances/rack/1").json["instance"] == "rack/1"
+        assert web.ask("/v1/instances/rack%2F1").json["instance"] == "rack/1"
+        leave(odd)
+
+
+def test_what_keeps_an_instance_from_sharing_is_named(
+    web: Web, pair: tuple[Instance, Instance]
+) -> None:
+    stub = StubInstance("z", namespace=NAMESPACE.replace("weights=one", "weights=two"))
+    with Instance(stub, web) as other, Stream(web.http, "?history=1000") as events:
+        other.join()
+        other.beat()
+        state = web.ask("/v1/instances/z").json
+        assert (state["state"], state["differs"]) == ("incompatible", "weights")
+        assert state["differs_from"] == "a"
+        told = next(each for each in events if each.kind == "incompatible")
+        assert (told.data["instance"], told.data["text"]) == (
+            "z", "weights differs from that of a: they do not share",
+        )  # fmt: skip
+        answer = web.ask("/v1/lookup", {"tokens": TOKENS})
+        assert (answer.status, answer.error["field"]) == (400, "like")
+        found = web.ask("/v1/lookup", {"tokens": TOKENS, "like": "a"}).json
+        assert found["incompatible"] == {"z": "weights"}
+        leave(other)
+
+
+def test_hot_prefixes(web: Web, pair: tuple[Instance, Instance]) -> None:
+    a, b = pair
+    store(a, keys(11, 12, 13))
+    store(b, keys(11))
+    for _ in range(3):
+        assert b.found(11, 12, 99) == 2
+    assert b.found(11, 12, 13) == 3
+    assert b.found(98) == 0
+    hot = web.ask("/v1/prefixes?top=2").json["prefixes"]
+    assert [(each["key"], each["hits"], each["tokens"]) for each in hot] == [
+        (keys(12).hex(), 3, 32),
+        (keys(13).hex(), 1, 48),
+    ]
+    assert (hot[0]["model"], hot[0]["copies"], hot[0]["holders"]) == ("m", 1, ["a"])
+    assert a.found(11) == 1  # the other one's
+    a.tell(*a.stub.retire(12, 13))
+    a.beat()
+    hot = web.ask("/v1/prefixes").json["prefixes"]
+    assert [(each["key"], each["copies"]) for each in hot] == [(keys(11).hex(), 2)]
+
+
+# ------------------------------------------------------------------ prompts
+
+
+def test_lookup_by_tokens_and_by_keys(web: Web, pair: tuple[Instance, Instance]) -> None:
+    a, b = pair
+    made = prompt_keys(TOKENS)
+    store(a, made)
+    store(b, made[:16])
+    found = web.ask("/v1/lookup", {"tokens": TOKENS}).json
+    assert "".join(found["keys"]) == made.hex()
+    assert (found["holders"], found["matched"]) == ([["a", "b"], ["a"]], {"a": 32, "b": 16})
+    assert web.ask("/v1/lookup", {"keys": found["keys"]}).json == found
+    salted = web.ask("/v1/lookup", {"tokens": TOKENS, "salt": "s"}).json
+    assert (salted["holders"], salted["matched"]) == ([[], []], {})
+
+
+def test_locate_for_routers(web: Web, pair: tuple[Instance, Instance]) -> None:
+    a, b = pair
+    made = prompt_keys(TOKENS)
+    store(a, made)
+    store(b, made[:16])
+    busy = Heartbeat(1, a.stub.number(), *a.stub.table.sums(), running=24, waiting=8)
+    a.tell((busy, ()))
+    a.take(HeartbeatOk)
+    body = {"model": "m", "tokens": TOKENS}
+    first, second = web.ask("/v1/locate", body).json["candidates"]
+    assert (first["instance"], first["tokens"], first["url"], first["dp_rank"]) == (
+        "a", 32, "http://127.0.0.1:8000", 3,
+    )  # fmt: skip
+    assert (second["instance"], second["tokens"]) == ("b", 16)
+    assert 0 <= first["fresh_ms"] < DEADLINE * 1000
+    assert len(web.ask("/v1/locate", body | {"limit": 1}).json["candidates"]) == 1
+    several = web.ask(
+        "/v1/locate",
+        {"prompts": [{"tokens": TOKENS[:16]}, {"tokens": TOKENS, "salt": "s"}, {"tokens": []}]},
+    ).json
+    got = [[(c["instance"], c["tokens"]) for c in p["candidates"]] for p in several["prompts"]]
+    assert got == [[("b", 16), ("a", 16)], [("b", 0), ("a", 0)], [("b", 0), ("a", 0)]]
+    assert first["load"] == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "field", "said"),
+    [
+        ("/v1/locate", {"tokens": [1], "model": "x"}, 404, "model", "'m' are served"),
+        ("/v1/locate", {"text": "hello"}, 400, "text", "tokens or keys only"),
+        ("/v1/locate", {"messages": [{"role": "user"}]}, 400, "messages", "tokens or keys only"),
+        ("/v1/locate", {"prompts": [{"lora": "l"}]}, 400, "prompts.0.lora", "tokens or keys only"),
+        ("/v1/locate", {"prompts": []}, 400, "prompts", "at least 1 item"),
+        ("/v1/locate", {"prompts": [{}] * 65}, 400, "prompts", "at most 64 items"),
+        ("/v1/locate", {"tokens": [1], "limit": 0}, 400, "limit", "greater than"),
+        ("/v1/locate", {"tokens": [1], "limit": "all"}, 400, "limit", "integer"),
+        ("/v1/locate", {"tokens": [1], "modl": "m"}, 400, "modl", "not permitted"),
+        ("/v1/lookup", {"text": "hello"}, 400, "text", "tokens or keys only"),
+        ("/v1/lookup", {}, 400, "tokens", "either tokens or keys"),
+        ("/v1/lookup", {"tokens": [-1]}, 400, "tokens.0", "greater than"),
+        ("/v1/lookup", {"tokens": [1 << 32]}, 400, "tokens.0", "less than"),
+        ("/v1/lookup", {"tokens": ["1"]}, 400, "tokens.0", "integer"),
+        ("/v1/lookup", {"tokens": [True]}, 400, "tokens.0", "integer"),
+        ("/v1/lookup", {"tokens": [1], "salt": 5}, 400, "salt", "string"),
+        ("/v1/lookup", {"tokens": [1], "salt": "s" * 4097}, 400, "salt", "4096"),
+        ("/v1/lookup", {"tokens": [1], "like": "nobody"}, 404, "like", "not known here"),
+        ("/v1/lookup", {"keys": ["xyz"]}, 400, "keys.0", "pattern"),
+        ("/v1/lookup", {"tokens": list(range(16 * 4097))}, 413, "tokens", "4097 chunks"),
+        ("/v1/lookup", {"tokens": [1] * (1 << 20), "like": "a"}, 413, "tokens", "65536 chunks"),
+        ("/v1/lookup", {"tokens": [99999] * 900_000}, 413, "tokens", "max_frame_bytes"),
+        ("/v1/lookup", b"{", 400, "", "no JSON"),
+        ("/v1/lookup", b"\xff\xfe", 400, "", "JSON"),
+        ("/v1/lookup", b"[" * 100_000, 400, "", "parsing the body"),
+        ("/v1/lookup", b"[1]", 400, "", "an object"),
+        ("/v1/lookup", b" " * (9 << 20), 413, "", "at most 8388608"),
+        ("/v1/instances?limit=0", None, 400, "limit", "greater than"),
+        ("/v1/instances?limit=x", None, 400, "limit", "integer"),
+        ("/v1/instances?after=" + "a" * 257, None, 400, "after", "256"),
+        ("/v1/instances/nobody", None, 404, "instance", "'nobody' is not known here"),
+        ("/v1/instances/", None, 400, "instance", "at least 1"),
+        ("/v1/prefixes?top=501", None, 400, "top", "less than"),
+        ("/v1/events?history=-1", None, 400, "history", "greater than"),
+        ("/v1/nothing", None, 404, "", "not found"),
+        ("/v1/" + "no%0Athing" * 100, None, 404, "", "no%0Athing"),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, (str, dict, bytes)) else "",
+)
+def test_a_mistake_of_the_callers(
+    web: Web, pair: tuple[Instance, Instance], path: str, body: object, status: int, field: str,
+    said: str,
+) -> None:  # fmt: skip
+    answer = web.ask(path, body)
+    assert (answer.status, answer.error["field"]) == (status, field), answer
+    assert said in answer.error["message"]
+    assert web.ask("/healthz").status == 200
+
+
+def test_other_mistakes(web: Web) -> None:
+    wrong = web.ask("/v1/cluster", method="DELETE")
+    assert (wrong.status, wrong.error["code"]) == (405, "method_not_allowed")
+    wrong = web.ask("/v1/events", Last_Event_ID="yesterday")
+    assert (wrong.status, wrong.error["field"]) == (400, "last-event-id")
+    with socket.create_connection(("127.0.0.1", int(web.http.rpartition(":")[2]))) as raw:
+        raw.sendall(b"\x00\xff garbage\r\n\r\n")
+        head, _, body = raw.makefile("rb").read().partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400")
+        assert json.loads(body)["error"]["code"] == "http"
+    with socket.create_connection(("127.0.0.1", int(web.http.rpartition(":")[2]))) as raw:
+        raw.sendall(b"POST /v1/lookup HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        raw.settimeout(DEADLINE)
+        with suppress(OSError):  # it stops reading, and closes
+            for _ in range(9):
+                raw.sendall(b"100000\r\n" + b" " * (1 << 20) + b"\r\n")
+        assert raw.recv(4096).startswith(b"HTTP/1.1 413")
+
+
+# ------------------------------------------------------------------ the command
+
+CHANGING = {"uptime", "heartbeat_age", "lag"}
+
+
+def lmkv(*words: str) -> Any:
+    """What a command prints as JSON, without what changes meanwhile."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "lmkv.cli.main", *words, "-o", "json"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (ran.returncode, ran.stderr) == (0, ""), ran
+    return without(json.loads(ran.stdout))
+
+
+def without(value: Any) -> Any:
+    if isinstance(value, list):
+        return [without(each) for each in value]
+    if isinstance(value, dict):
+        return {name: without(each) for name, each in value.items() if name not in CHANGING}
+    return value
+
+
+def test_the_command_says_the_same_over_either_socket(
+    web: Web, pair: tuple[Instance, Instance]
+) -> None:
+    a, _ = pair
+    store(a, prompt_keys(TOKENS))
+    spoken = ["lookup", "--tokens", ",".join(map(str, TOKENS)), "--controller"]
+    assert lmkv(*spoken, web.http) == lmkv(*spoken, web.state)
+    status = lmkv("status", "--controller", web.http + "/")
+    assert status == lmkv("status", "--controller", web.state)
+    assert [each["instance"] for each in status["instances"]] == ["a", "b"]
+
+
+# ------------------------------------------------------------------ events
+
+
+def test_events_resume_where_a_reader_was(web: Web) -> None:
+    with Stream(web.http) as stream, Instance(StubInstance("e", 5), web) as e:
+        assert stream.take(1)[0].kind == "start"
+        e.join()
+        registered = stream.until("registered")  # what others did before may come yet
+        assert registered.data["instance"] == "e"
+        assert registered.data["age"] < DEADLINE
+        e.stub.seq += 1  # a message was lost
+        e.beat()
+        assert [each.kind for each in stream.take(1)] == ["resync"]
+        e.tell(*e.stub.sync(e.take(Resync).sync))  # type: ignore[attr-defined]
+        e.stub.store(1)
+        e.stub.seq -= 1  # an announcement was never sent
+        e.beat()
+        assert [each.kind for each in stream.take(2)] == ["drift", "resync"]
+        leave(e)
+        left = stream.take(1)[0]
+        assert (left.kind, left.data["text"]) == ("left", "")
+    with Stream(web.http, last=registered.id) as again:
+        found = again.take(4)
+        assert [each.kind for each in found] == ["resync", "drift", "resync", "left"]
+        assert found[-1].id == left.id
+    with Stream(web.http, "?history=2") as late:
+        assert [each.kind for each in late.take(3)] == ["start", "resync", "left"]
+    with Stream(web.http, last="0123456789abcdef-3") as other:
+        reset = other.take(1)[0]
+        assert (reset.kind, reset.id.partition("-")[0]) == ("reset", left.id.partition("-")[0])
+
+
+def test_silence_death_and_return() -> None:
+    running = Web()
+    try:
+        running.up()
+        with Stream(running.http) as stream, Instance(StubInstance("s", 5), running) as s:
+            s.join()
+            assert stream.until("suspect").data["instance"] == "s"
+            s.beat()
+            assert stream.until("back").data["text"] == "it was suspect"
+            assert stream.until("dead").data["instance"] == "s"
+            s.join()
+            assert stream.until("back").data["text"] == "it registered again"
+    finally:
+        assert running.end() == (0, "")
+
+
+def test_readers_that_went_make_room_for_others(web: Web) -> None:
+    for _ in range(READERS + 10):
+        with Stream(web.http) as stream:
+            assert stream.take(1)
+
+
+def test_more_readers_than_are_served(web: Web) -> None:
+    with ExitStack() as stack:
+        for _ in range(READERS):
+            assert stack.enter_context(Stream(web.http)).take(1)
+        answer = web.ask("/v1/events")
+        assert (answer.status, answer.error["code"]) == (503, "too_many")
+        assert web.ask("/healthz").status == 200
+
+
+def test_a_crowd_of_connections_that_say_nothing(web: Web) -> None:
+    """The oldest of them make room."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
+    port = int(web.http.rpartition(":")[2])
+    with ExitStack() as stack:
+        crowd = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            for _ in range(MOST + 200)
+        ]
+        assert web.ask("/healthz").status == 200
+        [child] = web.children()
+        assert len(os.listdir(f"/proc/{child}/fd")) < MOST + 100
+        crowd[0].settimeout(DEADLINE)
+        assert crowd[0].recv(1) == b""
+        crowd[-1].sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        crowd[-1].settimeout(DEADLINE)
+        assert crowd[-1].recv(4096).startswith(b"HTTP/1.1 200")
+    assert web.ask("/healthz").status == 200
+
+
+def test_a_request_that_never_ends_is_closed(web: Web) -> None:
+    port = int(web.http.rpartition(":")[2])
+    body = b"POST /v1/lookup HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    body += b"Content-Length: 100\r\n\r\n{"
+
+    def answer(sent: bytes) -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=2 * DEADLINE) as slow:
+            slow.sendall(sent)
+            return slow.recv(12)
+
+    with ThreadPoolExecutor() as pool:
+        answers = list(pool.map(answer, [b"", b"GET /healthz HTTP/1.1\r\nHos", body]))
+    assert answers == [b"", b"", b"HTTP/1.1 408"]
+
+
+# ------------------------------------------------------------------ metrics
+
+
+def samples(text: str) -> dict[str, float]:
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
+
+
+def test_metrics(web: Web, pair: tuple[Instance, Instance]) -> None:
+    a, b = pair
+    store(a, keys(21, 22))
+    before = samples(web.ask("/metrics").text)
+    assert b.found(21, 22, 23) == 2
+    told = Heartbeat(
+        1, a.stub.number(), *a.stub.table.sums(), hit_tokens={"hit_peer": 7},
+        miss_tokens={"cold": 5, "invented": 2}, pool_granules={"admitted": 32, "free": 1},
+    )  # fmt: skip
+    a.tell((told, ()))
+    a.take(HeartbeatOk)
+    answer = web.ask("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    after = samples(answer.text)
+
+    def grown(name: str) -> float:
+        return after[name] - before.get(name, 0.0)
+
+    assert grown("lmkv_locates_total") == 1
+    assert (grown("lmkv_locate_keys_total"), grown("lmkv_located_keys_total")) == (3, 2)
+    assert grown('lmkv_hit_tokens_total{cause="hit_peer"}') == 7
+    assert grown('lmkv_miss_tokens_total{cause="cold"}') == 5
+    assert grown('lmkv_miss_tokens_total{cause="other"}') == 2
+    assert after['lmkv_instances{state="live"}'] == 2
+    assert after['lmkv_pool_granules{state="admitted"}'] == 32
+    assert after["lmkv_ready"] == 1
+    assert 0 < after["lmkv_controller_process_resident_memory_bytes"] < 64 << 20
+    assert after["lmkv_web_process_resident_memory_bytes"] > 0
+    assert all(name.startswith("lmkv_") for name in after)
+    assert "invented" not in answer.text
+    assert keys(21).hex() not in answer.text
+
+
+def test_the_page_lists_what_a_scrape_and_the_api_have(
+    web: Web, pair: tuple[Instance, Instance]
+) -> None:
+    a, _ = pair
+    beat = Heartbeat(
+        1, a.stub.number(), *a.stub.table.sums(), hit_tokens={"hit_peer": 1},
+        miss_tokens={"cold": 1}, pool_granules={"free": 1},
+    )  # fmt: skip
+    a.tell((beat, ()))
+    a.take(HeartbeatOk)
+    page = (Path(__file__).resolve().parents[2] / "docs" / "rest.md").read_text()
+    told = set(re.findall(r"`(lmkv_\w+)(?:\{[\w,]+\})?`", page))
+    live = {name.partition("{")[0] for name in samples(web.ask("/metrics").text)}
+    assert told == {name for name in live if "_process_" not in name}
+    paths = {path.replace("{instance}", "NAME") for path in web.ask("/openapi.json").json["paths"]}
+    assert set(re.findall(r"^\| `(?:GET|POST) ([^`?]+)", page, re.MULTILINE)) == paths
+
+
+# ------------------------------------------------------------------ lives and deaths
+
+
+def test_a_controller_that_does_not_answer_is_503_and_then_goes_on() -> None:
+    running = Web()
+    paths = ("/healthz", "/readyz", "/metrics", "/v1/cluster", "/v1/instances", "/v1/prefixes")
+    try:
+        running.up()
+        running.process.send_signal(signal.SIGSTOP)
+        with ThreadPoolExecutor() as pool:
+            answers = [pool.submit(running.ask, path) for path in paths]
+            answers.append(pool.submit(running.ask, "/v1/lookup", {"tokens": TOKENS}))
+        for answer in (each.result() for each in answers):
+            assert (answer.status, answer.error["code"]) == (503, "unreachable")
+            assert answer.headers["retry-after"] == "1"
+        assert running.ask("/version").status == 200
+        running.process.send_signal(signal.SIGCONT)
+        until(lambda: running.ask("/v1/cluster").status == 200)
+    finally:
+        running.process.send_signal(signal.SIGCONT)
+        assert running.end() == (0, "")
+
+
+def test_a_web_process_that_dies_is_started_again() -> None:
+    running = Web()
+    try:
+        running.up()
+        [first] = running.children()
+        os.kill(first, signal.SIGKILL)
+        running.up()
+        [second] = running.children()
+        assert second != first
+        with Client(running.state, DEADLINE) as client:
+            assert client.ask(StubInstance("a").registration)
+    finally:
+        status, said = running.end()
+    assert status == 0
+    assert said.count("\n") == 1
+    assert "web process ended with status -9, and is started again in 0.1 s" in said
+
+
+def gone(pid: int) -> bool:
+    try:
+        return "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_the_web_process_ends_with_its_controller(how: signal.Signals) -> None:
+    """Also with a stream open, and a connection that says nothing."""
+    running = Web()
+    running.up()
+    [child] = running.children()
+    port = int(running.http.rpartition(":")[2])
+    with Stream(running.http) as stream, socket.create_connection(("127.0.0.1", port)):
+        assert stream.take(1)
+        status, said = running.end(how)
+        assert (status, said) == (-9 if how == signal.SIGKILL else 0, "")
+        until(lambda: gone(child))
+    with pytest.raises(OSError), socket.create_connection(("127.0.0.1", port)):
+        pass
+
+
+def test_a_busy_http_port_and_an_open_host_are_refused_in_one_sentence() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        busy = Web("--http-port", str(port))
+        assert busy.end(None) == (1, "")
+        assert f"http_port = {port}" in busy.line and "already in use" in busy.line
+    for host in ("0.0.0.0", "example.org"):
+        refused = Web("--http-host", host)
+        assert refused.end(None) == (2, "")
+        assert f"http_host = '{host}'" in refused.line and "loopback" in refused.line
+
+
+def test_without_its_libraries_the_controller_serves_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in an installation without the extra: Python finds no fastapi."""
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['fastapi'] = None\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    running = Web()
+    try:
+        assert "HTTP" not in running.line
+        with Client(running.state, DEADLINE) as client:
+            assert isinstance(client.ask(Status())[0], StatusInfo)
+        assert running.children() == []
+        assert running.process.stderr
+        assert running.process.stderr.readline() == (
+            "lmkv controller: no HTTP: fastapi missing; pip install 'lmkv[web]', or say --no-web\n"
+        )
+    finally:
+        assert running.end() == (0, "")

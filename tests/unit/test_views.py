@@ -1,0 +1,164 @@
+"""What people and routers ask of the registry."""
+
+from __future__ import annotations
+
+from lmkv import _native
+from lmkv.core.messages import (
+    Controllers,
+    ControllersInfo,
+    Heartbeat,
+    Instances,
+    InstancesInfo,
+    Lookup,
+    LookupInfo,
+    Refused,
+    Route,
+    Routed,
+    Status,
+    StatusInfo,
+)
+
+from tests.stub_instance import LAYOUT, NAMESPACE, StubInstance
+from tests.unit.test_registry import Story
+
+OTHER = NAMESPACE.replace("weights=one", "weights=two")
+TOKENS = list(range(48))  # three chunks
+
+
+def hold(story: Story, stub: StubInstance, tokens: list[int]) -> StubInstance:
+    """It joins, and has these tokens' chunks."""
+    story.join(stub)
+    registration = stub.registration
+    hasher = _native.KeyHasher(
+        registration.namespace, registration.group_specs, registration.chunk_tokens
+    )
+    chain = hasher.chain()
+    chain.extend(tokens)
+    reserved = stub.table.reserve(chain.keys(), 0.0)
+    assert reserved is not None
+    stub.table.admit(*reserved)
+    story.tell(stub, *stub.changes())
+    return stub
+
+
+def routed(story: Story, question: Route) -> list[tuple[str, int]]:
+    answer = story.ask(question)
+    assert isinstance(answer, Routed), answer
+    return [(each.instance, each.tokens) for each in answer.candidates]
+
+
+def refused(story: Story, question: Route | Lookup | Instances) -> tuple[str, str]:
+    answer = story.ask(question)
+    assert isinstance(answer, Refused), answer
+    return answer.code, answer.field
+
+
+def test_most_tokens_come_first_then_the_least_load() -> None:
+    story = Story()
+    hold(story, StubInstance("a"), TOKENS[:16])
+    hold(story, StubInstance("b"), TOKENS)
+    hold(story, StubInstance("c"), [])
+    d = hold(story, StubInstance("d"), [])
+    busy = Heartbeat(d.epoch, d.number(), *d.table.sums(), running=16)
+    story.tell(d, (busy, ()))
+    assert routed(story, Route(1, TOKENS)) == [("b", 48), ("a", 16), ("c", 0), ("d", 0)]
+    assert routed(story, Route(1, TOKENS, limit=1)) == [("b", 48)]
+    assert routed(story, Route(1, TOKENS, salt="s"))[0] == ("a", 0)
+
+
+def test_who_is_suspect_or_dead_gets_no_requests() -> None:
+    story = Story()
+    hold(story, StubInstance("a"), TOKENS)
+    b = hold(story, StubInstance("b"), [])
+    story.wait(4, b)
+    assert story.state("a") == "suspect"
+    assert routed(story, Route(1, TOKENS)) == [("b", 0)]
+    story.wait(2, b)
+    assert story.state("a") == "dead"
+    assert routed(story, Route(1, TOKENS)) == [("b", 0)]
+
+
+def test_a_model_has_classes_and_each_its_own_keys() -> None:
+    """Different weights under one name: a router may send to either, by what each has."""
+    story = Story()
+    hold(story, StubInstance("a"), TOKENS[:16])
+    hold(story, StubInstance("b", namespace=OTHER), TOKENS)
+    assert routed(story, Route(1, TOKENS, "m")) == [("b", 48), ("a", 16)]
+
+
+def test_the_model_is_named_where_there_are_several() -> None:
+    story = Story()
+    hold(story, StubInstance("a"), TOKENS)
+    other = StubInstance("b", namespace=OTHER)
+    other.registration.model = "n"
+    hold(story, other, TOKENS)
+    assert refused(story, Route(1, TOKENS)) == ("field", "model")
+    assert refused(story, Route(1, TOKENS, "x")) == ("unknown_model", "model")
+    assert routed(story, Route(1, TOKENS, "n")) == [("b", 48)]
+    assert refused(story, Route(1, list(range(16 * 4097)), "n")) == ("too_large", "tokens")
+
+
+def test_nobody_is_there() -> None:
+    assert routed(Story(), Route(1, TOKENS)) == []
+    assert refused(Story(), Route(1, TOKENS, "m")) == ("unknown_model", "model")
+
+
+def test_a_lookup_names_those_that_cannot_share() -> None:
+    story = Story()
+    hold(story, StubInstance("a"), TOKENS)
+    hold(story, StubInstance("b", namespace=OTHER), [])
+    hold(story, StubInstance("c", layout=LAYOUT.replace("segments=8", "segments=4")), [])
+    answer = story.ask(Lookup(1, TOKENS, like="a"))
+    assert isinstance(answer, LookupInfo)
+    assert answer.incompatible == {"b": "weights", "c": "segments"}
+
+
+# ------------------------------------------------------------------ instances
+
+
+def page(story: Story, after: str = "", limit: int = 2) -> tuple[list[str], str]:
+    answer = story.ask(Instances(1, after, limit))
+    assert isinstance(answer, InstancesInfo)
+    return [each.instance for each in answer.instances], answer.next
+
+
+def test_pages_go_by_name() -> None:
+    story = Story()
+    for name in "decab":
+        story.join(StubInstance(name))
+    assert page(story) == (["a", "b"], "b")
+    assert page(story, "b") == (["c", "d"], "d")
+    assert page(story, "d") == (["e"], "")
+    assert page(story, "e") == ([], "")
+    assert page(story, "", 5) == (["a", "b", "c", "d", "e"], "")
+    assert page(story, "", 0) == (["a"], "a")  # at least one, so that it ends
+    assert page(story, "bb", 1 << 31) == (["c", "d", "e"], "")
+
+
+def test_one_instance_and_what_it_differs_from() -> None:
+    story = Story()
+    story.join(StubInstance("b"))
+    story.join(StubInstance("a", namespace=OTHER))
+    answer = story.ask(Instances(1, instance="a"))
+    assert isinstance(answer, InstancesInfo)
+    (a,) = answer.instances
+    assert (a.state, a.differs, a.differs_from) == ("incompatible", "weights", "b")
+    assert refused(story, Instances(1, instance="x")) == ("unknown_instance", "instance")
+
+
+def test_a_brief_status_counts_what_the_whole_one_lists() -> None:
+    story = Story(syncs_at_once=3)
+    a = story.join(StubInstance("a"))
+    story.join(StubInstance("b", namespace=OTHER))
+    story.join(StubInstance("c"), sync=False)
+    whole, brief = story.ask(Status(1)), story.ask(Status(1, brief=True))
+    assert isinstance(whole, StatusInfo) and isinstance(brief, StatusInfo)
+    assert brief.instances == []
+    assert brief.states == {"live": 1, "incompatible": 1, "syncing": 1}
+    assert sorted(each.state for each in whole.instances) == sorted(brief.states)
+    assert (brief.syncs, brief.lag) == (1, 0)
+    story.wait(2, a)
+    controllers = story.ask(Controllers(1))
+    assert isinstance(controllers, ControllersInfo)
+    (one,) = controllers.controllers
+    assert (one.instances, one.lag, one.epoch) == (3, 2, brief.epoch)
