@@ -8,6 +8,7 @@ import logging
 import os
 import pickle
 import resource
+import socket
 import struct
 import threading
 import time
@@ -371,3 +372,18 @@ def test_what_the_host_lacks_is_one_line(
     Rank("a", run_dir, 1).close()
     (line,) = [text for text in caplog.messages if "RLIMIT_MEMLOCK" in text]
     assert line.startswith("lmkv: rank 0's pool of 0.25 GiB: ")
+
+
+def test_what_a_dead_peer_left_in_run_dir_is_cleared_away(
+    start: Callable[..., Rank], run_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rank = start()
+    rank.ready()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
+        dead.bind(f"{run_dir}/89abcdef-0.worker")
+    mine = set(os.listdir(run_dir)) - {"89abcdef-0.worker"}
+    rank.worker._drop_dead_peers()
+    assert "89abcdef-0.worker" in os.listdir(run_dir), "nobody has died"
+    monkeypatch.setattr(rank.worker._mapped, "drop_dead", lambda: 1)
+    rank.worker._drop_dead_peers()
+    assert set(os.listdir(run_dir)) == mine

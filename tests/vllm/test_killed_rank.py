@@ -7,6 +7,7 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
 from lmkv.core.client import Client
 from lmkv.core.messages import InstanceState, Status, StatusInfo
 
@@ -20,6 +21,7 @@ START_S = 240.0  # four ranks on a core or two
 SOCKETS = 2 * 3  # of two ranks: worker, mover, share
 
 
+@pytest.mark.timeout(900)
 def test_a_killed_rank_ends_its_instance_and_leaves_nothing(
     cluster: Cluster,
 ) -> None:
