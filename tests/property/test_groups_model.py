@@ -25,8 +25,10 @@ def null_blocks(window: int, tokens: int) -> int:
     return max(0, tokens - window + 1) // BLOCK if window else 0
 
 
-def answer(world: World, held: list[set[int]]) -> None:
-    """As the controller would: of each locate's keys the prefix, or (sparse) all that is held."""
+def answer(world: World, held: list[set[int]]) -> list[set[int]]:
+    """As the controller would: of each locate's keys the prefix, or (sparse) all that is held. What
+    it told, by group."""
+    told: list[set[int]] = [set() for _ in world.specs]
     query = world.at(QUERY)
     keys = [world.keys(0, CHUNKS, group=group) for group in range(len(world.specs))]
     for asked, (frame,) in query.of(Locate):
@@ -37,11 +39,13 @@ def answer(world: World, held: list[set[int]]) -> None:
         for n in range(len(frame) // 16):
             if first + n in held[group]:
                 runs.append(Run(n, 1, 0, first + n))
+                told[group].add(first + n)
             elif not asked.sparse:
                 break
         refs = [PeerRef("peer", PEER_EPOCH, 0)] if runs else []
         message = Located(asked.request, 77, len(runs), runs, [], refs)
         query.say(message, places(CHUNKS), counters(CHUNKS))
+    return told
 
 
 @given(WINDOWS, HELD, HELD, st.integers(0, CHUNK * CHUNKS // BLOCK))
@@ -55,7 +59,7 @@ def test_the_longest_hit_and_every_block_of_it(
             world.hold(chunk, chunk + 1, group=group)
     prompt, computed = world.prompt(CHUNKS), own_blocks * BLOCK
     world.begin("a", prompt)
-    answer(world, there)
+    told = answer(world, there)
     found = world.match("a", prompt, computed)
     if found is None:
         world.peer_info(mapped=True)
@@ -73,7 +77,7 @@ def test_the_longest_hit_and_every_block_of_it(
     def possible(end: int) -> bool:
         per = CHUNK // BLOCK
         return all(
-            {block // per for block in blocks} <= here[group] | there[group]
+            {block // per for block in blocks} <= here[group] | told[group]
             for group, blocks in enumerate(looked_at(end))
         )
 
