@@ -136,7 +136,7 @@ def aborted(llm: Any, prompts: list[list[int]], max_tokens: int, every: int) -> 
 
 
 def interrupted(llm: Any, prompts: list[list[int]], max_tokens: int, how: str) -> list[Any]:
-    """Running requests meet a reset of all caches, or a pause that keeps them."""
+    """Running requests meet a reset of all caches, or a pause that keeps them (and resets too)."""
     for prompt in prompts:
         _add(llm, prompt, max_tokens)
     _compute(llm, 12)
