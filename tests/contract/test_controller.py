@@ -6,6 +6,7 @@ for, never timed.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import zmq
@@ -409,3 +411,26 @@ def test_an_empty_controller_takes_64_mib_at_most(controller: Controller) -> Non
     with open(f"/proc/{controller.process.pid}/status") as file:
         (line,) = [line for line in file if line.startswith("VmRSS:")]
     assert int(line.split()[1]) < 64 << 10
+
+
+def test_systemd_is_told_when_it_is_ready_and_when_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(str(tmp_path / "notify"))
+        told.settimeout(DEADLINE)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        running = Controller(free_port())
+        try:
+            assert told.recv(100) == b"READY=1"
+        finally:
+            assert running.end() == (0, "")
+        assert told.recv(100) == b"STOPPING=1"
+
+
+def test_logs_as_json() -> None:
+    running = Controller(free_port(), "--log", "json")
+    line = json.loads(running.line)
+    assert (line["process"], abs(line["time"] - time.time()) < 3600) == ("controller", True)
+    assert line["message"].startswith(f"listening at {running.state}")
+    assert running.end() == (0, "")

@@ -34,7 +34,7 @@ def supervised(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[WebProcess, Ma
     monkeypatch.setattr(Child, "born", [])
     clock = ManualClock()
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield WebProcess(listener, "tcp://127.0.0.1:7550", clock), clock
+        yield WebProcess(listener, "tcp://127.0.0.1:7550", print, clock), clock
 
 
 def restarts(process: WebProcess, clock: ManualClock, deaths: int) -> list[float]:

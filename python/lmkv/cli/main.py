@@ -226,10 +226,10 @@ def _check_size(controller: str, message: Any) -> None:
     from lmkv.core.messages import Status, StatusInfo
     from lmkv.core.wire import encode
 
+    if _speaks_http(controller):  # the web process looks
+        return
     size = len(encode(message)[0])
-    if size <= LEAST_FRAME_BYTES or _speaks_http(
-        controller
-    ):  # any takes it, or the other end looks
+    if size <= LEAST_FRAME_BYTES:  # any controller takes it
         return
     most = _ask(controller, Status(1), StatusInfo).max_frame_bytes
     if most and size > most:

@@ -8,6 +8,7 @@ and `first` says so.
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 
 from lmkv.core.clock import Clock
 from lmkv.core.messages import Event, Events, Subscribe
@@ -61,6 +62,6 @@ class History:
         skipped = max(0, question.after + 1 - first)
         found = [
             Event(number, kind, instance, text, now - at)
-            for number, kind, instance, text, at in list(self._kept)[skipped : skipped + SENT]
+            for number, kind, instance, text, at in islice(self._kept, skipped, skipped + SENT)
         ]
         return Events(question.request, self._epoch, first, self._last, found)

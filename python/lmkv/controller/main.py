@@ -6,12 +6,17 @@ is spoken by a child (`web.py`); without the libraries that it needs the control
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 
 from lmkv.controller.server import CannotListen, Server
 from lmkv.controller.web import WebProcess, listen, missing
+from lmkv.core import log
 from lmkv.core.config import ConfigError, ControllerConfig, read
 
 
@@ -25,25 +30,28 @@ def run(config: ControllerConfig) -> int:
 
     # From here on a signal only ends the loop, so that one that comes early is not lost.
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    say = partial(log.say, "controller", form=config.log)
     server: Server | None = None
     web: WebProcess | None = None
     try:
         server = Server(config)
         lacking = missing() if config.web else []
         if config.web and not lacking:
-            web = WebProcess(listen(config, server), server.state_address)
-        _say(
+            web = WebProcess(listen(config, server), server.state_address, say)
+        say(
             f"listening at {server.state_address}, queries at {server.query_address}"
             + (f", HTTP at {web.url}" if web else "")
         )
         if lacking:
-            _say(f"no HTTP: {', '.join(lacking)} missing; pip install 'lmkv[web]', or say --no-web")
+            say(f"no HTTP: {', '.join(lacking)} missing; pip install 'lmkv[web]', or say --no-web")
+        notify("READY=1")
         server.serve(lambda: ended, web.tick if web else lambda: None)
         return 0
     except (CannotListen, ConfigError) as error:
-        _say(str(error))
+        say(str(error))
         return 2 if isinstance(error, ConfigError) else 1
     finally:
+        notify("STOPPING=1")
         if web is not None:
             web.end()
         if server is not None:
@@ -52,8 +60,15 @@ def run(config: ControllerConfig) -> int:
             signal.signal(number, handler)
 
 
-def _say(sentence: str) -> None:
-    print(f"lmkv controller: {sentence}", file=sys.stderr, flush=True)
+def notify(state: str) -> None:
+    """Tell systemd, where it has started us (`Type=notify`)."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.settimeout(1.0)
+        told.connect("\0" + address[1:] if address.startswith("@") else address)
+        told.send(state.encode())
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -62,13 +77,13 @@ def main(arguments: Sequence[str]) -> int:
     while words:
         name = words.pop(0)
         if not name.startswith("--") or not words:
-            print(f"lmkv controller: {name!r}: allowed is --SETTING VALUE", file=sys.stderr)
+            log.say("controller", f"{name!r}: allowed is --SETTING VALUE")
             return 2
         inline[name[2:].replace("-", "_")] = words.pop(0)
     try:
         config = read(ControllerConfig, inline, inline_name="command line")
     except ConfigError as error:
-        print(f"lmkv controller: {error}", file=sys.stderr)
+        log.say("controller", str(error))
         return 2
     return run(config)
 

@@ -11,6 +11,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
 
@@ -50,8 +51,15 @@ def listen(config: ControllerConfig, server: Server) -> socket.socket:
 
 
 class WebProcess:
-    def __init__(self, listener: socket.socket, controller: str, clock: Clock = monotonic) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        controller: str,
+        say: Callable[[str], None],
+        clock: Clock = monotonic,
+    ) -> None:
         self._listener = listener
+        self._say = say
         self._controller = controller
         self._clock = clock
         self._process: subprocess.Popen[bytes] | None = None
@@ -70,11 +78,9 @@ class WebProcess:
             if now - self._born >= HEALTHY:
                 self._delay = FIRST
             self._due = now + self._delay
-            print(
-                f"lmkv controller: the web process ended with status {status}, "
-                f"and is started again in {self._delay:g} s",
-                file=sys.stderr,
-                flush=True,
+            self._say(
+                f"the web process ended with status {status}, "
+                f"and is started again in {self._delay:g} s"
             )
             self._delay = min(self._delay * 2, LAST)
         if now >= self._due:
