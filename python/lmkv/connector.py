@@ -138,8 +138,7 @@ class LmkvConnector(KVConnectorBase_V1):
     def _refuse_unshared(self) -> None:
         """ValueError with one sentence for a deployment that is not shared yet."""
         parallel = self._vllm_config.parallel_config
-        for name in ("pipeline_parallel_size", "decode_context_parallel_size",
-                     "prefill_context_parallel_size"):  # fmt: skip
+        for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
             if getattr(parallel, name, 1) > 1:
                 raise ValueError(f"{name} = {getattr(parallel, name)} is not shared yet, only 1")
         if vllm.platforms.current_platform.device_type != "cpu":
@@ -165,6 +164,14 @@ class LmkvConnector(KVConnectorBase_V1):
         engine_id = str(self._vllm_config.kv_transfer_config.engine_id)
         return identity.instance_id(self._config.instance_id, engine_id), engine_id
 
+    def _ranks_on_host(self) -> int:
+        """Of all data-parallel engines that are known to be here: to a dense model's, vLLM tells
+        only their own number."""
+        parallel = self._vllm_config.parallel_config
+        index = getattr(parallel, "data_parallel_index", 0)
+        engines = max(parallel.data_parallel_size_local, index + 1)
+        return int(parallel.world_size * engines)
+
     # ------------------------------------------------------------ worker side
 
     @_guarded()
@@ -177,14 +184,20 @@ class LmkvConnector(KVConnectorBase_V1):
 
         assert self._config is not None
         parallel = self._vllm_config.parallel_config
-        rank = parallel.rank % parallel.tensor_parallel_size
+        rank = parallel.rank % parallel.world_size  # pipeline stage by stage
         try:
             pages = page_layout(
                 kv_caches, self._kv_cache_config, self._vllm_config, rank, self._chunk_tokens()
             )
             instance, engine_id = self._instance()
             self._worker = Worker(
-                self._config, instance, engine_id, rank, parallel.tensor_parallel_size, pages
+                self._config,
+                instance,
+                engine_id,
+                rank,
+                self._ranks_on_host(),
+                pages,
+                rank // parallel.tensor_parallel_size,
             )
             self._worker.start()
         except (Unsupported, DoesNotFit, ValueError, OSError, RuntimeError) as error:
@@ -256,7 +269,7 @@ class LmkvConnector(KVConnectorBase_V1):
         from lmkv.agent.agent import Agent, Engine, Rank
         from lmkv.agent.namespace import Unshareable, content_ids, group_spec, namespace
         from lmkv.agent.transfers import Geometry
-        from lmkv.core import geometry
+        from lmkv.core import geometry, identity
         from lmkv.core.extras import AdapterHashes
 
         assert self._config is not None
@@ -274,11 +287,20 @@ class LmkvConnector(KVConnectorBase_V1):
             self.switch_off(f"opted_out: {error}")
             return
         first = ranks[0]
+        payload = sum(rank["payload_bytes"] for rank in ranks)
+        stages = self._vllm_config.parallel_config.pipeline_parallel_size
+        layers = {name for rank in ranks for name in rank["layers"]}
+        instance, engine_id = self._instance()
         engine = Engine(
-            instance=self._instance()[0],
+            instance=instance,
             namespace=named,
-            group_specs=[group_spec(group, model.get_total_num_kv_heads())],
-            geometry=Geometry(chunk, group.kv_cache_spec.block_size, first["payload_bytes"]),
+            # vLLM's group lists one stage's layers.
+            group_specs=[
+                group_spec(
+                    group, model.get_total_num_kv_heads(), sorted(layers) if stages > 1 else None
+                )
+            ],
+            geometry=Geometry(chunk, group.kv_cache_spec.block_size, payload),
             slots=min(rank["slots"] for rank in ranks),
             segment_slots=first["info"].segment_granules // geometry.GRANULES_A_SLOT,
             ranks=[
@@ -286,6 +308,7 @@ class LmkvConnector(KVConnectorBase_V1):
                 for r in ranks
             ],
             model=str(model.served_model_name or model.model),
+            dp_rank=identity.dp_rank(engine_id),
         )
         self._agent = Agent(self._config, engine)
         self._agent.start()
@@ -376,7 +399,7 @@ class LmkvConnector(KVConnectorBase_V1):
         self._agent.rates.prefill.output()
         if not isinstance(metadata, LmkvWorkerMetadata):
             return
-        ranks = self._vllm_config.parallel_config.tensor_parallel_size
+        ranks = self._vllm_config.parallel_config.world_size
         ended = LmkvWorkerMetadata(self._ended).aggregate(metadata)
         assert isinstance(ended, LmkvWorkerMetadata)
         self._ended = ended.loads

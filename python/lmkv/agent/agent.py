@@ -134,7 +134,7 @@ class Agent:
             self.pulls,
             self.rates,
             self.stats,
-            engine.ranks[0].info.host,
+            [rank.info for rank in engine.ranks],
             clock,
         )
         self.reader = Reader(

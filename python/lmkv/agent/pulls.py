@@ -126,21 +126,22 @@ class Pulls:
 
     def post(
         self,
-        peers: list[PullPeer],
+        peers: list[list[PullPeer]],
         keys: bytes,
         remote: tuple[bytes, bytes],
         own: tuple[bytes, bytes],
         size: int,
         seconds: float,
     ) -> int:
-        """Pull reserved slots, `size` bytes in all, within `seconds`; the number of the job."""
+        """Pull reserved slots, `size` bytes in all, within `seconds`; the number of the job. By
+        rank here, `peers` are those ranks of one instance that have its heads."""
         number, self._next = self._next, self._next + 1
         n, now = len(keys) // KEY, self._clock()
         job = Job(
             keys,
             own[0],
             own[1],
-            peers[0].instance,
+            peers[0][0].instance,
             size,
             now,
             now + seconds + GRACE,
@@ -150,8 +151,8 @@ class Pulls:
         self._jobs[number] = job
         for i in range(n):
             self._by_key[keys[i * KEY : (i + 1) * KEY]] = number
-        for rank, peer in enumerate(peers):
-            message = Pull(number, peer, seconds, self._fingerprints[rank])
+        for rank, (peer, *others) in enumerate(peers):
+            message = Pull(number, peer, seconds, self._fingerprints[rank], others)
             link = self._links.get(rank)
             if link is None or not link.send(message, keys, *remote, *own):
                 self._answered(number, job, rank, [PullResult.MOVER_DOWN] * n)

@@ -19,10 +19,12 @@ from lmkv.agent.request import RequestState, Source
 from lmkv.agent.stats import Stats
 from lmkv.core import wire
 from lmkv.core.config import InstanceConfig
-from lmkv.core.messages import HostIdentity, PullPeer, PullResult
+from lmkv.core.messages import PullPeer, PullResult, RankInfo
+from lmkv.core.parts import parts
 
 KEY, COUNTER = wire.KEY_BYTES, wire.COUNTER_BYTES
 READABLE, RESERVED = 1, 2
+PEERS = 4096  # whose ranks are remembered
 FAILURES = 1 << 14  # chunks whose pull failed that are remembered
 
 
@@ -32,7 +34,7 @@ class Geometry:
 
     chunk_tokens: int
     block_tokens: int
-    payload_bytes: int
+    payload_bytes: int  # of a chunk, over all ranks
 
     @property
     def blocks_per_chunk(self) -> int:
@@ -49,7 +51,7 @@ class Transfers:
         pulls: Pulls,
         rates: Rates,
         stats: Stats,
-        host: HostIdentity | None,
+        ranks: list[RankInfo],
         clock: Callable[[], float],
     ) -> None:
         self._config = config
@@ -59,15 +61,29 @@ class Transfers:
         self._pulls = pulls
         self._rates = rates
         self._stats = stats
-        self._host = host
+        self._own = ranks
         self._clock = clock
+        self._read: dict[str, tuple[list[PullPeer], list[list[PullPeer]]]] = {}  # see `_parts`
         self._failures: dict[bytes, str] = {}  # causes by key, the latest last
 
     def mapped(self, state: RequestState, source: Source) -> list[PullPeer]:
         """The peer's ranks where its pool is mapped rather than pulled from, else []."""
         ranks = [] if state.transfer == "nixl" else self._locator.ranks(source.peer)
-        here = all(rank.info.share_socket and rank.info.host == self._host for rank in ranks)
-        return ranks if here else []
+        host = self._own[0].host
+        here = all(rank.info.share_socket and rank.info.host == host for rank in ranks)
+        return ranks if here and self._parts(source.peer) else []
+
+    def _parts(self, instance: str) -> list[list[PullPeer]]:
+        """By rank here, the peer's ranks that its heads are read from; [] when some lack."""
+        ranks = self._locator.ranks(instance)
+        known = self._read.get(instance)
+        if known is None or known[0] is not ranks:  # asked by the chunk, made once
+            infos = [peer.info for peer in ranks]
+            found = [[ranks[part.at] for part in parts(own, infos)] for own in self._own]
+            known = self._read[instance] = ranks, found if all(found) else []
+            while len(self._read) > PEERS:
+                del self._read[next(iter(self._read))]
+        return known[1]
 
     def post(self, state: RequestState, first: int, last: int) -> None:
         """Pulls for chunks that are neither here nor mapped, one job a peer and run; up to the
@@ -107,6 +123,9 @@ class Transfers:
         if not ranks or self._locator.avoids(source.peer):
             state.miss = "peer_dead"
             return False
+        if not self._parts(source.peer):
+            state.miss = "incompatible"
+            return False
         if state.transfer == "mapped" or self._config.pull == "never":
             state.miss = "incompatible" if state.transfer == "mapped" else "recompute_cheaper"
             return False
@@ -118,9 +137,9 @@ class Transfers:
     def _post_batch(self, state: RequestState, batch: list[tuple[int, Source]], end: int) -> bool:
         """Pull these chunks, which bring what lies before chunk `end`; False if that is not done,
         with its cause."""
-        ranks = self._locator.ranks(batch[0][1].peer)
-        size = len(batch) * self._geometry.payload_bytes * len(ranks)
-        if self._config.pull == "auto" and not self._pays(state, ranks, size, batch[0][0], end):
+        peer = batch[0][1].peer
+        size = len(batch) * self._geometry.payload_bytes
+        if self._config.pull == "auto" and not self._pays(state, peer, size, batch[0][0], end):
             state.miss = "recompute_cheaper"
             return False
         keys = b"".join(state.keys(chunk, chunk + 1) for chunk, _ in batch)
@@ -132,23 +151,22 @@ class Transfers:
             b"".join(source.place for _, source in batch),
             b"".join(source.counter.to_bytes(COUNTER, "little") for _, source in batch),
         )
-        peer = ranks[0].instance
         seconds = min(
             max(self._config.pull_deadline_min, 4 * self._rates.estimate(peer, size)),
             self._config.pull_deadline_max,
         )
         self._rates.started(peer, size)
-        state.jobs.add(self._pulls.post(ranks, keys, remote, own, size, seconds))
+        state.jobs.add(self._pulls.post(self._parts(peer), keys, remote, own, size, seconds))
         state.pulled |= {chunk for chunk, _ in batch}
         return True
 
     def _pays(
-        self, state: RequestState, ranks: list[PullPeer], size: int, first: int, end: int
+        self, state: RequestState, peer: str, size: int, first: int, end: int
     ) -> bool:
         """Whether pulling is not slower than computing chunks [first, end)."""
         chunk = self._geometry.chunk_tokens
         tokens = end * chunk - max(first * chunk, state.computed)
-        return not self._rates.computing_is_faster(ranks[0].instance, size, tokens)
+        return not self._rates.computing_is_faster(peer, size, tokens)
 
     def ended(self, job: Job) -> None:
         """Called by `pulls` at the end of each job."""
