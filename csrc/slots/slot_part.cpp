@@ -1,6 +1,7 @@
 #include "slots/slot_part.h"
 
 #include "check.h"
+#include "copy/runs.h"
 
 namespace lmkv {
 
@@ -14,8 +15,8 @@ SlotPart::SlotPart(const SlotLayout& ours, const SlotLayout& theirs, std::uint64
           " bytes, ours have ", ours.segment_bytes);
   const std::uint64_t our_heads = ours.segments / layers, their_heads = theirs.segments / layers;
   const auto within = [heads](const char* whose, std::uint64_t first, std::uint64_t of) {
-    REQUIRE(heads >= 1 && first < of && heads <= of - first, whose, " heads ", first, " on: ",
-            heads, " of ", of);
+    REQUIRE(heads >= 1 && first < of && heads <= of - first, whose, " heads ", first,
+            " on: ", heads, " of ", of);
   };
   within("their", their_first, their_heads);
   within("our", our_first, our_heads);
@@ -40,6 +41,25 @@ std::uint64_t SlotPart::our_offset(std::uint32_t layer) const {
 
 std::uint32_t SlotPart::our_segment(std::uint32_t theirs) const {
   return theirs / their_heads_ * our_heads_ + theirs % their_heads_ - their_first_ + our_first_;
+}
+
+SlotStatus check_part(const std::byte* header, const std::byte* own, const SlotPart& part,
+                      const Key& key, std::uint64_t theirs, std::span<std::uint64_t> table) {
+  const SlotHeader found = load_header(header);
+  const SlotStatus status = check_header(found, part.theirs(), key, theirs);
+  if (status != SlotStatus::good) return status;
+  const std::vector<std::uint64_t> digests = load_table(header, found);
+  if (digests.empty()) return SlotStatus::digest;
+  const std::uint64_t bytes = part.ours().segment_bytes;
+  for (const std::uint32_t segment : part.segments()) {
+    const std::uint32_t ours = part.our_segment(segment);
+    const std::byte* at = own + part.ours().payload_offset() + ours * bytes;
+    Lmx64 sums;
+    active_runs().read(at, bytes, 0, at + bytes, sums);
+    if (lmx64_finish(sums, bytes, segment) != digests[segment]) return SlotStatus::digest;
+    table[ours] = lmx64_finish(sums, bytes, ours);  // another number, the same sums
+  }
+  return SlotStatus::good;
 }
 
 }  // namespace lmkv

@@ -38,4 +38,10 @@ class SlotPart {
   std::vector<std::uint32_t> segments_;
 };
 
+// What a puller does after its READs of a part: their header and table lie at `header`, the
+// segments at their places in our slot. Each digest that holds is put in `table`, as that of our
+// segment.
+SlotStatus check_part(const std::byte* header, const std::byte* own, const SlotPart& part,
+                      const Key& key, std::uint64_t theirs, std::span<std::uint64_t> table);
+
 }  // namespace lmkv

@@ -448,6 +448,25 @@ class PullEngine:
         """Chunks of one cache group: `layout` is their slots' on both sides. One event follows,
         `deadline` seconds from now at the latest; when a result in it is TIMEOUT, a `limbo_ended`
         follows it. ValueError for own places that are no usable slots."""
+    def pull_parts(
+        self,
+        job: int,
+        peers: Sequence[PullPeer],
+        parts: Sequence[SlotPart],
+        layout: SlotLayout,
+        peer_epoch: int,
+        own_epoch: int,
+        keys: bytes,
+        remote_places: bytes,
+        remote_counters: bytes,
+        own_places: bytes,
+        own_counters: bytes,
+        deadline: float,
+    ) -> None:
+        """The same where slots of `layout` are put together from parts of `peers`, ranks of one
+        instance: a chunk is as good as the worst of its parts, and its slot is in limbo as long as
+        one of them may land. ValueError, too, unless the parts are all of a slot, each segment
+        once."""
     def connect(self, peer: PullPeer) -> None:
         """Ahead of need: the first READ from a peer costs some 10 ms more."""
     def forget(self, id: str) -> None:
