@@ -62,21 +62,33 @@ def generation(epoch: int, counter: int) -> int:
 
 
 class Instance:
-    """`with Instance(name, run_dir) as a:` has an attached mover that is ready."""
+    """`with Instance(name, run_dir) as a:` has an attached mover that is ready. Another rank of
+    the same instance has its epoch; `heads` are first and number."""
 
-    def __init__(self, name: str, run_dir: str, segments: int = 3, **settings: object) -> None:
-        self.name = name
-        self.epoch = secrets.randbits(64) | 1
-        self.pool = _native.Pool(LAYOUT.granule_bytes, SLOTS, SEGMENT_SLOTS)
+    def __init__(
+        self,
+        name: str,
+        run_dir: str,
+        segments: int = 3,
+        rank: int = 0,
+        heads: tuple[int, int] = (0, 2),
+        epoch: int = 0,
+        **settings: object,
+    ) -> None:
+        self.name, self.rank, self.heads = name, rank, heads
+        self.epoch = epoch or secrets.randbits(64) | 1
+        self.text = geometry.with_heads(TEXT, heads)
+        self.layout = geometry.slot_layout(self.text)
+        self.pool = _native.Pool(self.layout.granule_bytes, SLOTS, SEGMENT_SLOTS)
         for _ in range(segments):
             self.pool.add_segment()
         self.states: list[MoverState | None] = []
         self._changed = threading.Condition()
         self.supervisor = Supervisor(
             self.pool,
-            0,
+            rank,
             secrets.token_hex(4),
-            MoverSettings(run_dir, (TEXT,), **settings),  # type: ignore[arg-type]
+            MoverSettings(run_dir, (self.text,), **settings),  # type: ignore[arg-type]
             self._on_state,
         )
         self.agent = zmq.Context.instance().socket(zmq.DEALER)
@@ -134,37 +146,46 @@ class Instance:
         """Slot `slot` holds chunk `n`, admitted as `counter`."""
         _native.write_slot(
             self.pool.slot_address(place(slot)),
-            LAYOUT,
+            self.layout,
             key(n),
             generation(self.epoch, counter),
-            payload(n),
+            self.payload(n),
         )
 
     def check(self, slot: int, n: int, counter: int) -> int:
         return _native.check_slot(
-            self.pool.slot_address(place(slot)), LAYOUT, key(n), generation(self.epoch, counter)
+            self.pool.slot_address(place(slot)),
+            self.layout,
+            key(n),
+            generation(self.epoch, counter),
         )
+
+    def payload(self, n: int) -> np.ndarray:
+        """What this rank's heads have of chunk `n`."""
+        first, count = self.heads
+        return np.ascontiguousarray(payload(n).reshape(2, 2, -1)[:, first : first + count]).ravel()
 
     def bytes_of(self, slot: int) -> np.ndarray:
         """A view of the slot's payload in the pool."""
         import ctypes
 
-        address = self.pool.slot_address(place(slot)) + LAYOUT.payload_offset
-        buffer = (ctypes.c_uint8 * LAYOUT.payload_bytes).from_address(address)
+        address = self.pool.slot_address(place(slot)) + self.layout.payload_offset
+        buffer = (ctypes.c_uint8 * self.layout.payload_bytes).from_address(address)
         return np.frombuffer(buffer, np.uint8)
 
     def peer(self, **changes: object) -> PullPeer:
         """What the controller would tell others of this rank."""
         info = RankInfo(
-            0,
+            self.rank,
             HERE,
             self.pool.address,
-            LAYOUT.granule_bytes,
+            self.layout.granule_bytes,
             16 * SLOTS,
             16 * SEGMENT_SLOTS,
             self.pool.segments,
             self.supervisor.share_socket,
             self.state(lambda s: True).nixl_metadata,
+            heads=[self.heads],
         )
         for name, value in changes.items():
             setattr(info, name, value)
@@ -177,11 +198,12 @@ class Instance:
         chunks: list[tuple[int, int, int]],
         own: list[tuple[int, int]],
         deadline: float = 10.0,
-        fingerprint: int = LAYOUT.fingerprint,
+        fingerprint: int = 0,
+        others: list[PullPeer] | None = None,
     ) -> None:
         """`chunks`: (chunk, remote slot, remote counter); `own`: (slot, counter)."""
         self.send(
-            Pull(job, peer, deadline, fingerprint),
+            Pull(job, peer, deadline, fingerprint or self.layout.fingerprint, others or []),
             b"".join(key(n) for n, _, _ in chunks),
             b"".join(place(slot) for _, slot, _ in chunks),
             counters(*(counter for _, _, counter in chunks)),
