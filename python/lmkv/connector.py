@@ -165,11 +165,9 @@ class LmkvConnector(KVConnectorBase_V1):
         return identity.instance_id(self._config.instance_id, engine_id), engine_id
 
     def _ranks_on_host(self) -> int:
-        """Of all data-parallel engines that are known to be here: to a dense model's, vLLM tells
-        only their own number."""
+        """Of all data-parallel engines; a dense model's are told only their own number."""
         parallel = self._vllm_config.parallel_config
-        index = getattr(parallel, "data_parallel_index", 0)
-        engines = max(parallel.data_parallel_size_local, index + 1)
+        engines = max(parallel.data_parallel_size_local, parallel.data_parallel_index + 1)
         return int(parallel.world_size * engines)
 
     # ------------------------------------------------------------ worker side

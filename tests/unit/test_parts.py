@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,7 +88,7 @@ def test_a_rank_that_says_nothing_is_as_ours() -> None:
 def test_every_head_once_whatever_the_splits(heads: int, data: st.DataObject) -> None:
     def split() -> list[RankInfo]:
         cuts = sorted({0, heads, *data.draw(st.lists(st.integers(0, heads), max_size=4))})
-        spans = [(a, b - a) for a, b in zip(cuts, cuts[1:])]
+        spans = [(a, b - a) for a, b in itertools.pairwise(cuts)]
         spans += data.draw(st.lists(st.sampled_from(spans), max_size=2))  # replicas
         return [RankInfo(r, HERE, heads=[span]) for r, span in enumerate(spans)]
 

@@ -160,9 +160,7 @@ class Transfers:
         state.pulled |= {chunk for chunk, _ in batch}
         return True
 
-    def _pays(
-        self, state: RequestState, peer: str, size: int, first: int, end: int
-    ) -> bool:
+    def _pays(self, state: RequestState, peer: str, size: int, first: int, end: int) -> bool:
         """Whether pulling is not slower than computing chunks [first, end)."""
         chunk = self._geometry.chunk_tokens
         tokens = end * chunk - max(first * chunk, state.computed)

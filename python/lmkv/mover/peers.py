@@ -37,12 +37,10 @@ class Peers:
             found = self.parts(pull)
         except ValueError as error:
             return PullResult.INCOMPATIBLE, False, str(error)
-        for peer, part in zip(peers, found or [None]):
-            least = part.theirs.granule_bytes if part is not None else 0
-            size = peer.info.granule_bytes
-            if size < least or (part is None and size != self._granule_bytes):
-                why = f"granules of {size} bytes, here {least or self._granule_bytes}"
-                return PullResult.INCOMPATIBLE, False, why
+        least = [part.theirs.granule_bytes for part in found] or [self._granule_bytes]
+        for size, asked in zip((peer.info.granule_bytes for peer in peers), least):
+            if size < asked or (not found and size != asked):
+                return PullResult.INCOMPATIBLE, False, f"granules of {size} bytes, here {asked}"
         if not all(peer.info.nixl_metadata for peer in peers):
             return PullResult.PEER_DEAD, True, "the peer is not pullable by NIXL"
         return None

@@ -71,8 +71,9 @@ def _isolated(otherwise: Callable[[], R]) -> Callable[[StepCall[P, R]], StepCall
 
 
 class Worker:
-    """`instance` and `engine_id` name the sockets; `stage` is the rank's of the pipeline. Raises DoesNotFit, ValueError, OSError,
-    RuntimeError or zmq.ZMQError with a sentence; nothing is left behind then."""
+    """`instance` and `engine_id` name the sockets; `stage` is the rank's, of the pipeline. Raises
+    DoesNotFit, ValueError, OSError, RuntimeError or zmq.ZMQError with a sentence; nothing is left
+    behind then."""
 
     def __init__(
         self,
