@@ -92,7 +92,8 @@ class World:
         self.links: list[FakeLink] = []
         self.ranks = ranks
         self.specs = SPECS + [f"group {g}" for g in range(1, len(windows))]
-        own = [RankInfo(r, HERE) for r in range(ranks)]
+        heads = settings.pop("heads", None)  # of each rank, first and number
+        own = [RankInfo(r, HERE, heads=[heads[r]] if heads else []) for r in range(ranks)]
         engine = Engine(
             "us",
             lambda word: f"namespace {word}",
@@ -195,9 +196,14 @@ class World:
         query.say(Located(asked.request, 77, n, runs, alternates, refs), places(n), counters(n))
 
     def peer_info(
-        self, peer: str = "peer", mapped: bool = False, epoch: int = PEER_EPOCH, version: int = 0
+        self,
+        peer: str = "peer",
+        mapped: bool = False,
+        epoch: int = PEER_EPOCH,
+        version: int = 0,
+        heads: list[tuple[int, int]] | None = None,
     ) -> None:
-        """This peer's details, for which the agent has asked."""
+        """This peer's details, for which the agent has asked; it has ranks with these heads."""
         link = self.at(CONTROLLER, 1)
         asked = [m for m, _ in link.of(Peer) if m.instance == peer][-1]
         ranks = [
@@ -206,8 +212,9 @@ class World:
                 HERE if mapped else THERE,
                 share_socket=f"/{peer}{r}" if mapped else "",
                 nixl_metadata=b"metadata",
+                heads=[heads[r]] if heads else [],
             )
-            for r in range(self.ranks)
+            for r in range(len(heads) if heads else self.ranks)
         ]
         link.say(PeerInfo(asked.request, peer, epoch, version, ranks))
 

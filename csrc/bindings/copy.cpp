@@ -102,7 +102,18 @@ void bind_copy(nb::module_& m) {
             nb::gil_scoped_release release;
             return int(copier.scatter(slot_at(slot_address), name, generation, blocks));
           },
-          nb::arg("slot_address"), nb::arg("key"), nb::arg("generation"), nb::arg("blocks"));
+          nb::arg("slot_address"), nb::arg("key"), nb::arg("generation"), nb::arg("blocks"))
+      .def(
+          "scatter_part",
+          [](const Copier& copier, std::uintptr_t slot_address, const SlotPart& part,
+             const nb::bytes& key, std::uint64_t generation, const Blocks& blocks) {
+            const Key name = one_key(key);
+            copier.check_blocks(blocks, true);
+            nb::gil_scoped_release release;
+            return int(copier.scatter_part(slot_at(slot_address), part, name, generation, blocks));
+          },
+          nb::arg("slot_address"), nb::arg("part"), nb::arg("key"), nb::arg("generation"),
+          nb::arg("blocks"));
 }
 
 }  // namespace lmkv

@@ -49,10 +49,10 @@ std::uint64_t generation(std::uint64_t epoch, std::uint32_t counter) {
   return epoch << 32 | counter;
 }
 
-void pull(PullEngine& engine, std::uint64_t job, const PullPeer& peer, const SlotLayout& layout,
-          std::uint64_t peer_epoch, std::uint64_t own_epoch, const nb::bytes& keys,
-          const nb::bytes& remote_places, const nb::bytes& remote_counters,
-          const nb::bytes& own_places, const nb::bytes& own_counters, double deadline) {
+std::vector<PullChunk> pull_chunks(std::uint64_t job, std::uint64_t peer_epoch,
+                                   std::uint64_t own_epoch, const nb::bytes& keys,
+                                   const nb::bytes& remote_places, const nb::bytes& remote_counters,
+                                   const nb::bytes& own_places, const nb::bytes& own_counters) {
   const auto key = view<Key>(keys, "keys");
   const auto remote = view<Place>(remote_places, "remote_places");
   const auto theirs = view<std::uint32_t>(remote_counters, "remote_counters");
@@ -66,7 +66,32 @@ void pull(PullEngine& engine, std::uint64_t job, const PullPeer& peer, const Slo
   for (std::size_t i = 0; i < chunks.size(); ++i)
     chunks[i] = {key[i], remote[i], own[i], generation(peer_epoch, theirs[i]),
                  generation(own_epoch, ours[i])};
-  engine.pull(job, peer, layout, std::move(chunks), deadline);
+  return chunks;
+}
+
+void pull(PullEngine& engine, std::uint64_t job, const PullPeer& peer, const SlotLayout& layout,
+          std::uint64_t peer_epoch, std::uint64_t own_epoch, const nb::bytes& keys,
+          const nb::bytes& remote_places, const nb::bytes& remote_counters,
+          const nb::bytes& own_places, const nb::bytes& own_counters, double deadline) {
+  engine.pull(job, peer, layout,
+              pull_chunks(job, peer_epoch, own_epoch, keys, remote_places, remote_counters,
+                          own_places, own_counters),
+              deadline);
+}
+
+void pull_parts(PullEngine& engine, std::uint64_t job, const std::vector<PullPeer>& peers,
+                const std::vector<SlotPart>& parts, const SlotLayout& layout,
+                std::uint64_t peer_epoch, std::uint64_t own_epoch, const nb::bytes& keys,
+                const nb::bytes& remote_places, const nb::bytes& remote_counters,
+                const nb::bytes& own_places, const nb::bytes& own_counters, double deadline) {
+  REQUIRE(peers.size() == parts.size(), "pull ", job, ": ", peers.size(), " peers, ", parts.size(),
+          " parts");
+  std::vector<PullSource> sources;
+  for (std::size_t n = 0; n < peers.size(); ++n) sources.push_back({peers[n], parts[n]});
+  engine.pull(job, std::move(sources), layout,
+              pull_chunks(job, peer_epoch, own_epoch, keys, remote_places, remote_counters,
+                          own_places, own_counters),
+              deadline);
 }
 
 nb::bytes results(const PullEvent& event) {
@@ -139,6 +164,10 @@ void bind_nixl(nb::module_& m) {
            nb::arg("own_epoch"), nb::arg("keys"), nb::arg("remote_places"),
            nb::arg("remote_counters"), nb::arg("own_places"), nb::arg("own_counters"),
            nb::arg("deadline"))
+      .def("pull_parts", &pull_parts, nb::arg("job"), nb::arg("peers"), nb::arg("parts"),
+           nb::arg("layout"), nb::arg("peer_epoch"), nb::arg("own_epoch"), nb::arg("keys"),
+           nb::arg("remote_places"), nb::arg("remote_counters"), nb::arg("own_places"),
+           nb::arg("own_counters"), nb::arg("deadline"))
       .def("connect", &PullEngine::connect, nb::arg("peer"))
       .def("forget", &PullEngine::forget, nb::arg("id"))
       .def("take", &PullEngine::take)

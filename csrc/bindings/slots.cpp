@@ -4,6 +4,7 @@
 #include "buffer.h"
 #include "copy/runs.h"
 #include "slots/slot_format.h"
+#include "slots/slot_part.h"
 
 namespace lmkv {
 
@@ -41,6 +42,13 @@ void bind_slots(nb::module_& m) {
       .def_prop_ro("payload_bytes", &SlotLayout::payload_bytes)
       .def_prop_ro("granule_bytes", &SlotLayout::granule_bytes)
       .def_prop_ro("slot_bytes", &SlotLayout::slot_bytes);
+
+  nb::class_<SlotPart>(m, "SlotPart")
+      .def(nb::init<const SlotLayout&, const SlotLayout&, std::uint64_t, std::uint64_t,
+                    std::uint64_t, std::uint64_t>(),
+           nb::arg("ours"), nb::arg("theirs"), nb::arg("layers"), nb::arg("their_first"),
+           nb::arg("our_first"), nb::arg("heads"))
+      .def_prop_ro("theirs", &SlotPart::theirs);
 
   struct Status {};
   nb::class_<Status> status(m, "SlotStatus");

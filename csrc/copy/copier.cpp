@@ -114,30 +114,56 @@ bool Copier::audit(const std::byte* slot, std::span<const std::uint32_t> blocks)
   return true;
 }
 
+Lmx64 Copier::scatter_segment(std::uint32_t segment, const std::byte* from,
+                              std::span<const std::uint32_t> blocks, std::vector<Run>& runs,
+                              const RunKernels& kernels) const {
+  segment_runs(pages_, segment, blocks, runs);
+  Lmx64 sums;
+  std::uint32_t unit = 0;
+  for (const Run& run : runs) {
+    // Short runs prefetch the same offset of what lies 2 KiB ahead; long ones go on at their end.
+    const auto* next = reinterpret_cast<const std::byte*>(reinterpret_cast<std::uintptr_t>(from) +
+                                                          std::max(run.bytes, kPrefetchAhead));
+    if (run.at == nullptr) {
+      kernels.read(from, run.bytes, unit, next, sums);
+    } else {
+      kernels.copy(run.at, from, run.bytes, unit, next, sums);
+    }
+    from += run.bytes;
+    unit += std::uint32_t(run.bytes / 16);
+  }
+  kernels.read(from, padding_, unit, from, sums);
+  return sums;
+}
+
 SlotStatus Copier::scatter(const std::byte* slot, const Key& key, std::uint64_t generation,
                            std::span<const std::uint32_t> blocks) const {
   const RunKernels& kernels = active_runs();
   std::vector<Run> runs;
   const auto segment = [&](std::uint32_t number, const std::byte* from) {
-    segment_runs(pages_, number, blocks, runs);
-    Lmx64 sums;
-    std::uint32_t unit = 0;
-    for (const Run& run : runs) {
-      // Short runs prefetch the same offset of what lies 2 KiB ahead; long ones go on at their end.
-      const auto* next = reinterpret_cast<const std::byte*>(reinterpret_cast<std::uintptr_t>(from) +
-                                                            std::max(run.bytes, kPrefetchAhead));
-      if (run.at == nullptr) {
-        kernels.read(from, run.bytes, unit, next, sums);
-      } else {
-        kernels.copy(run.at, from, run.bytes, unit, next, sums);
-      }
-      from += run.bytes;
-      unit += std::uint32_t(run.bytes / 16);
-    }
-    kernels.read(from, padding_, unit, from, sums);
+    const Lmx64 sums = scatter_segment(number, from, blocks, runs, kernels);
     return lmx64_finish(sums, layout_.segment_bytes, number);
   };
   const SlotStatus status = read_slot(slot, layout_, key, generation, segment);
+  kernels.fence();
+  return status;
+}
+
+SlotStatus Copier::scatter_part(const std::byte* slot, const SlotPart& part, const Key& key,
+                                std::uint64_t generation,
+                                std::span<const std::uint32_t> blocks) const {
+  REQUIRE(part.ours().fingerprint == layout_.fingerprint &&
+              part.ours().segments == layout_.segments &&
+              part.ours().segment_bytes == layout_.segment_bytes,
+          "part: of slots of another layout than these pages have");
+  const RunKernels& kernels = active_runs();
+  std::vector<Run> runs;
+  const auto segment = [&](std::uint32_t theirs, const std::byte* from) {
+    const Lmx64 sums = scatter_segment(part.our_segment(theirs), from, blocks, runs, kernels);
+    return lmx64_finish(sums, layout_.segment_bytes, theirs);  // as the peer has sealed it
+  };
+  const SlotStatus status =
+      read_segments(slot, part.theirs(), key, generation, part.segments(), segment);
   kernels.fence();
   return status;
 }

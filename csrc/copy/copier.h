@@ -6,7 +6,9 @@
 #include <span>
 
 #include "copy/pages.h"
+#include "copy/runs.h"
 #include "slots/slot_format.h"
+#include "slots/slot_part.h"
 
 namespace lmkv {
 
@@ -24,12 +26,22 @@ class Copier {
   // Slot to blocks; they hold rubbish unless the answer is good.
   SlotStatus scatter(const std::byte* slot, const Key& key, std::uint64_t generation,
                      std::span<const std::uint32_t> blocks) const;
+  // The same for a peer's slot that has some of our heads, and perhaps others: only those of the
+  // part are read, and verified, as segments of theirs. std::invalid_argument when `ours` of the
+  // part is not this copier's layout.
+  SlotStatus scatter_part(const std::byte* slot, const SlotPart& part, const Key& key,
+                          std::uint64_t generation, std::span<const std::uint32_t> blocks) const;
 
   std::uint64_t blocks_per_chunk() const { return blocks_per_chunk_; }
   // std::invalid_argument for another number of blocks, or a block that is not there.
   void check_blocks(std::span<const std::uint32_t> blocks, bool may_skip = false) const;
 
  private:
+  // Copies one of our segments from `from` to its blocks; `runs` is room to work in.
+  Lmx64 scatter_segment(std::uint32_t segment, const std::byte* from,
+                        std::span<const std::uint32_t> blocks, std::vector<Run>& runs,
+                        const RunKernels& kernels) const;
+
   SlotLayout layout_;
   Pages pages_;
   std::uint64_t blocks_per_chunk_, padding_;

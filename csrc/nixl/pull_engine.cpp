@@ -15,13 +15,43 @@ constexpr auto kSpin = std::chrono::milliseconds(5);
 constexpr auto kNap = std::chrono::microseconds(50);
 constexpr auto kLongNap = std::chrono::milliseconds(1);
 
+// Of two parts of a chunk. While one may still land, the chunk's slot is not free: above all.
+PullResult worse(PullResult a, PullResult b) {
+  if (a == PullResult::timeout || b == PullResult::timeout) return PullResult::timeout;
+  return a != PullResult::good ? a : b;
+}
+
+// std::invalid_argument unless each of our segments comes from one part.
+void check_parts(std::uint64_t job, const std::vector<PullSource>& sources,
+                 const SlotLayout& layout) {
+  std::vector<bool> covered(layout.segments, false);
+  std::size_t segments = 0;
+  for (const PullSource& source : sources) {
+    REQUIRE(source.part.has_value(), "pull ", job, ": whole slots of one rank among ",
+            sources.size());
+    REQUIRE(source.part->ours().fingerprint == layout.fingerprint &&
+                source.part->ours().segments == layout.segments &&
+                source.part->ours().segment_bytes == layout.segment_bytes,
+            "pull ", job, ": a part of slots of another layout");
+    for (const std::uint32_t segment : source.part->segments()) {
+      const std::uint32_t ours = source.part->our_segment(segment);
+      REQUIRE(!covered[ours], "pull ", job, ": segment ", ours, " comes twice");
+      covered[ours] = true;
+      ++segments;
+    }
+  }
+  REQUIRE(segments == layout.segments, "pull ", job, ": parts with ", segments, " of ",
+          layout.segments, " segments");
+}
+
 }  // namespace
 
 PullEngine::PullEngine(Transport& transport, const PoolRange& pool)
     : transport_(transport),
       pool_(pool),
       scratch_(pages_for_good(kScratchBytes)),
-      event_fd_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
+      event_fd_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)),
+      rooms_(transport) {
   if (event_fd_ < 0) throw SystemError("eventfd");
   transport_.register_memory(reinterpret_cast<std::uint64_t>(scratch_), kScratchBytes);
   engine_ = std::thread([this] { run(); });
@@ -44,33 +74,56 @@ PullEngine::~PullEngine() {
 
 void PullEngine::pull(std::uint64_t id, PullPeer peer, const SlotLayout& layout,
                       std::vector<PullChunk> chunks, double deadline) {
+  pull(id, std::vector<PullSource>{{std::move(peer)}}, layout, std::move(chunks), deadline);
+}
+
+void PullEngine::pull(std::uint64_t id, std::vector<PullSource> sources, const SlotLayout& layout,
+                      std::vector<PullChunk> chunks, double deadline) {
   REQUIRE(!chunks.empty(), "pull ", id, ": no chunks");
-  for (const std::uint64_t granule : {pool_.granule_bytes(), peer.granule_bytes})
-    REQUIRE(layout.used_bytes() <= granule * kGranulesPerSlot, "pull ", id, ": slots of ",
-            layout.used_bytes(), " bytes do not fit into 16 granules of ", granule);
+  REQUIRE(!sources.empty(), "pull ", id, ": no peer");
+  const bool parts = sources.size() > 1 || sources[0].part;
+  if (parts) check_parts(id, sources, layout);
+  const auto fit = [id](const SlotLayout& slots, std::uint64_t granule) {
+    REQUIRE(slots.used_bytes() <= granule * kGranulesPerSlot, "pull ", id, ": slots of ",
+            slots.used_bytes(), " bytes do not fit into 16 granules of ", granule);
+  };
+  fit(layout, pool_.granule_bytes());
+  for (const PullSource& source : sources)
+    fit(source.part ? source.part->theirs() : layout, source.peer.granule_bytes);
   REQUIRE(deadline >= 0 && deadline < 1e6, "pull ", id, ": deadline ", deadline, " s");
   for (const PullChunk& chunk : chunks) {
     REQUIRE(chunk.own.granules == kGranulesPerSlot, "pull ", id, ": own place of ",
             int(chunk.own.granules), " granules, ", kGranulesPerSlot, " are a slot");
     pool_.slot(chunk.own);
   }
-  auto job = std::make_shared<Job>(Job{.id = id, .peer = peer.id, .layout = layout});
+  const std::size_t n = chunks.size();
+  auto job = std::make_shared<Job>(Job{.id = id, .layout = layout});
   job->begin = Clock::now();
   job->deadline = job->begin + std::chrono::duration_cast<Clock::duration>(
                                    std::chrono::duration<double>(deadline));
-  job->unresolved = chunks.size();
-  job->states.assign(chunks.size(), State::waiting);
-  job->results.assign(chunks.size(), PullResult::timeout);
-  job->again.assign(chunks.size(), false);
+  job->unresolved = n;
+  job->results.assign(n, PullResult::good);
+  job->left.assign(n, sources.size());
+  job->landing.assign(n, 0);
+  if (parts) job->tables.assign(n, empty_table(layout));
   job->chunks = std::move(chunks);
+  Command command{Command::Kind::pull, {}, job};
+  for (PullSource& source : sources) {
+    job->tasks.push_back({.job = job.get(),
+                          .peer = source.peer.id,
+                          .part = std::move(source.part),
+                          .states = std::vector<State>(n, State::waiting),
+                          .again = std::vector<bool>(n, false)});
+    command.peers.push_back(std::move(source.peer));
+  }
   std::lock_guard lock(mutex_);
-  commands_.push_back({Command::Kind::pull, std::move(peer), std::move(job)});
+  commands_.push_back(std::move(command));
   wake_.notify_all();
 }
 
 void PullEngine::connect(PullPeer peer) {
   std::lock_guard lock(mutex_);
-  commands_.push_back({Command::Kind::connect, std::move(peer), nullptr});
+  commands_.push_back({Command::Kind::connect, {std::move(peer)}, nullptr});
   wake_.notify_all();
 }
 
@@ -78,7 +131,7 @@ void PullEngine::forget(std::string id) {
   PullPeer peer;
   peer.id = std::move(id);
   std::lock_guard lock(mutex_);
-  commands_.push_back({Command::Kind::forget, std::move(peer), nullptr});
+  commands_.push_back({Command::Kind::forget, {std::move(peer)}, nullptr});
   wake_.notify_all();
 }
 
@@ -108,7 +161,7 @@ void PullEngine::run() {
     for (Command& command : commands) serve(command);
     std::vector<std::string> ids;
     for (const auto& [id, peer] : peers_)
-      if (!peer.jobs.empty()) ids.push_back(id);
+      if (!peer.tasks.empty()) ids.push_back(id);
     for (const std::string& id : ids)
       if (auto found = peers_.find(id); found != peers_.end()) progress |= post(found->second);
     progress |= poll();
@@ -145,25 +198,27 @@ void PullEngine::rest(bool progress, std::unique_lock<std::mutex>& lock) {
 }
 
 void PullEngine::serve(Command& command) {
-  if (command.kind == Command::Kind::forget) {
-    fail_peer(command.peer.id, "the peer was forgotten");
-    return;
-  }
   std::string error;
-  Peer* peer = connected(command.peer, error);
+  if (command.kind == Command::Kind::forget) {
+    fail_peer(command.peers[0].id, "the peer was forgotten");
+    return;
+  }
   if (command.kind == Command::Kind::connect) {
-    if (peer) warm(*peer);
+    if (Peer* peer = connected(command.peers[0], error)) warm(*peer);
     return;
   }
-  jobs_.push_back(command.job);
-  if (peer) {
-    peer->jobs.push_back(command.job);
-    return;
+  const JobPtr& job = command.job;
+  jobs_.push_back(job);
+  for (std::size_t n = 0; n < job->tasks.size(); ++n) {
+    Task& task = job->tasks[n];
+    if (Peer* peer = connected(command.peers[n], error)) {
+      peer->tasks.push_back(TaskPtr(job, &task));
+      continue;
+    }
+    job->stale = true;
+    job->error = error;
+    for (std::size_t i = 0; i < job->chunks.size(); ++i) resolve(task, i, PullResult::peer_dead);
   }
-  command.job->stale = true;
-  command.job->error = error;
-  for (std::size_t i = 0; i < command.job->chunks.size(); ++i)
-    resolve(*command.job, i, PullResult::peer_dead);
 }
 
 void PullEngine::expire(Clock::time_point now) {
@@ -171,13 +226,14 @@ void PullEngine::expire(Clock::time_point now) {
     const JobPtr job = jobs_[i];
     if (!job->expired && job->unresolved != 0 && now >= job->deadline) {
       job->expired = true;
-      for (std::size_t chunk = 0; chunk < job->chunks.size(); ++chunk) {
-        const State state = job->states[chunk];
-        if (state == State::reading) ++limbo_slots_;
-        if (state != State::waiting && state != State::reading) continue;
-        job->timed_out = true;
-        resolve(*job, chunk, PullResult::timeout);
-      }
+      for (Task& task : job->tasks)
+        for (std::size_t chunk = 0; chunk < job->chunks.size(); ++chunk) {
+          const State state = task.states[chunk];
+          if (state == State::reading && job->landing[chunk]++ == 0) ++limbo_slots_;
+          if (state != State::waiting && state != State::reading) continue;
+          job->timed_out = true;
+          resolve(task, chunk, PullResult::timeout);
+        }
     }
     const bool ended = job->reported && job->reads == 0;
     if (ended && job->timed_out) emit({PullEvent::Kind::limbo_ended, job->id, {}, 0, 0, false, ""});
@@ -188,7 +244,7 @@ void PullEngine::expire(Clock::time_point now) {
   }
   Clock::time_point oldest = Clock::time_point::max();
   for (const Read& read : reads_)
-    if (read.job && read.job->expired) oldest = std::min(oldest, read.job->deadline);
+    if (read.task && read.task->job->expired) oldest = std::min(oldest, read.task->job->deadline);
   limbo_since_ = oldest == Clock::time_point::max() ? 0 : oldest.time_since_epoch().count();
 }
 
@@ -199,18 +255,25 @@ void PullEngine::fail_peer(std::string id, const std::string& error) {
   if (found == peers_.end()) return;
   retire(found->second.agent);
   peers_.erase(found);
-  for (const JobPtr& job : jobs_) {
-    if (job->peer != id || job->unresolved == 0) continue;
-    job->stale = true;
-    if (job->error.empty()) job->error = error;
-    for (std::size_t chunk = 0; chunk < job->chunks.size(); ++chunk)
-      if (job->states[chunk] == State::waiting) resolve(*job, chunk, PullResult::peer_dead);
-  }
+  for (const JobPtr& job : jobs_)
+    for (Task& task : job->tasks) {
+      if (task.peer != id || job->unresolved == 0) continue;
+      job->stale = true;
+      if (job->error.empty()) job->error = error;
+      for (std::size_t chunk = 0; chunk < job->chunks.size(); ++chunk)
+        if (task.states[chunk] == State::waiting) resolve(task, chunk, PullResult::peer_dead);
+    }
 }
 
-void PullEngine::resolve(Job& job, std::size_t chunk, PullResult result) {
-  job.states[chunk] = State::resolved;
-  job.results[chunk] = result;
+void PullEngine::resolve(Task& task, std::size_t chunk, PullResult result) {
+  Job& job = *task.job;
+  task.states[chunk] = State::resolved;
+  job.results[chunk] = worse(job.results[chunk], result);
+  if (--job.left[chunk] != 0) return;
+  if (task.part && job.results[chunk] == PullResult::good) {
+    const PullChunk& done = job.chunks[chunk];
+    seal_slot(pool_.slot(done.own), job.layout, done.key, done.ours, job.tables[chunk]);
+  }
   if (--job.unresolved == 0) report(job);
 }
 

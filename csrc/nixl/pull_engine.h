@@ -2,6 +2,11 @@
 //
 //   pull() -> clear own slots -> READ batches -> check and reseal each slot -> `pulled`
 //
+// A job has one task for each rank of the peer that it reads from. Where that rank has other heads
+// than we, a task brings a part of each chunk: header and table into a room of their own, the
+// segments straight to their places; the slot is sealed when all its parts are good. A chunk is as
+// good as the worst of its parts.
+//
 // pull_engine.cpp is the life of a job; pull_reads.cpp is connections, READs and checks.
 //
 // One thread owns the transport: it connects, posts and polls. A second one checks what has
@@ -17,14 +22,17 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <unordered_map>
 #include <vector>
 
 #include "memory/pool.h"
+#include "nixl/header_rooms.h"
 #include "nixl/transport.h"
 #include "slots/slot_format.h"
+#include "slots/slot_part.h"
 
 namespace lmkv {
 
@@ -39,6 +47,12 @@ struct PullPeer {
   std::uint64_t granule_bytes = 0;
   std::uint64_t segment_granules = 0;  // a slot never crosses segments
   std::uint64_t usable_granules = 0;   // granules below this may be read
+};
+
+// What is read of one rank: whole slots, which are like ours, or some of their heads.
+struct PullSource {
+  PullPeer peer;
+  std::optional<SlotPart> part = {};
 };
 
 struct PullChunk {
@@ -72,6 +86,10 @@ class PullEngine {
   // `deadline` from now.
   void pull(std::uint64_t job, PullPeer peer, const SlotLayout& layout,
             std::vector<PullChunk> chunks, double deadline);
+  // From several ranks, or parts: `layout` is ours. std::invalid_argument, too, for parts that are
+  // not all of a slot, each segment once.
+  void pull(std::uint64_t job, std::vector<PullSource> sources, const SlotLayout& layout,
+            std::vector<PullChunk> chunks, double deadline);
   // Connect ahead of need: the first READ from a peer costs some 10 ms more.
   void connect(PullPeer peer);
   void forget(std::string id);
@@ -84,17 +102,32 @@ class PullEngine {
  private:
   enum class State : std::uint8_t { waiting, reading, checking, resolved };
 
-  struct Job {
-    std::uint64_t id;
-    std::string peer;
-    SlotLayout layout;
-    std::vector<PullChunk> chunks = {};
-    Clock::time_point begin = {}, deadline = {};
+  struct Job;
+
+  // What a job reads of one rank.
+  struct Task {
+    Job* job = nullptr;
+    std::string peer = {};
+    std::optional<SlotPart> part = {};
     std::vector<State> states = {};
-    std::vector<PullResult> results = {};
     std::vector<bool> again = {};  // read a second time after a digest that did not match
     std::size_t next = 0;          // chunks before it have been posted once
     std::deque<std::size_t> retries = {};
+
+    std::uint64_t read_bytes() const;  // of one chunk
+  };
+  using TaskPtr = std::shared_ptr<Task>;  // keeps its job
+
+  struct Job {
+    std::uint64_t id;
+    SlotLayout layout;
+    std::vector<PullChunk> chunks = {};
+    std::vector<Task> tasks = {};
+    Clock::time_point begin = {}, deadline = {};
+    std::vector<PullResult> results = {};                 // the worst of the parts that are judged
+    std::vector<std::size_t> left = {};                   // parts of each chunk that are not
+    std::vector<std::vector<std::uint64_t>> tables = {};  // of chunks that come in parts
+    std::vector<std::size_t> landing = {};  // timed-out READs of each chunk that have not ended
     std::size_t unresolved = 0, reads = 0;
     std::uint64_t bytes = 0;
     bool expired = false, timed_out = false, reported = false, stale = false;
@@ -105,26 +138,28 @@ class PullEngine {
   struct Read {
     std::uint64_t transfer;
     std::string agent, peer;
-    JobPtr job;  // none: a READ that only warms a connection
+    TaskPtr task;  // none: a READ that only warms a connection
     std::vector<std::size_t> chunks;
+    std::vector<std::byte*> rooms;  // of a part's headers, by chunk
   };
 
   struct Peer {
     PullPeer info;
     std::string agent;
-    std::deque<JobPtr> jobs;  // with chunks to post
+    std::deque<TaskPtr> tasks;  // with chunks to post
     std::size_t reads = 0;
   };
 
   struct Command {
     enum class Kind { pull, connect, forget } kind;
-    PullPeer peer;
+    std::vector<PullPeer> peers;  // of the job's tasks; else one
     JobPtr job;
   };
 
   struct Check {
-    JobPtr job;
+    TaskPtr task;
     std::size_t chunk;
+    std::byte* room;  // null: a whole slot
     SlotStatus status = SlotStatus::good;
   };
 
@@ -134,13 +169,17 @@ class PullEngine {
   Peer* connected(const PullPeer& info, std::string& error);
   void warm(Peer& peer);
   bool post(Peer& peer);
-  bool post_batch(Peer& peer, const JobPtr& job);
+  bool post_batch(Peer& peer, const TaskPtr& task);
+  bool there(const Peer& peer, const Place& place) const;
+  void add_ranges(const Peer& peer, const Task& task, std::size_t chunk, std::byte* room,
+                  std::vector<Range>& ranges) const;
+  void give_rooms(const Task& task, const std::vector<std::byte*>& rooms);
   bool poll();
   void ended(Read& read, TransferState state);
   bool judged();
   void expire(Clock::time_point now);
   void fail_peer(std::string id, const std::string& error);
-  void resolve(Job& job, std::size_t chunk, PullResult result);
+  void resolve(Task& task, std::size_t chunk, PullResult result);
   void report(Job& job);
   void retire(const std::string& agent);
   void forget_idle();
@@ -165,6 +204,7 @@ class PullEngine {
   std::unordered_map<std::string, Peer> peers_;
   std::vector<JobPtr> jobs_;  // not reported yet, or with READs under way
   std::vector<Read> reads_;
+  HeaderRooms rooms_;
   std::vector<std::string> leaving_;  // agents to forget once no READ to them is under way
   Clock::time_point last_progress_;
 

@@ -45,7 +45,8 @@ void PullEngine::warm(Peer& peer) {
   if (peer.info.usable_granules == 0) return;
   const Range range{address(scratch_), peer.info.address, kWarmBytes};
   try {
-    reads_.push_back({transport_.read(peer.agent, {&range, 1}), peer.agent, peer.info.id, {}, {}});
+    reads_.push_back(
+        {transport_.read(peer.agent, {&range, 1}), peer.agent, peer.info.id, {}, {}, {}});
     ++peer.reads;
   } catch (const std::exception& failure) {
     fail_peer(peer.info.id, failure.what());
@@ -57,65 +58,100 @@ bool PullEngine::post(Peer& peer) {
   bool progress = false;
   for (;;) {
     auto found = peers_.find(id);  // a failed post removes it
-    if (found == peers_.end() || found->second.jobs.empty()) return progress;
+    if (found == peers_.end() || found->second.tasks.empty()) return progress;
     if (found->second.reads >= kWindow) return progress;
-    const JobPtr job = found->second.jobs.front();
-    if (job->unresolved == 0 || (job->next == job->chunks.size() && job->retries.empty())) {
-      found->second.jobs.pop_front();
+    const TaskPtr task = found->second.tasks.front();
+    const Job& job = *task->job;
+    if (job.unresolved == 0 || (task->next == job.chunks.size() && task->retries.empty())) {
+      found->second.tasks.pop_front();
       continue;
     }
     progress = true;
-    if (!post_batch(found->second, job)) return progress;
+    if (!post_batch(found->second, task)) return progress;
   }
 }
 
-// One READ of the job's next chunks. False: the peer has failed and is gone from peers_.
-bool PullEngine::post_batch(Peer& peer, const JobPtr& job) {
-  std::vector<std::size_t> chunks;
+// One READ of the task's next chunks. False: the peer has failed and is gone from peers_.
+bool PullEngine::post_batch(Peer& peer, const TaskPtr& task) {
+  Job& job = *task->job;
+  Read read{0, peer.agent, peer.info.id, task, {}, {}};
   std::vector<Range> ranges;
-  const std::uint64_t bytes = job->layout.used_bytes();
-  while (ranges.empty() || (ranges.size() + 1) * bytes <= kBatchBytes) {
-    std::size_t chunk;
-    if (!job->retries.empty()) {
-      chunk = job->retries.front();
-      job->retries.pop_front();
-    } else if (job->next < job->chunks.size()) {
-      chunk = job->next++;
-    } else {
-      break;
-    }
-    if (job->states[chunk] != State::waiting) continue;
-    const Place& there = job->chunks[chunk].remote;
-    const std::uint64_t in_segment =
-        peer.info.segment_granules ? there.first % peer.info.segment_granules : 0;
-    if (there.granules != kGranulesPerSlot || there.tier != 0 ||
-        there.first + std::uint64_t{kGranulesPerSlot} > peer.info.usable_granules ||
-        in_segment + kGranulesPerSlot > peer.info.segment_granules) {
-      job->stale = true;  // a place that this peer, as we know it, does not have
-      resolve(*job, chunk, PullResult::gone);
-      continue;
-    }
-    std::byte* own = pool_.slot(job->chunks[chunk].own);
-    clear_slot(own);
-    job->states[chunk] = State::reading;
-    chunks.push_back(chunk);
-    ranges.push_back(
-        {address(own), peer.info.address + there.first * peer.info.granule_bytes, bytes});
-  }
-  if (ranges.empty()) return true;
   try {
-    reads_.push_back(
-        {transport_.read(peer.agent, ranges), peer.agent, peer.info.id, job, std::move(chunks)});
+    while (read.chunks.empty() || (read.chunks.size() + 1) * task->read_bytes() <= kBatchBytes) {
+      std::size_t chunk;
+      if (!task->retries.empty()) {
+        chunk = task->retries.front();
+        task->retries.pop_front();
+      } else if (task->next < job.chunks.size()) {
+        chunk = task->next++;
+      } else {
+        break;
+      }
+      if (task->states[chunk] != State::waiting) continue;
+      if (job.results[chunk] != PullResult::good) {  // another part of it has failed
+        resolve(*task, chunk, job.results[chunk]);
+        continue;
+      }
+      if (!there(peer, job.chunks[chunk].remote)) {
+        job.stale = true;  // a place that this peer, as we know it, does not have
+        resolve(*task, chunk, PullResult::gone);
+        continue;
+      }
+      clear_slot(pool_.slot(job.chunks[chunk].own));
+      task->states[chunk] = State::reading;
+      read.chunks.push_back(chunk);
+      std::byte* room = task->part ? rooms_.take(task->part->theirs().payload_offset()) : nullptr;
+      if (room) read.rooms.push_back(room);
+      add_ranges(peer, *task, chunk, room, ranges);
+    }
+    if (ranges.empty()) return true;
+    read.transfer = transport_.read(peer.agent, ranges);
   } catch (const std::exception& failure) {
-    job->stale = true;
-    job->error = failure.what();
-    for (std::size_t chunk : chunks) resolve(*job, chunk, PullResult::peer_dead);
+    give_rooms(*task, read.rooms);
+    job.stale = true;
+    job.error = failure.what();
+    for (std::size_t chunk : read.chunks) resolve(*task, chunk, PullResult::peer_dead);
     fail_peer(peer.info.id, failure.what());
     return false;
   }
+  reads_.push_back(std::move(read));
   ++peer.reads;
-  ++job->reads;
+  ++job.reads;
   return true;
+}
+
+// Is this a slot in what the peer has announced as usable?
+bool PullEngine::there(const Peer& peer, const Place& place) const {
+  const std::uint64_t segment = peer.info.segment_granules;
+  const std::uint64_t in_segment = segment ? place.first % segment : 0;
+  return place.granules == kGranulesPerSlot && place.tier == 0 &&
+         place.first + std::uint64_t{kGranulesPerSlot} <= peer.info.usable_granules &&
+         in_segment + kGranulesPerSlot <= segment;
+}
+
+// Where a chunk's bytes lie there and here: a whole slot is one range, a part has one a layer.
+void PullEngine::add_ranges(const Peer& peer, const Task& task, std::size_t chunk, std::byte* room,
+                            std::vector<Range>& ranges) const {
+  const PullChunk& asked = task.job->chunks[chunk];
+  const std::uint64_t own = address(pool_.slot(asked.own));
+  const std::uint64_t remote = peer.info.address + asked.remote.first * peer.info.granule_bytes;
+  if (!task.part) {
+    ranges.push_back({own, remote, task.read_bytes()});
+    return;
+  }
+  const SlotPart& part = *task.part;
+  ranges.push_back({address(room), remote, part.theirs().payload_offset()});
+  for (std::uint32_t layer = 0; layer < part.layers(); ++layer)
+    ranges.push_back(
+        {own + part.our_offset(layer), remote + part.their_offset(layer), part.run_bytes()});
+}
+
+void PullEngine::give_rooms(const Task& task, const std::vector<std::byte*>& rooms) {
+  for (std::byte* room : rooms) rooms_.give(room, task.part->theirs().payload_offset());
+}
+
+std::uint64_t PullEngine::Task::read_bytes() const {
+  return part ? part->read_bytes() : job->layout.used_bytes();
 }
 
 bool PullEngine::poll() {
@@ -138,25 +174,30 @@ void PullEngine::ended(Read& read, TransferState state) {
   const auto peer = peers_.find(read.peer);
   if (peer != peers_.end() && peer->second.agent == read.agent) --peer->second.reads;
   const bool failed = state == TransferState::failed;
-  if (read.job) {
-    Job& job = *read.job;
+  if (read.task) {
+    Task& task = *read.task;
+    Job& job = *task.job;
     --job.reads;
     if (failed) {
       job.stale = true;
       job.error = "a READ from " + read.agent + " failed";
     }
     std::unique_lock lock(mutex_, std::defer_lock);
-    for (std::size_t chunk : read.chunks) {
-      if (job.states[chunk] == State::resolved) {  // timed out, and landed later
-        clear_slot(pool_.slot(job.chunks[chunk].own));
-        --limbo_slots_;
-      } else if (failed) {
-        clear_slot(pool_.slot(job.chunks[chunk].own));
-        resolve(job, chunk, PullResult::peer_dead);
-      } else {
-        job.states[chunk] = State::checking;
+    for (std::size_t n = 0; n < read.chunks.size(); ++n) {
+      const std::size_t chunk = read.chunks[n];
+      std::byte* room = task.part ? read.rooms[n] : nullptr;
+      if (task.states[chunk] != State::resolved && !failed) {
+        task.states[chunk] = State::checking;
         if (!lock) lock.lock();
-        to_check_.push_back({read.job, chunk});
+        to_check_.push_back({read.task, chunk, room});
+        continue;
+      }
+      if (room) give_rooms(task, {room});
+      clear_slot(pool_.slot(job.chunks[chunk].own));
+      if (task.states[chunk] != State::resolved) {
+        resolve(task, chunk, PullResult::peer_dead);
+      } else if (--job.landing[chunk] == 0) {  // timed out, and landed later
+        --limbo_slots_;
       }
     }
     if (lock) check_.notify_one();
@@ -172,22 +213,24 @@ bool PullEngine::judged() {
     checked = std::exchange(checked_, {});
   }
   for (const Check& check : checked) {
-    Job& job = *check.job;
+    Task& task = *check.task;
+    Job& job = *task.job;
+    if (check.room) give_rooms(task, {check.room});
     // Torn by reuse, or wrong: only a second READ can tell, by the header that it brings.
-    if (check.status == SlotStatus::digest && !job.again[check.chunk] && !job.expired) {
-      const auto peer = peers_.find(job.peer);
+    if (check.status == SlotStatus::digest && !task.again[check.chunk] && !job.expired) {
+      const auto peer = peers_.find(task.peer);
       if (peer != peers_.end()) {
-        job.again[check.chunk] = true;
-        job.states[check.chunk] = State::waiting;
-        job.retries.push_back(check.chunk);
-        auto& jobs = peer->second.jobs;
-        if (std::find(jobs.begin(), jobs.end(), check.job) == jobs.end())
-          jobs.push_front(check.job);
+        task.again[check.chunk] = true;
+        task.states[check.chunk] = State::waiting;
+        task.retries.push_back(check.chunk);
+        auto& tasks = peer->second.tasks;
+        if (std::find(tasks.begin(), tasks.end(), check.task) == tasks.end())
+          tasks.push_front(check.task);
         continue;
       }
     }
-    if (check.status == SlotStatus::good) job.bytes += job.layout.used_bytes();
-    resolve(job, check.chunk, PullResult(check.status));
+    if (check.status == SlotStatus::good) job.bytes += task.read_bytes();
+    resolve(task, check.chunk, PullResult(check.status));
   }
   return !checked.empty();
 }
@@ -202,9 +245,14 @@ void PullEngine::run_checks() {
     Check check = std::move(to_check_.front());
     to_check_.pop_front();
     lock.unlock();
-    const PullChunk& chunk = check.job->chunks[check.chunk];
-    check.status =
-        adopt_slot(pool_.slot(chunk.own), check.job->layout, chunk.key, chunk.theirs, chunk.ours);
+    Job& job = *check.task->job;
+    const PullChunk& chunk = job.chunks[check.chunk];
+    std::byte* own = pool_.slot(chunk.own);
+    if (check.room)
+      check.status = check_part(check.room, own, *check.task->part, chunk.key, chunk.theirs,
+                                job.tables[check.chunk]);
+    else
+      check.status = adopt_slot(own, job.layout, chunk.key, chunk.theirs, chunk.ours);
     lock.lock();
     checked_.push_back(std::move(check));
     wake_.notify_one();

@@ -7,7 +7,9 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <ranges>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "layout.h"
@@ -65,18 +67,18 @@ SlotStatus check_header(const SlotHeader& header, const SlotLayout& layout, cons
 // The table, if it is what the header says; else empty.
 std::vector<std::uint64_t> load_table(const std::byte* slot, const SlotHeader& header);
 
-// A reader. `segment(n, bytes)` reads segment n, from `bytes` on, and returns its digest. A
-// mismatch under an unchanged header is read once more before it counts as DIGEST.
-template <class Segment>
-SlotStatus read_slot(const std::byte* slot, const SlotLayout& layout, const Key& key,
-                     std::uint64_t generation, Segment&& segment) {
+// A reader of some segments. `segment(n, bytes)` reads segment n, from `bytes` on, and returns its
+// digest. A mismatch under an unchanged header is read once more before it counts as DIGEST.
+template <class Segments, class Segment>
+SlotStatus read_segments(const std::byte* slot, const SlotLayout& layout, const Key& key,
+                         std::uint64_t generation, const Segments& segments, Segment&& segment) {
   const auto once = [&](const SlotHeader& header) {
     const SlotStatus status = check_header(header, layout, key, generation);
     if (status != SlotStatus::good) return status;
     const std::vector<std::uint64_t> table = load_table(slot, header);
     if (table.empty()) return SlotStatus::digest;
     const std::byte* payload = slot + layout.payload_offset();
-    for (std::uint32_t n = 0; n < layout.segments; ++n) {
+    for (const std::uint32_t n : segments) {
       if (segment(n, payload + n * layout.segment_bytes) != table[n]) return SlotStatus::digest;
     }
     return SlotStatus::good;
@@ -90,6 +92,14 @@ SlotStatus read_slot(const std::byte* slot, const SlotLayout& layout, const Key&
     if (now.word0 != header.word0 || now.generation != header.generation) return SlotStatus::gone;
   }
   return SlotStatus::digest;
+}
+
+// A reader of all segments, in their order.
+template <class Segment>
+SlotStatus read_slot(const std::byte* slot, const SlotLayout& layout, const Key& key,
+                     std::uint64_t generation, Segment&& segment) {
+  return read_segments(slot, layout, key, generation, std::views::iota(0u, layout.segments),
+                       std::forward<Segment>(segment));
 }
 
 // read_slot for its verdict alone.

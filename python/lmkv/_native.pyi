@@ -83,6 +83,23 @@ class SlotLayout:
     granule_bytes: int  # 1/16 of a full slot, rounded up to 4096
     slot_bytes: int  # 16 granules
 
+class SlotPart:
+    """Some heads of a peer's slots and where they lie in ours: in each of `layers` layers, `heads`
+    from the peer's `their_first` on are ours from `our_first` on, both counted in the rank.
+    ValueError for heads that one of the slots does not have."""
+
+    def __init__(
+        self,
+        ours: SlotLayout,
+        theirs: SlotLayout,
+        layers: int,
+        their_first: int,
+        our_first: int,
+        heads: int,
+    ) -> None: ...
+    @property
+    def theirs(self) -> SlotLayout: ...
+
 class SlotStatus:
     """What a reader found; the numbers are `messages.PullResult`'s."""
 
@@ -210,6 +227,11 @@ class Copier:
         """A slot (own or a mapped peer's, read-only) to vLLM's blocks, checked as SLOT_FORMAT's
         reader; a SlotStatus. The blocks hold rubbish unless it is GOOD. A block SKIPPED_BLOCK is
         left alone: its part of the slot is only checked."""
+    def scatter_part(
+        self, slot_address: int, part: SlotPart, key: bytes, generation: int, blocks: Sequence[int]
+    ) -> int:
+        """The same for those heads of a peer's slot that are ours too; nothing else of its payload
+        is read or verified. ValueError when the part is of another layout's slots."""
 
 def copy_runs(to: Buffer, from_: Buffer, bytes: int) -> None:
     """For benches: one memcpy of `bytes` bytes for each pair of addresses (u64 arrays)."""
@@ -429,6 +451,25 @@ class PullEngine:
         """Chunks of one cache group: `layout` is their slots' on both sides. One event follows,
         `deadline` seconds from now at the latest; when a result in it is TIMEOUT, a `limbo_ended`
         follows it. ValueError for own places that are no usable slots."""
+    def pull_parts(
+        self,
+        job: int,
+        peers: Sequence[PullPeer],
+        parts: Sequence[SlotPart],
+        layout: SlotLayout,
+        peer_epoch: int,
+        own_epoch: int,
+        keys: bytes,
+        remote_places: bytes,
+        remote_counters: bytes,
+        own_places: bytes,
+        own_counters: bytes,
+        deadline: float,
+    ) -> None:
+        """The same where slots of `layout` are put together from parts of `peers`, ranks of one
+        instance: a chunk is as good as the worst of its parts, and its slot is in limbo as long as
+        one of them may land. ValueError, too, unless the parts are all of a slot, each segment
+        once."""
     def connect(self, peer: PullPeer) -> None:
         """Ahead of need: the first READ from a peer costs some 10 ms more."""
     def forget(self, id: str) -> None:

@@ -144,8 +144,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
     def _refuse_unshared(self) -> None:
         """ValueError with one sentence for a deployment that is not shared yet."""
         parallel = self._vllm_config.parallel_config
-        for name in ("pipeline_parallel_size", "decode_context_parallel_size",
-                     "prefill_context_parallel_size"):  # fmt: skip
+        for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
             if getattr(parallel, name, 1) > 1:
                 raise ValueError(f"{name} = {getattr(parallel, name)} is not shared yet, only 1")
         if vllm.platforms.current_platform.device_type != "cpu":
@@ -179,6 +178,12 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         engine_id = str(self._vllm_config.kv_transfer_config.engine_id)
         return identity.instance_id(self._config.instance_id, engine_id), engine_id
 
+    def _ranks_on_host(self) -> int:
+        """Of all data-parallel engines; a dense model's are told only their own number."""
+        parallel = self._vllm_config.parallel_config
+        engines = max(parallel.data_parallel_size_local, parallel.data_parallel_index + 1)
+        return int(parallel.world_size * engines)
+
     # ------------------------------------------------------------ worker side
 
     @_guarded()
@@ -191,14 +196,20 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
 
         assert self._config is not None
         parallel = self._vllm_config.parallel_config
-        rank = parallel.rank % parallel.tensor_parallel_size
+        rank = parallel.rank % parallel.world_size  # pipeline stage by stage
         try:
             pages = page_layouts(
                 kv_caches, self._kv_cache_config, self._vllm_config, rank, self._chunk_tokens()
             )
             instance, engine_id = self._instance()
             self._worker = Worker(
-                self._config, instance, engine_id, rank, parallel.tensor_parallel_size, pages
+                self._config,
+                instance,
+                engine_id,
+                rank,
+                self._ranks_on_host(),
+                pages,
+                rank // parallel.tensor_parallel_size,
             )
             self._worker.start()
         except (Unsupported, DoesNotFit, ValueError, OSError, RuntimeError) as error:
@@ -275,6 +286,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         from lmkv.agent.agent import Agent, Engine, Rank
         from lmkv.agent.namespace import Unshareable, content_ids, group_spec, namespace
         from lmkv.agent.transfers import Geometry
+        from lmkv.core import identity
         from lmkv.core.extras import AdapterHashes
 
         assert self._config is not None
@@ -294,15 +306,25 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
             self.switch_off(f"opted_out: {error}")
             return
         first, fingerprint = ranks[0], geometry.fingerprint
+        payloads = [sum(sizes) for sizes in zip(*(rank["payload_bytes"] for rank in ranks))]
+        staged = self._vllm_config.parallel_config.pipeline_parallel_size > 1
+        layers = [
+            sorted({*chain.from_iterable(names)}) for names in zip(*(r["layers"] for r in ranks))
+        ]
+        instance, engine_id = self._instance()
         engine = Engine(
-            instance=self._instance()[0],
+            instance=instance,
             namespace=named,
-            group_specs=[group_spec(group, model.get_total_num_kv_heads()) for group in groups],
+            # vLLM's groups list one stage's layers.
+            group_specs=[
+                group_spec(group, model.get_total_num_kv_heads(), layers[n] if staged else None)
+                for n, group in enumerate(groups)
+            ],
             groups=[
                 Geometry(
                     chunk, spec.block_size, size, geometry.window(spec), geometry.is_state(spec)
                 )
-                for spec, size in zip((g.kv_cache_spec for g in groups), first["payload_bytes"])
+                for spec, size in zip((g.kv_cache_spec for g in groups), payloads)
             ],
             slots=min(rank["slots"] for rank in ranks),
             segment_slots=first["info"].segment_granules // geometry.GRANULES_A_SLOT,
@@ -311,6 +333,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
                 for r in ranks
             ],
             model=str(model.served_model_name or model.model),
+            dp_rank=identity.dp_rank(engine_id),
         )
         self._agent = Agent(self._config, engine)
         self._agent.start()
@@ -419,7 +442,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         self._agent.rates.prefill.output()
         if not isinstance(metadata, LmkvWorkerMetadata):
             return
-        ranks = self._vllm_config.parallel_config.tensor_parallel_size
+        ranks = self._vllm_config.parallel_config.world_size
         ended = LmkvWorkerMetadata(self._ended).aggregate(metadata)
         assert isinstance(ended, LmkvWorkerMetadata)
         self._ended = ended.loads

@@ -63,7 +63,8 @@ def generation(epoch: int, counter: int) -> int:
 
 class Instance:
     """`with Instance(name, run_dir) as a:` has an attached mover that is ready. Its pool, of slots
-    of the layout `text`, is its own unless one with all segments is given."""
+    of the layout `text`, is its own unless one with all segments is given. Another rank of the same
+    instance has its epoch; `heads` are first and number."""
 
     def __init__(
         self,
@@ -72,11 +73,16 @@ class Instance:
         segments: int = 3,
         text: str = TEXT,
         pool: _native.Pool | None = None,
+        rank: int = 0,
+        heads: tuple[int, int] | None = None,
+        epoch: int = 0,
         **settings: object,
     ) -> None:
-        self.name = name
-        self.epoch = secrets.randbits(64) | 1
-        self.layout = geometry.slot_layout(text)
+        self.name, self.rank, self.heads = name, rank, heads or geometry.rank_heads(text)
+        self.epoch = epoch or secrets.randbits(64) | 1
+        self._all_heads = geometry.slot_layout(text), geometry.rank_heads(text)[1]
+        self.text = geometry.with_heads(text, self.heads)
+        self.layout = geometry.slot_layout(self.text)
         self._own = pool is None
         self.pool = pool or _native.Pool(self.layout.granule_bytes, SLOTS, SEGMENT_SLOTS)
         while pool is None and self.pool.segments < segments:
@@ -85,9 +91,9 @@ class Instance:
         self._changed = threading.Condition()
         self.supervisor = Supervisor(
             self.pool,
-            0,
+            rank,
             secrets.token_hex(4),
-            MoverSettings(run_dir, (text,), **settings),  # type: ignore[arg-type]
+            MoverSettings(run_dir, (self.text,), **settings),  # type: ignore[arg-type]
             self._on_state,
         )
         self.agent = zmq.Context.instance().socket(zmq.DEALER)
@@ -149,7 +155,7 @@ class Instance:
             self.layout,
             key(n),
             generation(self.epoch, counter),
-            payload(n, self.layout),
+            self.payload(n),
         )
 
     def check(self, slot: int, n: int, counter: int) -> int:
@@ -159,6 +165,12 @@ class Instance:
             key(n),
             generation(self.epoch, counter),
         )
+
+    def payload(self, n: int) -> np.ndarray:
+        """What this rank's heads have of chunk `n`."""
+        (layout, heads), (first, count) = self._all_heads, self.heads
+        pages = payload(n, layout).reshape(layout.segments // heads, heads, -1)
+        return np.ascontiguousarray(pages[:, first : first + count]).ravel()
 
     def bytes_of(self, slot: int) -> np.ndarray:
         """A view of the slot's payload in the pool."""
@@ -171,7 +183,7 @@ class Instance:
     def peer(self, **changes: object) -> PullPeer:
         """What the controller would tell others of this rank."""
         info = RankInfo(
-            0,
+            self.rank,
             HERE,
             self.pool.address,
             self.layout.granule_bytes,
@@ -180,6 +192,7 @@ class Instance:
             self.pool.segments,
             self.supervisor.share_socket,
             self.state(lambda s: True).nixl_metadata,
+            heads=[self.heads],
         )
         for name, value in changes.items():
             setattr(info, name, value)
@@ -193,11 +206,12 @@ class Instance:
         own: list[tuple[int, int]],
         deadline: float = 10.0,
         fingerprint: int | None = None,
+        others: list[PullPeer] | None = None,
     ) -> None:
         """`chunks`: (chunk, remote slot, remote counter); `own`: (slot, counter)."""
         fingerprint = self.layout.fingerprint if fingerprint is None else fingerprint
         self.send(
-            Pull(job, peer, deadline, fingerprint),
+            Pull(job, peer, deadline, fingerprint, others or []),
             b"".join(key(n) for n, _, _ in chunks),
             b"".join(place(slot) for _, slot, _ in chunks),
             counters(*(counter for _, _, counter in chunks)),

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from lmkv import _native
-from lmkv._native import SKIPPED_BLOCK, Copier, Pages, Pool, SlotLayout, SlotStatus
+from lmkv._native import SKIPPED_BLOCK, Copier, Pages, Pool, SlotLayout, SlotPart, SlotStatus
 
 KEY, GENERATION = b"sixteen-byte-key", 5 << 32 | 2
 
@@ -338,3 +340,103 @@ def test_a_layout_that_is_not_the_pages_is_named(small: World) -> None:
         Copier(SlotLayout(5, size, 1, 0), small.pages, small.case.per_chunk)
     with pytest.raises(ValueError, match=f"segments of 64 bytes, a chunk of the pages has {size}"):
         Copier(SlotLayout(segments, 64, 1, 0), small.pages, small.case.per_chunk)
+
+
+# ---------------------------------------------------------------- parts: a peer with other heads
+
+
+class Split:
+    """One engine's KV of `heads` heads, another's of some of them, and the part between: their
+    heads [their, their + n) are ours [our, our + n)."""
+
+    def __init__(self, heads: tuple[int, int], their: int, our: int, n: int) -> None:
+        shape = [
+            Case(f"heads-{count}", 3, 1, 6, count, 1, 208, "lpbht", 2, gap=16 * count)
+            for count in heads
+        ]
+        self.their, self.our, self.n = their, our, n
+        self.holder, self.reader = World(shape[0]), World(shape[1])
+        self.reader.kv[:] = np.random.default_rng(2).integers(0, 256, self.reader.kv.shape)
+        ours, theirs = self.reader.layout, self.holder.layout
+        # Other heads, another layout: the fingerprint tells.
+        self.theirs = SlotLayout(theirs.segments, theirs.segment_bytes, 1, 0xDEF)
+        self.holder.copier = Copier(self.theirs, self.holder.pages, 2)
+        self.part = SlotPart(ours, self.theirs, 3, their, our, n)
+        self.holder.copier.gather(self.holder.slot, KEY, GENERATION, [4, 1])
+
+    def scatter(self, key: bytes = KEY, generation: int = GENERATION) -> int:
+        reader = self.reader
+        return reader.copier.scatter_part(
+            self.holder.slot, self.part, key, generation, [SKIPPED_BLOCK, 3]
+        )
+
+    def expected(self) -> np.ndarray:
+        """The reader's KV with those heads of the second block, and nothing else, replaced."""
+        kv = self.reader.kv.copy()
+        theirs, ours = slice(self.their, self.their + self.n), slice(self.our, self.our + self.n)
+        kv[:, :, 3, ours] = self.holder.kv[:, :, 1, theirs]
+        return kv
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_a_part_is_those_heads_and_nothing_else(data: st.DataObject) -> None:
+    heads = data.draw(st.tuples(st.integers(1, 5), st.integers(1, 5)))
+    n = data.draw(st.integers(1, min(heads)))
+    their, our = (data.draw(st.integers(0, count - n)) for count in heads)
+    split = Split(heads, their, our, n)
+    expected = split.expected()
+    assert split.scatter() == SlotStatus.GOOD
+    assert np.array_equal(split.reader.kv, expected)
+
+
+def test_of_a_part_only_what_is_read_is_verified() -> None:
+    """Heads 1 and 2 of four: a flip in theirs is found, in the others' it is nobody's business."""
+    split = Split((4, 2), their=1, our=0, n=2)
+    for segment in range(split.theirs.segments):
+        for byte in (0, split.theirs.segment_bytes - 1):  # the last one is padding
+            at = split.theirs.payload_offset + segment * split.theirs.segment_bytes + byte
+            split.holder.poke(at)
+            found = SlotStatus.DIGEST if segment % 4 in (1, 2) else SlotStatus.GOOD
+            assert split.scatter() == found, segment
+            split.holder.poke(at)
+    for offset in (8, 48, 56, 64, 64 + 8 * split.theirs.segments - 1):  # header, all of the table
+        split.holder.poke(offset)
+        assert split.scatter() == SlotStatus.DIGEST, offset
+        split.holder.poke(offset)
+    assert split.scatter() == SlotStatus.GOOD
+
+
+def test_a_head_at_another_s_place_is_found() -> None:
+    """Two heads exchanged in the payload."""
+    split = Split((2, 1), their=1, our=0, n=1)
+    at, size = split.holder.slot + split.theirs.payload_offset, split.theirs.segment_bytes
+    first, second = (ctypes.string_at(at + n * size, size) for n in (0, 1))
+    ctypes.memmove(at, second + first, 2 * size)
+    assert split.scatter() == SlotStatus.DIGEST
+
+
+def test_a_part_of_another_chunk_or_layout_touches_no_block() -> None:
+    split = Split((4, 2), their=0, our=0, n=2)
+    before = split.reader.kv.copy()
+    assert split.scatter(key=bytes(16)) == SlotStatus.GONE
+    assert split.scatter(generation=GENERATION + 1) == SlotStatus.GONE
+    split.part = SlotPart(split.reader.layout, split.holder.layout, 3, 0, 0, 2)
+    assert split.scatter() == SlotStatus.INCOMPATIBLE
+    assert np.array_equal(split.reader.kv, before)
+
+
+def test_parts_that_do_not_fit_are_named() -> None:
+    split = Split((4, 2), their=0, our=0, n=2)
+    ours, theirs = split.reader.layout, split.theirs
+    for arguments, text in (
+        ((ours, theirs, 5, 0, 0, 1), "layers: 5 do not divide 6 and 12 segments"),
+        ((ours, theirs, 3, 3, 0, 2), "their heads 3 on: 2 of 4"),
+        ((ours, theirs, 3, 0, 1, 2), "our heads 1 on: 2 of 2"),
+        ((ours, SlotLayout(12, 64, 1, 1), 3, 0, 0, 1), "segments of 64 bytes, ours have"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            SlotPart(*arguments)
+    split.part = SlotPart(theirs, theirs, 3, 0, 0, 1)
+    with pytest.raises(ValueError, match="of another layout"):
+        split.scatter()

@@ -48,6 +48,7 @@ class Kv:
     layout: str
     slot: _native.SlotLayout
     pages: _native.Pages
+    layers: tuple[str, ...]
 
     def copier(self) -> _native.Copier:
         return _native.Copier(self.slot, self.pages, 2)
@@ -56,16 +57,17 @@ class Kv:
         return self.array[:, [a, b]].copy()
 
 
-def kv(seed: int) -> Kv:
+def kv(seed: int, first: int = 0, heads: int = HEADS) -> Kv:
+    """Of a rank with these of the model's heads."""
     rng = np.random.default_rng(seed)
-    array = rng.integers(0, 256, (LAYERS, BLOCKS, HEADS, PAGE), np.uint8)
+    array = rng.integers(0, 256, (LAYERS, BLOCKS, heads, PAGE), np.uint8)
     layers = [array[n].ctypes.data for n in range(LAYERS)]
-    pages = _native.Pages(layers, BLOCKS, HEADS, 1, PAGE, HEADS * PAGE, PAGE)
+    pages = _native.Pages(layers, BLOCKS, heads, 1, PAGE, heads * PAGE, PAGE)
     names = ["model.layers.0.attn", "model.layers.1.attn"]
     text = geometry.Layout(
-        16, "bfloat16", "cpu:vec:8", 0, names, 128, HEADS, 0, HEADS, pages.segment_bytes(2)
+        16, "bfloat16", "cpu:vec:8", 0, names, 128, HEADS, first, heads, pages.segment_bytes(2)
     ).text()
-    return Kv(array, text, geometry.slot_layout(text), pages)
+    return Kv(array, text, geometry.slot_layout(text), pages, tuple(names))
 
 
 def place(slot: int) -> bytes:
@@ -88,12 +90,20 @@ def chunk(n: int, blocks: list[int], peer: int = -1) -> LoadChunk:
 class Rank:
     """A started worker, and the agent that speaks to it."""
 
-    def __init__(self, name: str, run_dir: str, seed: int, **settings: object) -> None:
+    def __init__(
+        self,
+        name: str,
+        run_dir: str,
+        seed: int,
+        rank: int = 0,
+        heads: tuple[int, int] = (0, HEADS),
+        **settings: object,
+    ) -> None:
         self.name = name
-        self.kv = kv(seed)
+        self.kv = kv(seed, *heads)
         inline = {"run_dir": run_dir, "pool_gib": 0.25, **settings}
         self.worker = Worker(
-            config.load(config.InstanceConfig, inline), name, "engine", 0, 1, [self.kv]
+            config.load(config.InstanceConfig, inline), name, "engine", rank, 1, [self.kv]
         )  # type: ignore[arg-type]
         self.hello = pickle.loads(pickle.dumps(self.worker.handshake()))
         self.heard: list[tuple[Message, list[bytes]]] = []
@@ -134,8 +144,11 @@ class Rank:
         self.worker.submit_stores(StepPlan(EPOCH, [store(n, blocks)]))
         assert self.stored() == (n, b"\x01")
 
-    def load(self, *chunks: LoadChunk, peers: list[PullPeer] | None = None) -> LoadResult:
-        mine = [[peer] for peer in peers or []]
+    def load(
+        self, *chunks: LoadChunk, peers: list[PullPeer] | list[list[PullPeer]] | None = None
+    ) -> LoadResult:
+        """`peers` have one rank, or are lists of ranks."""
+        mine = [peer if isinstance(peer, list) else [peer] for peer in peers or []]
         self.worker.submit_loads(StepPlan(EPOCH, loads=[Load("r", list(chunks), mine)]))
         return self.finished()["r"]
 
@@ -234,6 +247,53 @@ def test_a_neighbours_pool_is_loaded_from_where_it_lies(start) -> None:
     here.send(Attach("a", EPOCH + 1))
     here.state(lambda s: s.epoch == EPOCH + 1)  # so it has read the Forget before it
     assert len(here.worker._mapped) == 0
+
+
+def two_ranks(start, name: str) -> tuple[list[Rank], list[PullPeer]]:
+    ranks = [start(name, 2 + n, rank=n, heads=(n, 1)) for n in range(2)]
+    return ranks, [peer_of(rank, rank.ready()) for rank in ranks]
+
+
+def test_a_neighbour_of_two_ranks_gives_a_head_each(start) -> None:
+    here = start("a", 1)
+    here.ready()
+    (first, second), peers = two_ranks(start, "b")
+    for rank in (first, second):
+        rank.save(1, [3, 5])
+    before = here.kv.array.copy()
+    result = here.load(chunk(1, [SKIPPED, 1], peer=0), peers=[peers])
+    assert (result.good, result.result) == (1, PullResult.GOOD)
+    before[:, 1, 0], before[:, 1, 1] = first.kv.array[:, 5, 0], second.kv.array[:, 5, 0]
+    assert np.array_equal(here.kv.array, before)
+    assert result.bytes == here.kv.slot.payload_bytes
+
+
+def test_each_of_two_ranks_takes_its_head_of_a_neighbour_s(start) -> None:
+    there = start("b", 1)
+    peer = peer_of(there, there.ready())
+    there.save(1, [3, 5])
+    for n, rank in enumerate(two_ranks(start, "a")[0]):
+        result = rank.load(chunk(1, [6, 7], peer=0), peers=[peer])
+        assert (result.good, result.result) == (1, PullResult.GOOD)
+        assert np.array_equal(rank.kv.chunk(6, 7)[:, :, 0], there.kv.chunk(3, 5)[:, :, n])
+
+
+def test_a_chunk_that_one_of_two_ranks_lacks_is_not_loaded(start) -> None:
+    here = start("a", 1)
+    here.ready()
+    (first, second), peers = two_ranks(start, "b")
+    for rank in (first, second):
+        rank.save(1, [3, 5])
+    first.save(2, [0, 1])
+    second.save(3, [0, 1])
+    for n in (2, 3):
+        result = here.load(chunk(1, [0, 1], 0), chunk(n, [2, 3], 0), peers=[peers])
+        assert (result.good, result.result) == (1, PullResult.GONE), n
+        assert here.worker.take_failed_blocks() == {2, 3}
+    result = here.load(chunk(1, [0, 1], 0), peers=[peers[:1]])
+    assert (result.good, result.result) == (0, PullResult.INCOMPATIBLE)
+    peers[0].info.heads = [(0, 1 << 31)]  # a lie
+    assert here.load(chunk(1, [0, 1], 0), peers=[peers]).result == PullResult.INCOMPATIBLE
 
 
 def test_a_flipped_bit_at_a_neighbour_fails_the_rest_of_the_load(start) -> None:

@@ -595,3 +595,57 @@ def test_a_claim_below_the_least_holds_no_pins_while_the_request_runs() -> None:
     counts = world.agent.finished("a")["lmkv"]  # type: ignore[index]
     assert counts["miss_tokens"]["recompute_cheaper"] == 8
     assert world.at_rest()
+
+
+# ---------------------------------------------------------------- ranks with other heads
+
+
+def asking(world: World, chunks: int = 1, **info: object) -> list[int]:
+    """A request whose chunks a peer has that is as `info` says."""
+    prompt = world.prompt(chunks)
+    world.begin("a", prompt)
+    world.located(chunks)
+    assert world.match("a", prompt) is None
+    world.peer_info(**info)  # type: ignore[arg-type]
+    return prompt
+
+
+def test_one_rank_pulls_from_both_of_a_peer_s() -> None:
+    world = World(heads=[(0, 8)])
+    prompt = asking(world, heads=[(4, 4), (0, 4)])
+    assert world.match("a", prompt) is None
+    pull, _ = world.pull()
+    assert [peer.info.rank for peer in (pull.peer, *pull.others)] == [1, 0]  # head by head
+    assert pull.fingerprint == 90
+    world.pulled([GOOD], bytes=4096)
+    assert world.match("a", prompt) == 4
+
+
+def test_each_rank_pulls_its_heads_from_a_peer_s_only_one() -> None:
+    world = World(ranks=2, heads=[(0, 4), (4, 4)])
+    prompt = asking(world, heads=[(0, 8)])
+    assert world.match("a", prompt) is None
+    for rank in range(2):
+        pull, _ = world.pull(rank)
+        assert (pull.peer.info.rank, pull.others, pull.fingerprint) == (0, [], 90 + rank)
+    world.pulled([GOOD], 0)
+    assert world.match("a", prompt) is None
+    world.pulled([GOOD], 1)
+    assert world.match("a", prompt) == 4
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_peer_that_lacks_some_of_our_heads_is_not_read(mapped: bool) -> None:
+    world = World(heads=[(0, 8)])
+    prompt = asking(world, mapped=mapped, heads=[(0, 4)])
+    assert world.match("a", prompt) == 0
+    assert world.agent.pulls.posted == 0
+    assert finish(world, "a")[1]["incompatible"] == 4
+
+
+def test_a_mapped_peer_s_ranks_all_go_into_the_load() -> None:
+    world = World(heads=[(0, 8)])
+    prompt = asking(world, mapped=True, heads=[(0, 4), (4, 4)])
+    assert world.match("a", prompt) == 4
+    made = load(world, "a", 4, [1, 2, 3])
+    assert [peer.info.heads for peer in made.peers[0]] == [[(0, 4)], [(4, 4)]]

@@ -88,7 +88,6 @@ def test_layer_names_in_short(names: list[str], short: str) -> None:
 def test_equal_instances_are_compatible() -> None:
     ranks = [other(first_head=0), other(first_head=4)]
     assert compatible(ranks, ranks) is None
-    assert compatible(ranks, ranks, heads_apart=False) is None
 
 
 @pytest.mark.parametrize(
@@ -109,7 +108,6 @@ def test_equal_instances_are_compatible() -> None:
 def test_what_differs_is_named(field: str, value: object) -> None:
     assert compatible([TEXT], [other(**{field: value})]) == field
     assert compatible([other(**{field: value})], [TEXT]) == field
-    assert compatible([TEXT], [other(**{field: value})], heads_apart=False) == field
 
 
 def test_the_first_field_by_name_is_named() -> None:
@@ -117,12 +115,36 @@ def test_the_first_field_by_name_is_named() -> None:
 
 
 def test_ranks_heads_are_apart() -> None:
-    """TP 1 and TP 2 of one model read each other's segments."""
+    """TP 1, 2 and 4 of one model read each other's segments, in whatever order its ranks stand."""
     one = [other(first_head=0, heads=8)]
     two = [other(first_head=0), other(first_head=4)]
-    assert compatible(one, two) is None
-    assert compatible(one, two, heads_apart=False) == "ranks"
-    assert compatible([TEXT], [other(first_head=0)], heads_apart=False) == "rank_heads"
+    four = [other(first_head=first, heads=2) for first in (6, 2, 0, 4)]
+    for ranks in (two, four):
+        assert compatible(one, ranks) is None
+        assert compatible(ranks, one) is None
+        assert geometry.apart(ranks) == geometry.apart(one)
+
+
+def test_heads_that_one_side_lacks_are_named() -> None:
+    whole, half = [other(first_head=0, heads=8)], [other(first_head=0)]
+    assert compatible(whole, half) == "ranks"
+    assert compatible(half, whole) == "ranks"
+    gap = [other(first_head=0, heads=3), other(first_head=4)]
+    assert compatible(whole, gap) == "ranks"
+    assert compatible(whole, [TEXT.replace("rank_heads=", "rank_heads=x")]) == "ranks"
+
+
+def test_replicated_heads_are_there_once() -> None:
+    """More ranks than heads: each head stands on several."""
+    two = [other(first_head=0), other(first_head=4)]
+    assert compatible(two, [two[0], two[0], two[1], two[1]]) is None
+
+
+@pytest.mark.parametrize(("first", "heads"), [(0, 8), (2, 1), (4, 4)])
+def test_a_peer_s_layout_is_ours_with_its_heads(first: int, heads: int) -> None:
+    expected = other(first_head=first, heads=heads)
+    assert geometry.with_heads(TEXT, (first, heads)) == expected
+    assert geometry.rank_heads(expected) == (first, heads)
 
 
 def test_pipeline_stages_have_each_their_layers() -> None:

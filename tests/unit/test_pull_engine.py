@@ -33,6 +33,14 @@ def payload(n: int) -> bytes:
     return bytes([n, 255 - n]) * (LAYOUT.payload_bytes // 2)
 
 
+def events_of(engine: _native.PullEngine, count: int = 1) -> list[_native.PullEvent]:
+    found: list[_native.PullEvent] = []
+    while len(found) < count:
+        assert select.select([engine.fd], [], [], 20)[0], "the engine reports nothing"
+        found += engine.take()
+    return found
+
+
 class World:
     """A holder's pool, our pool, and an engine between them."""
 
@@ -75,11 +83,7 @@ class World:
         )
 
     def events(self, count: int = 1) -> list[_native.PullEvent]:
-        found: list[_native.PullEvent] = []
-        while len(found) < count:
-            assert select.select([self.engine.fd], [], [], 20)[0], "the engine reports nothing"
-            found += self.engine.take()
-        return found
+        return events_of(self.engine, count)
 
     def write(self, slot: int, n: int, counter: int) -> None:
         at = self.theirs.slot_address(place(slot))

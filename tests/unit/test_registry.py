@@ -157,6 +157,24 @@ def test_a_peer_is_named_with_what_a_reader_must_know() -> None:
     assert refused.code == "unknown_instance"
 
 
+def with_ranks(stub: StubInstance, *spans: str) -> StubInstance:
+    """It has a rank for each of these spans of heads."""
+    stub.registration.layouts = [f"dtype=x\nrank_heads={span}\nsegments=1\n" for span in spans]
+    stub.registration.ranks = [rank() for _ in spans]
+    return stub
+
+
+def test_tensor_parallel_sizes_hold_for_each_other_on_their_host() -> None:
+    story = Story()
+    one = story.join(with_ranks(StubInstance("one"), "0-7"))
+    two = story.join(with_ranks(StubInstance("two"), "0-3", "4-7"))
+    half = story.join(with_ranks(StubInstance("half"), "0-3"))
+    story.tell(one, *one.store(1))
+    found = story.locate(two, 1)
+    assert (found.found, found.peers[0].same_host) == (1, True)
+    assert story.locate(half, 1).incompatible == "ranks"
+
+
 def test_an_instance_that_moves_to_another_host_is_known_there() -> None:
     story = Story()
     a, b = story.join(StubInstance("a")), story.join(StubInstance("b"))

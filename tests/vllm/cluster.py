@@ -101,7 +101,7 @@ class Cluster:
 
     def wait_ready(self, *engines: Engine) -> None:
         """Registered, pools usable, movers there, and each known to the controller."""
-        for engine in engines:
+        for engine in engines:  # its own deadline
             engine.wait_ready()
         self.wait(
             lambda: all(

@@ -12,6 +12,7 @@ crash; `stop` is a clean end.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import socket
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-START_S = 120.0
+START_S = 240.0  # engines of several ranks, on a busy machine
 ANSWER_S = 120.0
 BLOCK = 64
 NAPS = ROOT / "tests/vllm/naps"  # its sitecustomize says why
@@ -85,7 +86,9 @@ class Engine:
         max_tokens: int = 8,
         kv_transfer_params: Mapping[str, Any] | None = None,
         salt: str | None = None,
+        rank: int = 0,
     ) -> Output:
+        """`rank` is the engine's, of data parallelism."""
         (output,) = self.generate_all(
             [
                 {
@@ -93,6 +96,7 @@ class Engine:
                     "max_tokens": max_tokens,
                     "kv_transfer_params": kv_transfer_params,
                     "salt": salt,
+                    "rank": rank,
                 }
             ]
         )
@@ -205,7 +209,8 @@ class Zygote:
         **arguments: Any,
     ) -> Engine:
         """Start an engine and do not wait; `kv_transfer_config` as a dict. A core for each rank."""
-        ranks = arguments.get("tensor_parallel_size", 1)
+        kinds = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+        ranks = math.prod(arguments.get(kind, 1) for kind in kinds)
         cores = sorted(os.sched_getaffinity(0))
         mine = [cores[(len(self.engines) + rank) % len(cores)] for rank in range(ranks)]
         log = self.folder / f"{name}-{len(self.engines)}.log"

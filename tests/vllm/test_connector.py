@@ -42,7 +42,7 @@ def test_a_cuda_engine_is_told_in_one_line_and_served(monkeypatch: pytest.Monkey
     assert answers_like_an_empty_cache(off)
 
 
-@pytest.mark.parametrize("name", ["pipeline_parallel_size", "decode_context_parallel_size"])
+@pytest.mark.parametrize("name", ["prefill_context_parallel_size", "decode_context_parallel_size"])
 def test_a_deployment_that_is_not_shared_is_named(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

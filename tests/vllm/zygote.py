@@ -32,34 +32,16 @@ class Commands:
 
     def generate(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """All at once; greedy. A request has prompt, max_tokens, kv_transfer_params, salt."""
-        from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
 
-        prompts, params = [], []
+        prompts = []
         for request in requests:
             tokens = TokensPrompt(prompt_token_ids=request["prompt"])
             if request.get("salt"):
                 tokens["cache_salt"] = request["salt"]
             prompts.append(tokens)
-            chosen = request.get("kv_transfer_params")
-            params.append(
-                SamplingParams(
-                    max_tokens=request["max_tokens"],
-                    temperature=0,
-                    detokenize=False,
-                    ignore_eos=True,
-                    extra_args={"kv_transfer_params": chosen} if chosen else None,
-                )
-            )
-        return [
-            {
-                "tokens": list(output.outputs[0].token_ids),
-                "num_cached_tokens": output.num_cached_tokens or 0,
-                "kv_transfer_params": output.kv_transfer_params or {},
-                "finish_reason": output.outputs[0].finish_reason,
-            }
-            for output in self.llm.generate(prompts, params, use_tqdm=False)
-        ]
+        params = [sampling(request) for request in requests]
+        return [answer(output) for output in self.llm.generate(prompts, params, use_tqdm=False)]
 
     def metrics(self) -> list[tuple[str, dict[str, str], float]]:
         """(name, labels, value) of every sample of vLLM's own registry."""
@@ -77,8 +59,34 @@ class Commands:
         module, name = function.split(":")
         return getattr(importlib.import_module(module), name)(self.llm, *arguments)
 
+    def shutdown(self) -> None:
+        self.llm.llm_engine.engine_core.shutdown()
 
-def serve(pipe: Connection, commands: Commands) -> None:
+
+def sampling(request: dict[str, Any]) -> Any:
+    from vllm import SamplingParams
+
+    chosen = request.get("kv_transfer_params")
+    return SamplingParams(
+        max_tokens=request["max_tokens"],
+        temperature=0,
+        detokenize=False,
+        ignore_eos=True,
+        extra_args={"kv_transfer_params": chosen} if chosen else None,
+    )
+
+
+def answer(output: Any) -> dict[str, Any]:
+    """The fields of engine.Output."""
+    return {
+        "tokens": list(output.outputs[0].token_ids),
+        "num_cached_tokens": output.num_cached_tokens or 0,
+        "kv_transfer_params": output.kv_transfer_params or {},
+        "finish_reason": output.outputs[0].finish_reason,
+    }
+
+
+def serve(pipe: Connection, commands: Any) -> None:
     while True:
         try:
             name, arguments = pipe.recv()
@@ -106,12 +114,10 @@ def engine(spec: dict[str, Any], pipe: Connection) -> None:
         runpy.run_path(os.path.join(spec["naps"], "sitecustomize.py"))
     status = 1
     try:
-        from vllm import LLM
-
-        llm = LLM(**spec["arguments"])
+        commands = started(spec["arguments"])
         pipe.send((True, os.getpid()))
-        serve(pipe, Commands(llm))
-        llm.llm_engine.engine_core.shutdown()
+        serve(pipe, commands)
+        commands.shutdown()
         status = 0
     except BaseException:
         traceback.print_exc()
@@ -120,6 +126,16 @@ def engine(spec: dict[str, Any], pipe: Connection) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def started(arguments: dict[str, Any]) -> Any:
+    if arguments.get("data_parallel_size", 1) > 1:
+        from tests.vllm.parallel import ParallelCommands
+
+        return ParallelCommands(arguments)
+    from vllm import LLM
+
+    return Commands(LLM(**arguments))
 
 
 def main() -> None:

@@ -139,7 +139,7 @@ class Agent:
             self.pulls,
             self.rates,
             self.stats,
-            engine.ranks[0].info.host,
+            [rank.info for rank in engine.ranks],
             clock,
         )
         self._several = len(engine.groups) > 1 or engine.groups[0].window > 0

@@ -121,7 +121,7 @@ class GroupReader(Reader):
                 source = part.sources.get(chunk)
                 if have[chunk - start] or source is None or self._transfers.mapped(part, source):
                     continue
-                sizes[source.peer] += self._transfers.size(part, source.peer, 1)
+                sizes[source.peer] += self._transfers.size(part, 1)
         return all(
             self._transfers.pays(state, peer, size, first, state.goal)
             for peer, size in sizes.items()

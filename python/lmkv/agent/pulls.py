@@ -171,7 +171,7 @@ class Pulls:
 
     def post(
         self,
-        peers: list[PullPeer],
+        peers: list[list[PullPeer]],
         keys: bytes,
         remote: tuple[bytes, bytes],
         own: tuple[bytes, bytes],
@@ -180,16 +180,16 @@ class Pulls:
         group: int = 0,
     ) -> int:
         """Pull reserved slots of one cache group, `size` bytes in all, within `seconds`; the number
-        of the job."""
-        self._live(peers[0])
+        of the job. By rank here, `peers` are those ranks of one instance that have its heads."""
+        self._live(peers[0][0])
         number, self._next = self._next, self._next + 1
         n, now = len(keys) // KEY, self._clock()
         job = Job(
             keys,
             own[0],
             own[1],
-            peers[0].instance,
-            peers[0].epoch,
+            peers[0][0].instance,
+            peers[0][0].epoch,
             size,
             now,
             now + seconds + GRACE,
@@ -199,8 +199,8 @@ class Pulls:
         self._jobs[number] = job
         for i in range(n):
             self._by_key[keys[i * KEY : (i + 1) * KEY]] = number
-        for rank, peer in enumerate(peers):
-            message = Pull(number, peer, seconds, self._fingerprints[rank][group])
+        for rank, (peer, *others) in enumerate(peers):
+            message = Pull(number, peer, seconds, self._fingerprints[rank][group], others)
             link = self._links.get(rank)
             if link is None or not link.send(message, keys, *remote, *own):
                 self._answered(number, job, rank, [PullResult.MOVER_DOWN] * n)

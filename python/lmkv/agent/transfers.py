@@ -19,10 +19,12 @@ from lmkv.agent.request import RequestState, Source
 from lmkv.agent.stats import Stats
 from lmkv.core import wire
 from lmkv.core.config import InstanceConfig
-from lmkv.core.messages import HostIdentity, PullPeer, PullResult
+from lmkv.core.messages import PullPeer, PullResult, RankInfo
+from lmkv.core.parts import parts
 
 KEY, COUNTER = wire.KEY_BYTES, wire.COUNTER_BYTES
 READABLE, RESERVED = 1, 2
+PEERS = 4096  # whose ranks are remembered
 FAILURES = 1 << 14  # chunks whose pull failed that are remembered
 
 
@@ -32,7 +34,7 @@ class Geometry:
 
     chunk_tokens: int  # the same in every group
     block_tokens: int
-    payload_bytes: int
+    payload_bytes: int  # of a chunk, over all ranks
     window: int = 0  # tokens that its attention sees, the new one too; 0: all
     state: bool = False  # a block is the state after its last token
 
@@ -62,7 +64,7 @@ class Transfers:
         pulls: Pulls,
         rates: Rates,
         stats: Stats,
-        host: HostIdentity | None,
+        ranks: list[RankInfo],
         clock: Callable[[], float],
     ) -> None:
         self._config = config
@@ -72,15 +74,32 @@ class Transfers:
         self._pulls = pulls
         self._rates = rates
         self._stats = stats
-        self._host = host
+        self._own = ranks
         self._clock = clock
+        self._read: dict[
+            tuple[str, int], tuple[list[PullPeer], list[list[PullPeer]]]
+        ] = {}  # see `_parts`
         self._failures: dict[bytes, str] = {}  # causes by key, the latest last
 
     def mapped(self, state: RequestState, source: Source) -> list[PullPeer]:
         """The peer's ranks where its pool is mapped rather than pulled from, else []."""
         ranks = [] if state.transfer == "nixl" else self._locator.ranks(source.peer)
-        here = all(rank.info.share_socket and rank.info.host == self._host for rank in ranks)
-        return ranks if here else []
+        host = self._own[0].host
+        here = all(rank.info.share_socket and rank.info.host == host for rank in ranks)
+        return ranks if here and self._parts(source.peer, state.group) else []
+
+    def _parts(self, instance: str, group: int) -> list[list[PullPeer]]:
+        """By rank here, the peer's ranks that its heads of a cache group are read from; [] when
+        some lack."""
+        ranks = self._locator.ranks(instance)
+        known = self._read.get((instance, group))
+        if known is None or known[0] is not ranks:  # asked by the chunk, made once
+            infos = [peer.info for peer in ranks]
+            found = [[ranks[part.at] for part in parts(own, infos, group)] for own in self._own]
+            known = self._read[instance, group] = ranks, found if all(found) else []
+            while len(self._read) > PEERS:
+                del self._read[next(iter(self._read))]
+        return known[1]
 
     def post(self, state: RequestState, first: int, last: int, weigh: bool = True) -> None:
         """Pulls for chunks that are neither here nor mapped, one job a peer and run; up to the
@@ -122,6 +141,9 @@ class Transfers:
         if not ranks or self._locator.avoids(source.peer):
             state.miss = "peer_dead"
             return False
+        if not self._parts(source.peer, state.group):
+            state.miss = "incompatible"
+            return False
         if state.transfer == "mapped" or self._config.pull == "never":
             state.miss = "incompatible" if state.transfer == "mapped" else "recompute_cheaper"
             return False
@@ -135,9 +157,8 @@ class Transfers:
     ) -> bool:
         """Pull these chunks, which bring what lies before chunk `end`; False if that is not done,
         with its cause."""
-        ranks = self._locator.ranks(batch[0][1].peer)
-        peer = ranks[0].instance
-        size = self.size(state, peer, len(batch))
+        peer = batch[0][1].peer
+        size = self.size(state, len(batch))
         if weigh and not self.pays(state, peer, size, batch[0][0], end):
             state.miss = "recompute_cheaper"
             return False
@@ -155,13 +176,14 @@ class Transfers:
             self._config.pull_deadline_max,
         )
         self._rates.started(peer, size)
+        ranks = self._parts(peer, state.group)
         state.jobs.add(self._pulls.post(ranks, keys, remote, own, size, seconds, state.group))
         state.pulled |= {chunk for chunk, _ in batch}
         return True
 
-    def size(self, state: RequestState, peer: str, chunks: int) -> int:
+    def size(self, state: RequestState, chunks: int) -> int:
         """Bytes of so many chunks, of all ranks."""
-        return chunks * self._groups[state.group].payload_bytes * len(self._locator.ranks(peer))
+        return chunks * self._groups[state.group].payload_bytes
 
     def pays(self, state: RequestState, peer: str, size: int, first: int, end: int) -> bool:
         """Whether pulling is not slower than computing chunks [first, end), or is not weighed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import itemgetter
 
 from lmkv.core import geometry
 from lmkv.core.messages import Heartbeat, PeerRef, RankInfo, Register
@@ -76,17 +77,17 @@ def add(totals: dict[str, int], more: Mapping[str, int]) -> None:
 
 
 def hosts(ranks: Sequence[RankInfo]) -> tuple[object, ...]:
-    """Equal for instances whose ranks reach each other's share sockets, one by one. Without ranks
-    an instance is on no host that another is on."""
-    found = tuple(rank.host for rank in sorted(ranks, key=lambda rank: rank.rank))
-    return found or (object(),)
+    """Equal for instances whose ranks reach each other's share sockets, however many they are.
+    Without ranks an instance is on no host that another is on."""
+    found = {(host.boot_id, host.device, host.inode) for host in (rank.host for rank in ranks)}
+    return tuple(sorted(found)) or (object(),)
 
 
 def group(registration: Register) -> tuple[object, ...]:
     """Equal for instances that may hold for each other."""
     return (
         registration.namespace,
-        tuple(registration.layouts),
+        tuple(sorted(geometry.apart(registration.layouts).items(), key=itemgetter(0))),
         tuple(registration.group_specs),
         registration.chunk_tokens,
     )
@@ -112,4 +113,4 @@ def differs(a: Register, b: Register) -> str:
         return "chunk_tokens"
     if a.group_specs != b.group_specs:
         return "group_specs"
-    return geometry.compatible(a.layouts, b.layouts, heads_apart=False) or ""
+    return geometry.compatible(a.layouts, b.layouts) or ""

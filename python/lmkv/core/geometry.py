@@ -1,8 +1,8 @@
 """How many bytes lie where: layouts as text, and slot sizes.
 
 A rank writes its `Layout` as canonical text; everybody else works from the text alone: its
-fingerprint stands in every slot's header, `slot_layout` gives the sizes, `compatible` compares two
-instances.
+fingerprint stands in every slot's header, `slot_layout` gives the sizes, `with_heads` makes a
+peer's rank's text of ours, `compatible` compares two instances.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ TOKENS = "tokens"  # page format 1; any other name is the engine's own, page for
 # What may differ between instances that share: which of the model's heads a rank has decides only
 # which segments of which ranks are read.
 HEAD_FIELDS = frozenset({"rank_heads", "segments"})
+Heads = tuple[int, int]  # the first, as the model counts them, and how many
 
 
 @dataclass(frozen=True)
@@ -90,33 +91,72 @@ def slot_layout(layout: str) -> _native.SlotLayout:
     )
 
 
-def compatible(a: Sequence[str], b: Sequence[str], heads_apart: bool = True) -> str | None:
-    """None if instances with these layouts (one per rank) may share; else the first field, by name,
-    that differs. `heads_apart` False asks for equal ranks too: their slots are alike one by one.
-    """
-    if not heads_apart:
-        if len(a) != len(b):
-            return "ranks"
-        pairs = [(fields(x), fields(y)) for x, y in zip(a, b)]
-        return next((d for x, y in pairs if (d := _differing(x, y)) is not None), None)
-    mine, theirs = _apart(a), _apart(b)
+def rank_heads(layout: str) -> Heads:
+    """The rank's KV heads. ValueError when the layout does not say."""
+    span = _span(fields(layout))
+    if span is None:
+        raise ValueError("layout: its rank_heads is not first-last")
+    return span[0], span[1] - span[0] + 1
+
+
+def with_heads(layout: str, heads: Heads) -> str:
+    """The layout of a rank that has other heads of the same model."""
+    found = fields(layout)
+    layers = int(found["segments"]) // rank_heads(layout)[1]
+    first, count = heads
+    found["rank_heads"] = f"{first}-{first + count - 1}"
+    found["segments"] = str(layers * count)
+    return lines(found)
+
+
+def compatible(a: Sequence[str], b: Sequence[str]) -> str | None:
+    """None if instances with these layouts (of all their ranks) may share, each having what the
+    other reads; else the first field, by name, that differs: `ranks` when one lacks heads."""
+    mine, theirs = apart(a), apart(b)
     only = [x for x in mine if x not in theirs] + [y for y in theirs if y not in mine]
     if not only:
-        return None
+        return None if mine == theirs else "ranks"
     others = theirs if only[0] in mine else mine
     if not others:
         return "ranks"
     # The one that it was meant to equal is the one with the fewest differences.
-    closest = min(others, key=lambda other: sum(only[0].get(n) != v for n, v in other.items()))
-    return _differing(only[0], closest)
+    one = fields(only[0])
+    return min((_differing(one, fields(other)) for other in others), key=len)[0]
 
 
-def _apart(layouts: Sequence[str]) -> list[dict[str, str]]:
-    return [{n: v for n, v in fields(x).items() if n not in HEAD_FIELDS} for x in layouts]
+def apart(layouts: Sequence[str]) -> dict[str, tuple[object, ...]]:
+    """Texts without what may differ, each with the heads that its ranks have together. Equal for
+    instances that may share."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for layout in layouts:
+        named = fields(layout)
+        text = lines({n: v for n, v in named.items() if n not in HEAD_FIELDS})
+        found.setdefault(text, []).append(named)
+    return {text: _together(ranks) for text, ranks in found.items()}
 
 
-def _differing(a: Mapping[str, str], b: Mapping[str, str]) -> str | None:
-    return next((name for name in sorted({*a, *b}) if a.get(name) != b.get(name)), None)
+def _together(ranks: Sequence[Mapping[str, str]]) -> tuple[object, ...]:
+    """Spans of heads, merged; of what is no span, its text."""
+    merged: list[tuple[int, int]] = []
+    for first, last in sorted(span for rank in ranks if (span := _span(rank)) is not None):
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = merged[-1][0], max(merged[-1][1], last)
+        else:
+            merged.append((first, last))
+    texts = {rank.get("rank_heads", "") for rank in ranks if _span(rank) is None}
+    return *merged, *sorted(texts)
+
+
+def _span(found: Mapping[str, str]) -> tuple[int, int] | None:
+    """First and last head."""
+    match = re.fullmatch(r"(\d{1,9})-(\d{1,9})", found.get("rank_heads", ""))
+    span = (int(match[1]), int(match[2])) if match else (0, -1)
+    return span if span[1] >= span[0] else None
+
+
+def _differing(a: Mapping[str, str], b: Mapping[str, str]) -> list[str]:
+    names = sorted({*a, *b} - HEAD_FIELDS)
+    return [name for name in names if a.get(name) != b.get(name)]
 
 
 STATE_WINDOW = 2  # the state after the last token, and the next token

@@ -47,6 +47,12 @@ def instance_id(configured: str, engine_id: str) -> str:
     return f"{name}-dp{rank[1]}" if rank else name
 
 
+def dp_rank(engine_id: str) -> int:
+    """The engine's rank of data parallelism; vLLM's own setting is 0 in each of them."""
+    rank = re.search(r"_dp(\d+)$", engine_id)
+    return int(rank[1]) if rank else 0
+
+
 def socket_name(instance: str, engine_id: str, rank: int, kind: str) -> str:
     """File name of a rank's socket in `run_dir`, e.g. `1f0c77aa-0.share`."""
     return f"{short(f'{instance} {engine_id}')}-{rank}.{kind}"

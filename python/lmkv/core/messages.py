@@ -62,6 +62,8 @@ class RankInfo(msgspec.Struct, omit_defaults=True):
     nixl_metadata: bytes = b""  # b"" while the rank is not pullable by NIXL
     stream_address: str = ""
     rdma: bool = False
+    stage: U32 = 0  # of the pipeline: ranks of one stage have the same layers
+    heads: list[tuple[U32, U32]] = []  # by cache group: first KV head of the model, how many
 
 
 class Register(Message, tag="register"):
@@ -77,7 +79,7 @@ class Register(Message, tag="register"):
     instance: Name
     epoch: U64
     namespace: str
-    layouts: list[str]  # one text per rank
+    layouts: list[str]  # one text per rank; which heads it has does not divide instances
     chunk_tokens: Annotated[int, Meta(ge=1)]
     ranks: list[RankInfo]
     data_version: U64 = 0
@@ -642,13 +644,16 @@ class Pull(Message, tag="pull"):
     """Read a peer's slots into reserved ones.
 
     Frames: keys, remote places, remote counters, own places, own counters. `deadline` is seconds
-    from receipt. Answered by one `Pulled`, at the deadline at the latest.
+    from receipt. Answered by one `Pulled`, at the deadline at the latest. Where the peer's ranks
+    have other heads, `peer` and `others` together have ours; a chunk is as good as the worst of
+    what it is read from.
     """
 
     job: U64
     peer: PullPeer
     deadline: Seconds
-    fingerprint: U64  # of the layout, must be in each header
+    fingerprint: U64  # of our layout; each header must have it, or that of the peer's heads
+    others: list[PullPeer] = []  # further ranks of the same instance
 
 
 class PullResult:

@@ -71,7 +71,7 @@ class Mover:
         self._error = ""
         self._versions = {"lmkv": __version__}
         self._known: list[bytes] = []  # routing ids of agents, the latest last
-        self._peers = Peers(config.layouts, config.granule_bytes)
+        self._peers = Peers(config.rank, config.layouts, config.granule_bytes)
         self._added: queue.SimpleQueue[int] = queue.SimpleQueue()  # segments to be faulted in
         threading.Thread(target=self._fault_in, name="lmkv-faults", daemon=True).start()
         self._running = True

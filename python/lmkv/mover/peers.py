@@ -9,37 +9,61 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from lmkv import _native
-from lmkv.core import geometry
-from lmkv.core.messages import Pull, PullPeer, PullResult
+from lmkv.core import geometry, parts
+from lmkv.core.messages import Pull, PullPeer, PullResult, RankInfo
 
 
 class Peers:
-    """Pure state: which lives the engine has been told of."""
+    """Pure state: our layouts, and which lives the engine has been told of."""
 
-    def __init__(self, layouts: Iterable[str], granule_bytes: int) -> None:
+    def __init__(self, rank: int, layouts: Iterable[str], granule_bytes: int) -> None:
         """`layouts` are our rank's, by cache group."""
-        slots = [geometry.slot_layout(text) for text in layouts]
-        self._layouts = {slot.fingerprint: slot for slot in slots}
+        self._rank = rank
+        self._texts = {geometry.fingerprint(text): text for text in layouts}
+        self._slots = {n: geometry.slot_layout(text) for n, text in self._texts.items()}
         self._granule_bytes = granule_bytes
         self._ids: dict[tuple[str, int], set[str]] = {}
 
     def refusal(self, pull: Pull) -> tuple[int, bool, str] | None:
         """(PullResult of every chunk, stale, why), or None: the pull may be made."""
-        info = pull.peer.info
-        if pull.fingerprint not in self._layouts:
-            ours = ", ".join(f"{fingerprint:016x}" for fingerprint in self._layouts)
+        if pull.fingerprint not in self._slots:
+            ours = ", ".join(f"{fingerprint:016x}" for fingerprint in self._slots)
             why = f"layout {pull.fingerprint:016x}, this pool has {ours}"
             return PullResult.INCOMPATIBLE, False, why
-        if info.granule_bytes != self._granule_bytes:
-            why = f"granules of {info.granule_bytes} bytes, here {self._granule_bytes}"
-            return PullResult.INCOMPATIBLE, False, why
-        if not info.nixl_metadata:
+        peers = [pull.peer, *pull.others]
+        if len({(peer.instance, peer.epoch) for peer in peers}) > 1:
+            return PullResult.INCOMPATIBLE, False, "ranks of several instances"
+        try:
+            found = self.parts(pull)
+        except ValueError as error:
+            return PullResult.INCOMPATIBLE, False, str(error)
+        least = [part.theirs.granule_bytes for part in found] or [self._granule_bytes]
+        for size, asked in zip((peer.info.granule_bytes for peer in peers), least):
+            if size < asked or (not found and size != asked):
+                return PullResult.INCOMPATIBLE, False, f"granules of {size} bytes, here {asked}"
+        if not all(peer.info.nixl_metadata for peer in peers):
             return PullResult.PEER_DEAD, True, "the peer is not pullable by NIXL"
         return None
 
     def layout(self, pull: Pull) -> _native.SlotLayout:
-        """Of the slots that a pull which was not refused names."""
-        return self._layouts[pull.fingerprint]
+        """Ours, of the slots that a pull which was not refused fills."""
+        return self._slots[pull.fingerprint]
+
+    def parts(self, pull: Pull) -> list[_native.SlotPart]:
+        """Of each of the pull's peers what is read; [] for whole slots of one that is like us.
+        ValueError unless together they have our heads."""
+        text = self._texts[pull.fingerprint]
+        peers = [pull.peer, *pull.others]
+        # The agent has chosen the ranks: of their stages and groups only the heads count here.
+        group = list(self._texts).index(pull.fingerprint)
+        own = RankInfo(self._rank, pull.peer.info.host, heads=[geometry.rank_heads(text)])
+        infos = [RankInfo(self._rank, p.info.host, heads=p.info.heads[group:][:1]) for p in peers]
+        found = parts.parts(own, infos)
+        if [part.at for part in found] != list(range(len(peers))):
+            raise ValueError(f"{len(peers)} ranks of the peer do not have our heads, each once")
+        if len(found) == 1 and found[0].whole:
+            return []
+        return [parts.slot_part(text, part) for part in found]
 
     def native(self, peer: PullPeer) -> _native.PullPeer:
         info = peer.info

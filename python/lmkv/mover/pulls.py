@@ -50,12 +50,7 @@ class Pulls:
             result, stale, _ = refusal
             return [self._all(identity, pull, n, result, stale)]
         try:
-            peer = self._peers.native(pull.peer)
-            keys, remote, theirs, own, ours = frames
-            self._engine.pull(
-                self._next, peer, self._peers.layout(pull), pull.peer.epoch, epoch,
-                keys, remote, theirs, own, ours, pull.deadline,
-            )  # fmt: skip
+            self._begin(self._engine, pull, frames, epoch)
         except ValueError as error:  # the agent's mistake, or a segment that has not arrived yet
             alarm = Alarm(self._rank, "pull", str(error))
             return [
@@ -65,6 +60,23 @@ class Pulls:
         self._asked[self._next] = _Asked(identity, pull.job)
         self._next += 1
         return []
+
+    def _begin(
+        self, engine: _native.PullEngine, pull: Pull, frames: list[bytes], epoch: int
+    ) -> None:
+        keys, remote, theirs, own, ours = frames
+        layout, parts = self._peers.layout(pull), self._peers.parts(pull)
+        peers = [self._peers.native(peer) for peer in (pull.peer, *pull.others)]
+        if parts:
+            engine.pull_parts(
+                self._next, peers, parts, layout, pull.peer.epoch, epoch,
+                keys, remote, theirs, own, ours, pull.deadline,
+            )  # fmt: skip
+        else:
+            engine.pull(
+                self._next, peers[0], layout, pull.peer.epoch, epoch,
+                keys, remote, theirs, own, ours, pull.deadline,
+            )  # fmt: skip
 
     def limbo(self, identity: bytes, job: int) -> list[Answer]:
         """Nothing while the job is under way: its end will be told."""

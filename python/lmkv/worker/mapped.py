@@ -57,11 +57,13 @@ class MappedPeers:
         self._peers: dict[tuple[str, int, int], _Mapping] = {}
 
     @contextlib.contextmanager
-    def map(self, peer: PullPeer) -> Iterator[_native.PoolMap]:
-        """The peer's pool, with all segments that `peer` names, for the length of the block.
+    def map(self, peer: PullPeer, granule_bytes: int = 0) -> Iterator[_native.PoolMap]:
+        """The peer's pool, with all segments that `peer` names, for the length of the block; its
+        granules have our size, or `granule_bytes` and more where its rank has other heads.
 
         MapError: `peer_dead` when nobody or another answers, `incompatible` for other sizes.
         """
+        self._check_granules(peer, granule_bytes)
         key = peer.instance, peer.epoch, peer.info.rank
         with self._lock:
             mapping = self._peers.setdefault(key, _Mapping())
@@ -123,14 +125,17 @@ class MappedPeers:
         if self._peers.get(key) is mapping:
             del self._peers[key]
 
-    def _new(self, peer: PullPeer) -> _native.PoolMap:
-        info = peer.info
-        if info.granule_bytes != self._granule_bytes:
+    def _check_granules(self, peer: PullPeer, least: int) -> None:
+        """Else a slot's end might be read beyond the map."""
+        found, ours = peer.info.granule_bytes, self._granule_bytes
+        if found < least or (not least and found != ours):
             raise MapError(
                 "incompatible",
-                f"{peer.instance}: granules of {info.granule_bytes} bytes, here "
-                f"{self._granule_bytes}",
+                f"{peer.instance}: granules of {found} bytes, here {least or ours}",
             )
+
+    def _new(self, peer: PullPeer) -> _native.PoolMap:
+        info = peer.info
         try:
             return _native.PoolMap(
                 info.granule_bytes,

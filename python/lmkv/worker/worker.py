@@ -18,7 +18,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import msgspec
 
 from lmkv import _native
-from lmkv.core import identity, pool_size
+from lmkv.core import geometry, identity, parts, pool_size
 from lmkv.core.config import InstanceConfig
 from lmkv.core.geometry import GRANULES_A_SLOT
 from lmkv.core.messages import (
@@ -72,8 +72,9 @@ def _isolated(otherwise: Callable[[], R]) -> Callable[[StepCall[P, R]], StepCall
 
 
 class Worker:
-    """`instance` and `engine_id` name the sockets. Raises DoesNotFit, ValueError, OSError,
-    RuntimeError or zmq.ZMQError with a sentence; nothing is left behind then."""
+    """`instance` and `engine_id` name the sockets; `stage` is the rank's, of the pipeline. Raises
+    DoesNotFit, ValueError, OSError, RuntimeError or zmq.ZMQError with a sentence; nothing is left
+    behind then."""
 
     def __init__(
         self,
@@ -83,6 +84,7 @@ class Worker:
         rank: int,
         ranks_on_host: int,
         pages: Sequence[PageLayout],  # by cache group
+        stage: int = 0,
     ) -> None:
         self._config = config
         self._rank = rank
@@ -103,6 +105,8 @@ class Worker:
             granule_bytes=slot.granule_bytes,
             granules=slots * GRANULES_A_SLOT,
             segment_granules=segment_slots * GRANULES_A_SLOT,
+            stage=stage,
+            heads=[geometry.rank_heads(group.layout) for group in pages],
         )
         name = identity.socket_name(instance, engine_id, rank, "worker")
         settings = MoverSettings(
@@ -150,6 +154,7 @@ class Worker:
             "info": self._info,
             "control": self._control.address,
             "layouts": [group.layout for group in self._pages],
+            "layers": [list(group.layers) for group in self._pages],
             "slots": self.pool.slots,
             "payload_bytes": [group.slot.payload_bytes for group in self._pages],
         }
@@ -234,23 +239,45 @@ class Worker:
         """A PullResult."""
         if chunk.peer < 0:
             return self._scatter_from(self.pool, chunk)
-        peer = load.peers[chunk.peer][self._rank]
+        ranks = load.peers[chunk.peer]
+        found = parts.parts(self._info, [peer.info for peer in ranks], chunk.group)
+        for part in found:
+            result = self._scatter_part(ranks[part.at], part, chunk)
+            if result != PullResult.GOOD:
+                return result
+        return PullResult.GOOD if found else PullResult.INCOMPATIBLE
+
+    def _scatter_part(self, peer: PullPeer, part: parts.Part, chunk: LoadChunk) -> int:
+        """What one of the peer's ranks has of the chunk."""
         self._forget_earlier_life(peer)
         try:
-            with self._mapped.map(peer) as pool:
-                return self._scatter_from(pool, chunk)
+            heads = None if part.whole else parts.slot_part(self._pages[chunk.group].layout, part)
+        except ValueError as error:
+            log.warning("lmkv: rank %d of %s: %s", peer.info.rank, peer.instance, error)
+            return PullResult.INCOMPATIBLE
+        least = heads.theirs.granule_bytes if heads is not None else 0
+        try:
+            with self._mapped.map(peer, least) as pool:
+                return self._scatter_from(pool, chunk, heads)
         except MapError as error:
             log.warning("lmkv: %s cannot be mapped: %s", peer.instance, error)
             return MAP_RESULTS.get(error.cause, PullResult.PEER_DEAD)
 
-    def _scatter_from(self, pool: _native.Pool | _native.PoolMap, chunk: LoadChunk) -> int:
+    def _scatter_from(
+        self,
+        pool: _native.Pool | _native.PoolMap,
+        chunk: LoadChunk,
+        heads: _native.SlotPart | None = None,
+    ) -> int:
         try:
             address = pool.slot_address(chunk.place)
         except ValueError as error:  # in no usable segment
             log.info("lmkv: %s", error)
             return PullResult.GONE
         copier = self._copiers[chunk.group]
-        return copier.scatter(address, chunk.key, chunk.generation, chunk.blocks)
+        if heads is None:
+            return copier.scatter(address, chunk.key, chunk.generation, chunk.blocks)
+        return copier.scatter_part(address, heads, chunk.key, chunk.generation, chunk.blocks)
 
     def _forget_earlier_life(self, peer: PullPeer) -> None:
         """A map keeps a dead holder's memory alive."""
