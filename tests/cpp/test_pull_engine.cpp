@@ -63,9 +63,92 @@ void submit(PullEngine& engine, const PullPeer& peer, std::uint32_t thread, std:
   engine.pull(job, peer, kLayout, std::move(chunks), 60);
 }
 
+// ---------------------------------------------------------------- parts
+
+// Two ranks with two heads each hold what one rank of ours has: four heads of three layers.
+const SlotLayout kWhole(12, 4096, 2, 1), kHalves[] = {{6, 4096, 2, 2}, {6, 4096, 2, 3}};
+constexpr std::uint32_t kPartSlots = 16;
+
+std::byte content(std::uint32_t n, std::uint32_t layer, std::uint32_t head) {
+  return std::byte(n * 12 + layer * 4 + head);
+}
+
+void fill_half(Pool& pool, int half) {
+  const SlotLayout& layout = kHalves[half];
+  std::vector<std::byte> payload(layout.payload_bytes());
+  for (std::uint32_t n = 0; n < kPartSlots; ++n) {
+    for (std::uint32_t segment = 0; segment < layout.segments; ++segment)
+      std::memset(payload.data() + segment * layout.segment_bytes,
+                  int(content(n, segment / 2, half * 2 + segment % 2)), layout.segment_bytes);
+    write_slot(pool.slot(place(n)), layout, key(n), kTheirs | (n + 1), payload);
+  }
+}
+
+bool holds(const std::byte* slot, std::uint32_t n) {
+  if (check_slot(slot, kWhole, key(n), kOurs | 1) != SlotStatus::good) return false;
+  for (std::uint64_t at = 0; at < kWhole.payload_bytes(); ++at) {
+    const std::uint32_t segment = std::uint32_t(at / kWhole.segment_bytes);
+    if (slot[kWhole.payload_offset() + at] != content(n, segment / 4, segment % 4)) return false;
+  }
+  return true;
+}
+
+// Jobs whose deadline lets all, some or none of the READs end; slots are used again only after
+// `limbo_ended`, and never hold anything but what is asked for.
+void slots_are_put_together_from_two_ranks() {
+  Pool first(kHalves[0].granule_bytes(), kPartSlots, kPartSlots, 0);
+  Pool second(kHalves[1].granule_bytes(), kPartSlots, kPartSlots, 0);
+  Pool backing(kWhole.granule_bytes(), kPartSlots, kPartSlots, 0);
+  first.add_segment(true), second.add_segment(true), backing.add_segment(true);
+  PoolMap ours(kWhole.granule_bytes(), kPartSlots, kPartSlots, 0, true);
+  ours.add_segment(backing.segment_fd(0, false).get());
+  auto serve0 = make_loopback_transport("part0"), serve1 = make_loopback_transport("part1");
+  auto transport = make_loopback_transport("parts");
+  transport->register_memory(ours.address(), kPartSlots * ours.slot_bytes());
+  std::vector<PullSource> sources;
+  for (int half = 0; half < 2; ++half) {
+    Pool& pool = half ? second : first;
+    Transport& serve = half ? *serve1 : *serve0;
+    fill_half(pool, half);
+    serve.register_memory(pool.address(), kPartSlots * pool.slot_bytes());
+    PullPeer peer{half ? "p1" : "p0",
+                  serve.metadata(),
+                  pool.address(),
+                  pool.granule_bytes(),
+                  kPartSlots * kGranulesPerSlot,
+                  kPartSlots * kGranulesPerSlot};
+    sources.push_back({peer, SlotPart(kWhole, kHalves[half], 3, 0, half * 2, 2)});
+  }
+  PullEngine engine(*transport, ours);
+  for (std::uint64_t job = 1; job <= 60; ++job) {
+    std::vector<PullChunk> chunks;
+    for (std::uint32_t n = 0; n < kPartSlots; ++n)
+      chunks.push_back({key(n), place(n), place(kPartSlots - 1 - n), kTheirs | (n + 1), kOurs | 1});
+    engine.pull(job, sources, kWhole, chunks, job % 3 == 0 ? 60 : job % 3 == 1 ? 0 : 2e-4);
+    std::vector<PullResult> results;
+    bool limbo = false, ended = false;
+    while (results.empty() || limbo != ended) {
+      pollfd ready{engine.fd(), POLLIN, 0};
+      EXPECT(::poll(&ready, 1, 20000) == 1);
+      for (const PullEvent& event : engine.take()) {
+        ended |= event.kind == PullEvent::Kind::limbo_ended;
+        if (event.kind != PullEvent::Kind::pulled) continue;
+        results = event.results;
+        for (const PullResult result : results) limbo |= result == PullResult::timeout;
+      }
+    }
+    for (std::uint32_t n = 0; n < kPartSlots; ++n) {
+      if (job % 3 == 0) EXPECT(results[n] == PullResult::good);
+      EXPECT(holds(ours.slot(place(kPartSlots - 1 - n)), n) == (results[n] == PullResult::good));
+    }
+    EXPECT(engine.limbo_slots() == 0);
+  }
+}
+
 }  // namespace
 
 int main() {
+  slots_are_put_together_from_two_ranks();
   const std::uint64_t granule = kLayout.granule_bytes();
   Pool theirs(granule, kSlots, kSlots, 0), backing(granule, kSlots, kSlots, 0);
   theirs.add_segment(true), backing.add_segment(true);

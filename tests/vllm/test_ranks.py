@@ -84,7 +84,7 @@ class TestPipelineParallel:
 @pytest.fixture(scope="class")
 def parallel(cluster: Cluster) -> Iterator[Engine]:
     engine = cluster.start("d", data_parallel_size=2)
-    engine.wait_ready()
+    engine.wait_ready(600)  # a coordinator, two engines and their workers, one after the other
     yield engine
     engine.stop()
 
