@@ -101,10 +101,10 @@ class Placement:
         if other >= 0 and found < len(keys) // KEY_BYTES:
             answer.missing = "incompatible"
             answer.incompatible = differs(asker.registration, self._by_number[other].registration)
-        if found and not sparse:  # a prefix, once a question
-            last, registration = KEY_BYTES * (found - 1), asker.registration
-            tokens = found * registration.chunk_tokens
-            self.hot.note(keys[last : last + KEY_BYTES], registration.model, tokens)
+        if runs and not sparse:  # a prefix, once a question
+            end, registration = runs[-1][0] + runs[-1][1], asker.registration
+            key = keys[KEY_BYTES * (end - 1) : KEY_BYTES * end]
+            self.hot.note(key, registration.model, end * registration.chunk_tokens)
         self._note(keys, runs, alternates, places, counters)
         return answer, places, counters
 
