@@ -165,8 +165,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
 
     @property
     def _whole_loads(self) -> bool:
-        """Whether a load counts as a whole: of several groups, and of windows, vLLM takes no
-        prefix of it."""
+        """Of several groups, and of windows, vLLM takes no prefix of a load that failed."""
         groups = self._kv_cache_config.kv_cache_groups
         return len(groups) > 1 or any(geometry.window(g.kv_cache_spec) for g in groups)
 
@@ -251,9 +250,8 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
         received = self.get_finished(finished_req_ids)[1]
-        failed: set[str] = set()
-        if self._whole_loads:
-            failed = {r for r, load in self._step_loads.items() if load.result != PullResult.GOOD}
+        ended = self._step_loads.items() if self._whole_loads else ()
+        failed = {request for request, load in ended if load.result != PullResult.GOOD}
         return KVConnectorTransferResults(finished_recving=received, failed_recving=failed)
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str], set[str]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.vllm.engine import Engine, Output, Zygote
 
-READY_S = 60.0
+READY_S = 180.0
 NIXL = {"lmkv": {"transfer": "nixl"}}  # a request's own wishes
 MAPPED = {"lmkv": {"transfer": "mapped"}}
 # Deadlines that no busy machine meets by chance, and pulls that no measured rate decides.
