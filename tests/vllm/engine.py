@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-START_S = 120.0
+START_S = 180.0
 ANSWER_S = 120.0
 BLOCK = 64
 NAPS = ROOT / "tests/vllm/naps"  # its sitecustomize says why
@@ -115,9 +115,9 @@ class Engine:
         """Empty vLLM's own cache; lmkv's pool keeps what it has."""
         assert self._ask("reset_prefix_cache")
 
-    def call(self, function: str, *arguments: Any) -> Any:
-        """Run `module:function(llm, *arguments)` inside the engine's process."""
-        return self._ask("call", function, arguments)
+    def call(self, function: str, *arguments: Any, **named: Any) -> Any:
+        """Run `module:function(llm, *arguments, **named)` inside the engine's process."""
+        return self._ask("call", function, arguments, named)
 
     def alive(self) -> bool:
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lmkv import _native
 from lmkv.core.identity import lines
@@ -55,6 +56,13 @@ class Layout:
                 "segments": str(len(self.layers) * self.heads),
             }
         )
+
+
+def model_kv_heads(model_config: Any) -> int:
+    """KV heads of the whole model, from vLLM's config: MLA keeps one latent for all its heads."""
+    if getattr(model_config, "use_mla", False):
+        return 1
+    return int(model_config.get_total_num_kv_heads())
 
 
 def fields(layout: str) -> dict[str, str]:

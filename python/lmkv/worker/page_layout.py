@@ -4,6 +4,7 @@ A layer's tensor is a logical view [B, H, N, C] (block, head, token, content) wh
 truth. The CPU backend packs a (block, head) page by instruction set and block size, so a page is
 opaque there: one run, page format `cpu:<isa>:<block size>`. Where vLLM splits its blocks into
 kernel blocks, dimension 0 counts those, and a block's page is its kernel blocks' pages in order.
+MLA has one latent row a token, alike on every rank: one segment a layer.
 
 Whatever cannot be shared yet raises Unsupported, whose text is for people.
 """
@@ -22,7 +23,8 @@ from lmkv.core import geometry
 if TYPE_CHECKING:
     import torch
 
-SHARED_KIND = "FullAttentionSpec"
+FULL, MLA = "FullAttentionSpec", "MLAAttentionSpec"
+SHARED_KINDS = (FULL, MLA)
 DRAFT_PREFIX = "draft_model."  # a draft model's layers are no part of the payload
 
 
@@ -57,7 +59,7 @@ def page_layout(
     Raises Unsupported for a kind of KV that is not shared, and ValueError for a chunk that is not
     whole blocks.
     """
-    spec = _one_full_attention(kv_cache_config)
+    spec = _only_group(kv_cache_config)
     layers = _layers(kv_cache_config.kv_cache_groups[0].layer_names, kv_caches, vllm_config)
     first = kv_caches[layers[0]]
     for name in layers:
@@ -89,7 +91,7 @@ def page_layout(
         group=0,
         layers=layers,
         head_size=spec.head_size,
-        kv_heads=vllm_config.model_config.get_total_num_kv_heads(),
+        kv_heads=geometry.model_kv_heads(vllm_config.model_config),
         first_head=_first_head(rank, heads, kv_cache_config, vllm_config),
         heads=heads,
         segment_bytes=pages.segment_bytes(blocks_per_chunk),
@@ -104,14 +106,15 @@ def page_layout(
     )
 
 
-def _one_full_attention(kv_cache_config: Any) -> Any:
+def _only_group(kv_cache_config: Any) -> Any:
     """The spec of the only cache group."""
     groups = kv_cache_config.kv_cache_groups
     kinds = [type(group.kv_cache_spec).__name__ for group in groups]
     if len(groups) != 1:
         raise Unsupported(f"{len(groups)} KV cache groups ({', '.join(kinds)}) are not shared yet")
-    if kinds[0] != SHARED_KIND:
-        raise Unsupported(f"KV of kind {kinds[0]} is not shared yet, only {SHARED_KIND}")
+    if kinds[0] not in SHARED_KINDS:
+        allowed = ", ".join(SHARED_KINDS)
+        raise Unsupported(f"KV of kind {kinds[0]} is not shared yet, only {allowed}")
     return groups[0].kv_cache_spec
 
 
@@ -160,6 +163,8 @@ def _blocks(tensor: torch.Tensor, num_blocks: int) -> tuple[int, int]:
 
 def _first_head(rank: int, heads: int, kv_cache_config: Any, vllm_config: Any) -> int:
     """The model's number of this rank's first KV head; replicas have the same."""
+    if geometry.model_kv_heads(vllm_config.model_config) == 1:
+        return 0
     parallel = vllm_config.parallel_config.tensor_parallel_size
     replicas = max(1, getattr(kv_cache_config, "kv_tp_replicas", 1) or 1)
     return int(rank % parallel // replicas * heads)
@@ -167,7 +172,10 @@ def _first_head(rank: int, heads: int, kv_cache_config: Any, vllm_config: Any) -
 
 def _isa(layer: str, spec: Any, tokens: int, vllm_config: Any) -> str:
     """The packing that vLLM's CPU attention chose: it leaves it on its layers; where it has not
-    yet, by the same rule (`_get_attn_isa` in vLLM's v1/attention/backends/cpu_attn.py)."""
+    yet, by the same rule (`_get_attn_isa` in vLLM's v1/attention/backends/cpu_attn.py). MLA's is
+    one of its own."""
+    if type(spec).__name__ == MLA:
+        return "mla"
     context = getattr(vllm_config.compilation_config, "static_forward_context", None) or {}
     chosen = getattr(context.get(layer), "isa", None)
     if chosen:
