@@ -84,6 +84,7 @@ def page_layout(
         strides[0] * item if kernel_blocks > 1 else 0,
     )
     blocks_per_chunk = chunk_tokens // spec.block_size
+    model_heads = geometry.model_kv_heads(vllm_config.model_config)
     text = geometry.Layout(
         chunk_tokens=chunk_tokens,
         dtype=str(first.dtype).removeprefix("torch."),
@@ -91,8 +92,8 @@ def page_layout(
         group=0,
         layers=layers,
         head_size=spec.head_size,
-        kv_heads=geometry.model_kv_heads(vllm_config.model_config),
-        first_head=_first_head(rank, heads, kv_cache_config, vllm_config),
+        kv_heads=model_heads,
+        first_head=_first_head(rank, model_heads, vllm_config),
         heads=heads,
         segment_bytes=pages.segment_bytes(blocks_per_chunk),
     ).text()
@@ -161,13 +162,10 @@ def _blocks(tensor: torch.Tensor, num_blocks: int) -> tuple[int, int]:
     return num_blocks, found // num_blocks
 
 
-def _first_head(rank: int, heads: int, kv_cache_config: Any, vllm_config: Any) -> int:
-    """The model's number of this rank's first KV head; replicas have the same."""
-    if geometry.model_kv_heads(vllm_config.model_config) == 1:
-        return 0
-    parallel = vllm_config.parallel_config.tensor_parallel_size
-    replicas = max(1, getattr(kv_cache_config, "kv_tp_replicas", 1) or 1)
-    return int(rank % parallel // replicas * heads)
+def _first_head(rank: int, model_heads: int, vllm_config: Any) -> int:
+    """The model's number of this rank's first KV head; ranks beyond the heads have replicas."""
+    parallel: int = vllm_config.parallel_config.tensor_parallel_size
+    return rank % parallel * model_heads // parallel
 
 
 def _isa(layer: str, spec: Any, tokens: int, vllm_config: Any) -> str:
