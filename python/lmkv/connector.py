@@ -12,6 +12,7 @@ import atexit
 import functools
 import logging
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -118,6 +119,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         self._drafts, self._volatile = False, 0  # speculative decoding; tokens it may come back to
         transfer = vllm_config.kv_transfer_config
         transfer.kv_load_failure_policy = "recompute"
+        self._tell_outer_connector(sys._getframe(1).f_locals.get("self"))
         if role is KVConnectorRole.SCHEDULER and not vllm.__version__.startswith(TESTED_VLLM):
             logger.warning(
                 "lmkv is tested with vLLM %sx, this is %s", TESTED_VLLM, vllm.__version__
@@ -129,6 +131,14 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
             self._refuse_unshared()
         except ValueError as error:
             self.switch_off(str(error))
+
+    def _tell_outer_connector(self, maker: Any) -> None:
+        """vLLM reads the failure policy of the outermost connector, once that is made. A
+        MultiConnector hands its children configurations of their own, so its own is set here: else
+        a load that fails would fail its request."""
+        outer = getattr(maker, "_vllm_config", None) if hasattr(maker, "sub_connectors") else None
+        if outer is not None:
+            outer.kv_transfer_config.kv_load_failure_policy = "recompute"
 
     @property
     def requires_kv_delivery(self) -> bool:
@@ -272,12 +282,17 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
     def set_xfer_handshake_metadata_pp_aware(
         self, metadata: dict[tuple[int, int], KVConnectorHandshakeMetadata]
     ) -> None:
-        shakes = [metadata[key] for key in sorted(metadata)]
-        errors = [s.error for s in shakes if isinstance(s, LmkvHandshake) and s.error]
+        shakes = [s for _, s in sorted(metadata.items()) if isinstance(s, LmkvHandshake)]
+        errors = [s.error for s in shakes if s.error]
         if errors:
             self.switch_off(errors[0])
+        elif len(shakes) < max(1, len(metadata)):
+            self.switch_off(
+                "opted_out: another connector's handshake took the place of lmkv's; name "
+                "LmkvConnector first among MultiConnector's connectors"
+            )
         if not self._off:
-            self._begin([s.rank for s in shakes if isinstance(s, LmkvHandshake)])
+            self._begin([s.rank for s in shakes])
 
     @_guarded()
     def _begin(self, ranks: list[dict[str, Any]]) -> None:
@@ -315,7 +330,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
             namespace=named,
             # vLLM's groups list one stage's layers.
             group_specs=[
-                group_spec(group, model.get_total_num_kv_heads(), layers[n] if staged else None)
+                group_spec(group, geometry.model_kv_heads(model), layers[n] if staged else None)
                 for n, group in enumerate(groups)
             ],
             groups=[

@@ -80,9 +80,7 @@ class Engine:
         }
         spec = FullAttentionSpec(block_size=block_tokens, num_kv_heads=heads, head_size=head_size)
         group = SimpleNamespace(layer_names=names, kv_cache_spec=spec, is_eagle_group=False)
-        self.cache_config = SimpleNamespace(
-            num_blocks=blocks, kv_cache_groups=[group], kv_tp_replicas=1
-        )
+        self.cache_config = SimpleNamespace(num_blocks=blocks, kv_cache_groups=[group])
         self.vllm_config = SimpleNamespace(
             model_config=SimpleNamespace(
                 dtype=dtype,
@@ -199,14 +197,48 @@ def test_layers_that_use_anothers_kv_are_stored_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rank", "tp", "replicas", "heads"),
-    [(0, 2, 1, "0-1"), (1, 2, 1, "2-3"), (3, 2, 1, "2-3"), (1, 2, 2, "0-1"), (3, 4, 2, "2-3")],
+    ("rank", "tp", "model_heads", "heads"),
+    [(0, 2, 4, "0-1"), (1, 2, 4, "2-3"), (3, 2, 4, "2-3"), (3, 4, 8, "6-7")],
 )
-def test_a_ranks_heads(rank: int, tp: int, replicas: int, heads: str) -> None:
+def test_a_ranks_heads(rank: int, tp: int, model_heads: int, heads: str) -> None:
     engine = Engine(tp=tp)
     engine.rank = rank
-    engine.cache_config.kv_tp_replicas = replicas
+    assert f"kv_heads={model_heads}\n" in engine.layout().layout
     assert f"rank_heads={heads}\n" in engine.layout().layout
+
+
+@pytest.mark.parametrize(("rank", "head"), [(0, 0), (1, 0), (2, 1), (3, 1)])
+def test_ranks_beyond_the_heads_have_replicas(rank: int, head: int) -> None:
+    """Two KV heads over four ranks; vLLM says `kv_tp_replicas` only of MLA."""
+    engine = Engine(heads=1, tp=4)
+    engine.vllm_config.model_config.get_total_num_kv_heads = lambda: 2
+    engine.rank = rank
+    assert f"rank_heads={head}-{head}\n" in engine.layout().layout
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_mla_is_one_latent_whole_on_every_rank(rank: int) -> None:
+    engine = Engine(heads=1, block_tokens=16, head_size=288, isa=None, tp=2, blocks=20)
+    spec = MLAAttentionSpec(**vars(engine.group.kv_cache_spec) | {"head_size": 576})
+    engine.group.kv_cache_spec = spec
+    engine.vllm_config.model_config.use_mla = True
+    engine.vllm_config.model_config.get_total_num_kv_heads = lambda: 128  # of the queries' side
+    engine.rank = rank
+    # [L, B, N, H, C] as vLLM lays it out: of one head the same bytes, other strides.
+    engine.caches = {n: c.view(20, 16, 1, 576).transpose(1, 2) for n, c in engine.caches.items()}
+    layout = engine.layout()
+    found = geometry.fields(layout.layout)
+    assert {name: found[name] for name in ("kv_heads", "rank_heads", "segments", "head_size")} == {
+        "kv_heads": "1",
+        "rank_heads": "0-0",
+        "segments": "3",
+        "head_size": "576",
+    }
+    assert (found["page_format"], layout.blocks_per_chunk) == ("cpu:mla:16", 16)
+    blocks = [*range(19, 3, -1)]
+    assert gathered(layout, blocks) == b"".join(
+        engine.bytes_of(layer, block, 0) for layer in layout.layers for block in blocks
+    )
 
 
 def test_engines_with_other_packings_are_incompatible_by_name() -> None:
@@ -227,7 +259,6 @@ def test_engines_with_other_packings_are_incompatible_by_name() -> None:
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
-        (MLAAttentionSpec, "KV of kind MLAAttentionSpec is not shared yet"),
         (ChunkedLocalAttentionSpec, "KV of kind ChunkedLocalAttentionSpec"),
         (SinkFullAttentionSpec, "KV of kind SinkFullAttentionSpec"),
         (SlidingWindowMLASpec, "KV of kind SlidingWindowMLASpec"),

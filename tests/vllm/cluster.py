@@ -52,7 +52,7 @@ def free_port() -> int:
 
 class Cluster:
     def __init__(self, zygote: Zygote, model: Path, folder: Path) -> None:
-        self._zygote, self._model, self._folder = zygote, model, folder
+        self._zygote, self._model, self.folder = zygote, model, folder
         self._port = free_port()
         self.ports = self._port, self._port + 1  # state, query
         self.address = f"tcp://127.0.0.1:{self._port}"
@@ -63,7 +63,7 @@ class Cluster:
         self.controller = self.start_controller()
 
     def start_controller(self) -> subprocess.Popen[bytes]:
-        log = open(self._folder / "controller.log", "ab")  # noqa: SIM115 (the process's)
+        log = open(self.folder / "controller.log", "ab")  # noqa: SIM115 (the process's)
         command = [sys.executable, "-m", "lmkv.cli.main", "controller", "--no-web"]
         self.controller = subprocess.Popen(
             [*command, "--port", str(self._port)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -78,7 +78,8 @@ class Cluster:
         only: dict[str, Any] | None = None,
         **arguments: Any,
     ) -> Engine:
-        """`extra` settings beside the usual ones, or `only` these and the cluster's addresses."""
+        """`extra` settings beside the usual ones, or `only` these and the cluster's addresses;
+        `model` where it is not the cluster's, `beside` for the connector that shares the engine."""
         usual = {"pool_gib": 0.3, "instance_id": name, **GENEROUS, **(extra or {})}
         settings = {
             "controllers": self.address,
@@ -90,8 +91,16 @@ class Cluster:
             "kv_role": "kv_both",
             "kv_connector_extra_config": settings,
         }
+        beside = arguments.pop("beside", None)
+        if beside is not None:
+            transfer = {
+                "kv_connector": "MultiConnector",
+                "kv_role": "kv_both",
+                "kv_connector_extra_config": {"connectors": [transfer, beside]},
+            }
         arguments.setdefault("enable_prefix_caching", False)
-        return self._zygote.engine(name, self._model, kv_transfer_config=transfer, **arguments)
+        model = arguments.pop("model", self._model)
+        return self._zygote.engine(name, model, kv_transfer_config=transfer, **arguments)
 
     def reference(self, tokens: list[int]) -> list[int]:
         """What an engine without lmkv answers."""

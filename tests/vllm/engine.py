@@ -119,9 +119,9 @@ class Engine:
         """Empty vLLM's own cache; lmkv's pool keeps what it has."""
         assert self._ask("reset_prefix_cache")
 
-    def call(self, function: str, *arguments: Any) -> Any:
-        """Run `module:function(llm, *arguments)` inside the engine's process."""
-        return self._ask("call", function, arguments)
+    def call(self, function: str, *arguments: Any, **named: Any) -> Any:
+        """Run `module:function(llm, *arguments, **named)` inside the engine's process."""
+        return self._ask("call", function, arguments, named)
 
     def alive(self) -> bool:
         try:

@@ -9,7 +9,8 @@ from typing import Any
 
 
 def _connector(llm: Any) -> Any:
-    return llm.llm_engine.engine_core.engine_core.scheduler.connector
+    connector = llm.llm_engine.engine_core.engine_core.scheduler.connector
+    return getattr(connector, "sub_connectors", [connector])[0]  # of a MultiConnector the first
 
 
 def _worker(llm: Any) -> Any:

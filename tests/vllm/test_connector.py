@@ -74,6 +74,29 @@ def test_failed_loads_are_recomputed_whatever_vllms_setting(
     assert one._vllm_config.kv_transfer_config.kv_load_failure_policy == "recompute"
 
 
+class Outer:
+    """As vLLM's MultiConnector: its children get configurations of their own."""
+
+    def __init__(self, childs_config: Any) -> None:
+        self.sub_connectors: list[Any] = []
+        transfer = SimpleNamespace(kv_load_failure_policy="fail")
+        self._vllm_config = SimpleNamespace(kv_transfer_config=transfer)
+        LmkvConnector(childs_config, KVConnectorRole.SCHEDULER, kv_cache_config=None)
+
+
+def test_also_inside_a_multi_connector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM reads the outer setting alone, once the outer connector is made."""
+    outer = Outer(connector(monkeypatch)._vllm_config)
+    assert outer._vllm_config.kv_transfer_config.kv_load_failure_policy == "recompute"
+
+
+def test_the_handshake_of_another_connector_is_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = connector(monkeypatch)
+    one.set_xfer_handshake_metadata_pp_aware({(0, 0): SimpleNamespace()})
+    assert "name LmkvConnector first" in one._off
+    assert answers_like_an_empty_cache(one)
+
+
 def test_a_load_counts_as_far_as_every_rank_got() -> None:
     good, bad = LoadResult(2, bytes=10), LoadResult(1, PullResult.DIGEST, bytes=5)
     both = LmkvWorkerMetadata({"r": (1, good)}).aggregate(LmkvWorkerMetadata({"r": (1, bad)}))

@@ -54,10 +54,10 @@ class Commands:
         """vLLM's own cache alone: lmkv's pool keeps what it has."""
         return bool(self.llm.reset_prefix_cache())
 
-    def call(self, function: str, arguments: tuple[Any, ...]) -> Any:
-        """`module:function(llm, *arguments)` inside the engine: a test's hook."""
+    def call(self, function: str, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """`module:function(llm, *arguments, **named)` inside the engine: a test's hook."""
         module, name = function.split(":")
-        return getattr(importlib.import_module(module), name)(self.llm, *arguments)
+        return getattr(importlib.import_module(module), name)(self.llm, *arguments, **named)
 
     def shutdown(self) -> None:
         self.llm.llm_engine.engine_core.shutdown()

@@ -59,6 +59,13 @@ class Layout:
         )
 
 
+def model_kv_heads(model_config: Any) -> int:
+    """KV heads of the whole model, from vLLM's config: MLA keeps one latent for all its heads."""
+    if getattr(model_config, "use_mla", False):
+        return 1
+    return int(model_config.get_total_num_kv_heads())
+
+
 def fields(layout: str) -> dict[str, str]:
     """A layout's text as a dictionary. ValueError for a line that is not `name=value`."""
     found = {}

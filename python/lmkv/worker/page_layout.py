@@ -4,7 +4,8 @@ A layer's tensor is a logical view [B, H, N, C] (block, head, token, content) wh
 truth. The CPU backend packs a (block, head) page by instruction set and block size, so a page is
 opaque there: one run, page format `cpu:<isa>:<block size>`. Where vLLM splits its blocks into
 kernel blocks, dimension 0 counts those, and a block's page is its kernel blocks' pages in order.
-A block of a state group (Mamba) is one page: the state after its last token.
+MLA has one latent row a token, alike on every rank: one segment a layer. A block of a state group
+(Mamba) is one page: the state after its last token.
 
 A group's layers have addresses of their own; layers of different groups lie at the same ones, in
 blocks that vLLM gives to one group at a time. So blocks are copied group by group.
@@ -26,7 +27,8 @@ from lmkv.core import geometry
 if TYPE_CHECKING:
     import torch
 
-SHARED_KINDS = ("FullAttentionSpec", "SlidingWindowSpec", "MambaSpec")
+MLA = "MLAAttentionSpec"
+SHARED_KINDS = ("FullAttentionSpec", MLA, "SlidingWindowSpec", "MambaSpec")
 # Of Mamba's, what keeps a state at the end of a block, and there alone.
 STATES: tuple[tuple[str, object], ...] = (
     ("mamba_cache_mode", "align"),
@@ -112,6 +114,7 @@ def page_layout(
     )
     blocks_per_chunk = 1 if state else chunk_tokens // spec.block_size
     isa, form = _isa(layers[0], spec, tokens, vllm_config), "state" if state else tokens
+    model_heads = geometry.model_kv_heads(vllm_config.model_config)
     text = geometry.Layout(
         chunk_tokens=chunk_tokens,
         dtype=str(first.dtype).removeprefix("torch."),
@@ -119,8 +122,8 @@ def page_layout(
         group=group,
         layers=layers,
         head_size=getattr(spec, "head_size", 0),
-        kv_heads=vllm_config.model_config.get_total_num_kv_heads(),
-        first_head=_first_head(rank, heads, kv_cache_config, vllm_config),
+        kv_heads=model_heads,
+        first_head=_first_head(rank, model_heads, vllm_config),
         heads=heads,
         segment_bytes=pages.segment_bytes(blocks_per_chunk),
     ).text()
@@ -191,16 +194,18 @@ def _blocks(tensor: torch.Tensor, num_blocks: int) -> tuple[int, int]:
     return num_blocks, found // num_blocks
 
 
-def _first_head(rank: int, heads: int, kv_cache_config: Any, vllm_config: Any) -> int:
-    """The model's number of this rank's first KV head; replicas have the same."""
-    parallel = vllm_config.parallel_config.tensor_parallel_size
-    replicas = max(1, getattr(kv_cache_config, "kv_tp_replicas", 1) or 1)
-    return int(rank % parallel // replicas * heads)
+def _first_head(rank: int, model_heads: int, vllm_config: Any) -> int:
+    """The model's number of this rank's first KV head; ranks beyond the heads have replicas."""
+    parallel: int = vllm_config.parallel_config.tensor_parallel_size
+    return rank % parallel * model_heads // parallel
 
 
 def _isa(layer: str, spec: Any, tokens: int, vllm_config: Any) -> str:
     """The packing that vLLM's CPU attention chose: it leaves it on its layers; where it has not
-    yet, by the same rule (`_get_attn_isa` in vLLM's v1/attention/backends/cpu_attn.py)."""
+    yet, by the same rule (`_get_attn_isa` in vLLM's v1/attention/backends/cpu_attn.py). MLA's is
+    one of its own."""
+    if type(spec).__name__ == MLA:
+        return "mla"
     context = getattr(vllm_config.compilation_config, "static_forward_context", None) or {}
     chosen = getattr(context.get(layer), "isa", None)
     if chosen:
