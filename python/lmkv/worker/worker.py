@@ -238,9 +238,10 @@ class Worker:
             return MAP_RESULTS.get(error.cause, PullResult.PEER_DEAD)
 
     def _scatter_from(self, pool: _native.Pool | _native.PoolMap, chunk: LoadChunk) -> int:
+        slot = self._pages.slot
         try:
-            address = pool.slot_address(chunk.place)
-        except ValueError as error:  # in no usable segment
+            address = pool.slot_address(chunk.place, slot.payload_offset + slot.payload_bytes)
+        except ValueError as error:  # in no usable segment, or smaller than a slot
             log.info("lmkv: %s", error)
             return PullResult.GONE
         return self._copier.scatter(address, chunk.key, chunk.generation, chunk.blocks)
