@@ -11,6 +11,7 @@ import os
 import random
 import select
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,6 +35,7 @@ SEGMENT, BATCH = 128, 128  # slots of a segment; cases of a batch, in every seco
 SLOTS = 3 * SEGMENT  # the third segment is not announced
 PATH = "pull, loopback"
 DEADLINE = 120.0
+ENDING = 0.0003  # seconds into a job, at most
 names = itertools.count()
 
 
@@ -248,6 +250,7 @@ class Pulls:
     def _ending(self) -> None:
         mover = self._transport()
         self._job(self.peer(mover), self._intact(), {GOOD, PEER_DEAD}, stale=None)
+        time.sleep(self.random.random() * ENDING)
         mover.close()
 
     def _rubbish(self) -> None:

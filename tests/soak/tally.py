@@ -54,7 +54,9 @@ class Tally:
         columns = (*CAUSES[1:], "wrong bytes", "wrong cause")
         for name in ("corruption", "path", "tries", "accepted", *columns):
             out.add_column(name, justify="left" if name in ("corruption", "path") else "right")
-        for row, counts in self.results.items():
+        paths = list(dict.fromkeys(path for _, path in self.results))
+        for row in sorted(self.results, key=lambda row: (paths.index(row[1]), row[0])):
+            counts = self.results[row]
             wrong = self.wrong_bytes[row], self.wrong_cause[row]
             numbers = [counts.total(), *(counts[cause] for cause in range(len(CAUSES))), *wrong]
             out.add_row(*row, *(f"{n:,}" for n in numbers), style="red" if any(wrong) else "")

@@ -23,6 +23,7 @@ from lmkv.agent.locator import Locator
 from lmkv.agent.pulls import Pulls
 from lmkv.agent.rates import Rates
 from lmkv.agent.reader import Reader
+from lmkv.agent.refusals import Refusals
 from lmkv.agent.request import Phase, RequestState
 from lmkv.agent.resolve import Addresses
 from lmkv.agent.stats import Stats
@@ -105,6 +106,13 @@ class Agent:
         self._engine = engine
         self._clock = clock
         self.stats = Stats()
+        self.refuse = Refusals(self.stats)
+
+        def linked(address: str) -> Link:
+            link = connect(address)
+            link.refuse = self.refuse
+            return link
+
         self.epoch = identity.new_epoch()
         self._isolation = ""
         self.segment_slots = engine.segment_slots
@@ -113,18 +121,19 @@ class Agent:
         self.infos = [rank.info for rank in engine.ranks]
         self.data_version = 0
         self._info_lock = threading.Lock()
-        self.streams = Streams(self.table, self.registration, self.stats, clock)
+        self.streams = Streams(self.table, self.registration, self.stats, clock, self.refuse)
         addresses = addresses or Addresses(config.controllers, clock)
-        self._controllers = Controllers(addresses, self.streams, connect, clock)
-        self.locator = Locator(config.cluster, engine.instance, clock)
+        self._controllers = Controllers(addresses, self.streams, linked, clock)
+        self.locator = Locator(config.cluster, engine.instance, clock, self.refuse)
         self.pulls = Pulls(
             self.table,
             [rank.fingerprint for rank in engine.ranks],
-            connect,
+            linked,
             clock,
             lambda job: self.transfers.ended(job),  # noqa: PLW0108 (made below)
+            self.refuse,
         )
-        self.stores = Stores(self.table, len(engine.ranks))
+        self.stores = Stores(self.table, len(engine.ranks), self.refuse)
         self.rates = Rates(engine.geometry.payload_bytes, engine.geometry.chunk_tokens, clock)
         self.transfers = Transfers(
             config,
@@ -154,7 +163,7 @@ class Agent:
         self._step = _Step()
         self._told_incompatible = False
         self.background = Background(
-            self, self._controllers, [rank.control for rank in engine.ranks], connect, clock
+            self, self._controllers, [rank.control for rank in engine.ranks], linked, clock
         )
 
     def _namespace(self) -> None:

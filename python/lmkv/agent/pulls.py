@@ -8,12 +8,12 @@ are under the owner's lock: the scheduler thread's, or the background's while no
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from lmkv import _native
 from lmkv.agent.links import Link
+from lmkv.agent.refusals import Refuse, ignore
 from lmkv.core import wire
 from lmkv.core.messages import (
     Alarm,
@@ -24,9 +24,9 @@ from lmkv.core.messages import (
     Pulled,
     PullPeer,
     PullResult,
+    Refused,
+    Unsupported,
 )
-
-log = logging.getLogger("lmkv.agent")
 
 GRACE = 0.05  # seconds that a mover has to answer after its deadline
 ASK_EVERY = 1.0  # seconds between questions after a job in limbo
@@ -74,7 +74,9 @@ class Pulls:
         connect: Callable[[str], Link],
         clock: Callable[[], float],
         on_done: Callable[[Job], None],
+        refuse: Refuse = ignore,
     ) -> None:
+        self._refuse = refuse
         self._table = table
         self._fingerprints = fingerprints
         self._connect = connect
@@ -167,7 +169,10 @@ class Pulls:
                 elif isinstance(message, LimboEnded) and message.job in self._jobs:
                     self._limbo_ended(message.job, self._jobs[message.job], message.rank)
                 elif isinstance(message, Alarm):
-                    log.warning("lmkv: mover of rank %d: %s", message.rank, message.text)
+                    self._refuse(message.kind, f"mover of rank {message.rank}: {message.text}")
+                elif isinstance(message, (Refused, Unsupported)):
+                    what = message.message if isinstance(message, Refused) else message.name
+                    self._refuse("message", f"refused by {link.address}: {what}")
         now = self._clock()
         for number, job in list(self._jobs.items()):
             if not job.done and now > job.deadline:
@@ -190,6 +195,8 @@ class Pulls:
         job.stale |= message.stale
         results = list(frames[0]) if frames else []
         if len(results) != len(job.results) or max(results) >= len(PullResult.CAUSES):
+            what = f"{len(results)} results for {len(job.results)} chunks"
+            self._refuse("message", f"pulled of rank {message.rank}: {what}, or none of ours")
             results = [PullResult.MOVER_DOWN] * len(job.results)
         self._answered(message.job, job, message.rank, results)
 
