@@ -20,8 +20,8 @@ PULL_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 
 class LmkvStats(KVConnectorStats):
-    """data: hit, miss (tokens by cause), alarms (by kind), pull_seconds (list), pull_bytes, granules
-    (by state)."""
+    """data: hit, miss (tokens by cause), alarms (by kind), pull_seconds (list), pull_bytes,
+    granules (by state)."""
 
     data: dict[str, Any]
 

@@ -16,7 +16,7 @@ from lmkv.agent.links import Link
 from lmkv.agent.refusals import Refuse, ignore
 from lmkv.agent.request import Source
 from lmkv.core import wire
-from lmkv.core.geometry import unfit
+from lmkv.core.geometry import unfit_ranks
 from lmkv.core.messages import (
     MAX_KEYS,
     AnyMessage,
@@ -222,7 +222,7 @@ class Locator:
         if instance != message.instance:
             return
         self._fetching.pop(instance, None)
-        if (wrong := _unfit(message)) is not None:
+        if (wrong := unfit_ranks(message.ranks)) is not None:
             self._refuse("peer", f"{instance}: {wrong}")
             self.failed(instance)
             return
@@ -282,14 +282,6 @@ def _ranks(info: PeerInfo) -> list[PullPeer]:
 def _forget_first(known: dict[str, Any]) -> None:
     while len(known) > PEERS:
         del known[next(iter(known))]
-
-
-def _unfit(info: PeerInfo) -> str | None:
-    """What a peer's details say that cannot be so."""
-    numbers = sorted(rank.rank for rank in info.ranks)
-    if numbers != list(range(len(numbers))):
-        return f"ranks: {numbers} are not 0 .. {len(numbers) - 1}"
-    return next((why for rank in info.ranks if (why := unfit(rank)) is not None), None)
 
 
 def _answer(message: Located, frames: list[bytes], keys: int) -> Answer:

@@ -91,9 +91,16 @@ def slot_layout(layout: str) -> _native.SlotLayout:
     )
 
 
+def unfit_ranks(ranks: Sequence[RankInfo]) -> str | None:
+    """What an instance says of its ranks that cannot be so, by field; None if it may be."""
+    numbers = sorted(rank.rank for rank in ranks)
+    if numbers != list(range(len(numbers))):
+        return f"rank: {numbers} are not 0 .. {len(numbers) - 1}, each once"
+    return next((why for rank in ranks if (why := unfit(rank)) is not None), None)
+
+
 def unfit(info: RankInfo) -> str | None:
-    """What a rank says of its pool that contradicts itself, by field; None if it may be so. A rank
-    without a pool says nothing."""
+    """A rank without a pool says nothing of it."""
     if not info.granule_bytes and not info.granules and not info.usable_segments:
         return None
     if not info.granule_bytes or info.granule_bytes % SLOT_ALIGN:

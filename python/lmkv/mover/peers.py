@@ -33,6 +33,8 @@ class Peers:
         if info.granule_bytes != self._granule_bytes:
             why = f"granules of {info.granule_bytes} bytes, here {self._granule_bytes}"
             return PullResult.INCOMPATIBLE, False, why
+        if (wrong := geometry.unfit(info)) is not None:
+            return PullResult.INCOMPATIBLE, False, wrong
         if not info.nixl_metadata:
             return PullResult.PEER_DEAD, True, "the peer is not pullable by NIXL"
         return None

@@ -7,7 +7,6 @@ while it cannot be reached, messages wait, and of the state only the present one
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import queue
 import threading
@@ -16,10 +15,8 @@ from collections.abc import Callable
 import zmq
 
 from lmkv.core import wire
-from lmkv.core.messages import Attach, Forget, Message, WorkerState
+from lmkv.core.messages import Alarm, Attach, Forget, Message, WorkerState
 from lmkv.worker.copies import Once
-
-log = logging.getLogger("lmkv.worker")
 
 TICK_MS, RETRY_MS = 1000, 100
 
@@ -45,6 +42,7 @@ class Control:
         self._told = (-1, -1)  # epoch, data version
         self._stopping = False
         self._once = Once()
+        self.refused = 0  # messages that were none of ours
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SNDHWM, 0)  # a report that is dropped is a slot lost
@@ -113,13 +111,22 @@ class Control:
             try:
                 message, _ = wire.decode(frames)
             except wire.WireError as error:
-                log.info("lmkv: %s: %s", self._path, error)
+                self._refuse(str(error))
                 continue
             if isinstance(message, Attach):
                 self._agent, self._told = sender, (-1, -1)
                 self._attach(message)
             elif isinstance(message, Forget):
                 self._forget(message.instance, message.epoch)
+            else:
+                self._refuse(f"message {type(message).__name__} is not served here")
+
+    def _refuse(self, sentence: str) -> None:
+        """The agent counts it, and says it once."""
+        self.refused += 1
+        if self._agent is not None:
+            rank = self._state().rank
+            self._out.put(wire.encode(Alarm(rank, "message", f"{self._path}: {sentence}")))
 
     def _send_all(self) -> bool:
         """False: the agent cannot be reached now."""

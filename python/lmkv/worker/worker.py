@@ -259,12 +259,21 @@ class Worker:
         self._copier.gather(address, store.key, generation, store.blocks)
         self._gathers += 1
         every = self._config.audit_every
-        if every and self._gathers % every == 0 and not self._copier.audit(address, store.blocks):
-            _native.clear_slot(address)
-            text = f"chunk {store.key.hex()} differs when it is gathered twice"
-            self._control.send(Alarm(self._rank, "audit", text))
-            return False
+        if every and self._gathers % every == 0:
+            wrong = self._audit(address, store, generation)
+            if wrong:
+                _native.clear_slot(address)
+                text = f"chunk {store.key.hex()} {wrong}"
+                self._control.send(Alarm(self._rank, "audit", text))
+                return False
         return True
+
+    def _audit(self, address: int, store: Store, generation: int) -> str:
+        """What is wrong with a store that has just been made, "" if nothing is."""
+        if not self._copier.audit(address, store.blocks):
+            return "differs when it is gathered twice"
+        status = _native.check_slot(address, self._pages.slot, store.key, generation)
+        return "" if status == _native.SlotStatus.GOOD else "is not in the slot as it was gathered"
 
     def _stored(self, store: Store, good: bool, seconds: float) -> None:
         with self._lock:
