@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CXX_FILES := $(shell find csrc kernels tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' 2>/dev/null)
 
-.PHONY: help setup demo test faults bench lint format
+.PHONY: help setup demo test faults soak bench lint format
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | while IFS='	' read -r name words; do printf '  make %-8s %s\n' "$$name" "$$words"; done
 
@@ -18,6 +18,9 @@ test: setup  ## all tests: csrc under sanitizers, python, real vLLM engines
 
 faults: setup  ## kill, stop and garble every process and link at every step; one table, a quarter of an hour
 	@$(BIN)/python -m tests.faults
+
+soak: setup  ## a million pulls and mapped loads of slots that were torn, flipped, swapped: none accepted wrong
+	@$(BIN)/python -m tests.soak $(if $(SEED),--seed $(SEED))
 
 bench: setup  ## the microbenchmarks, and bench-report.json
 	@$(BIN)/python -m bench

@@ -3,10 +3,10 @@
 #pragma once
 
 #include <cerrno>
-#include <cstring>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 
 namespace lmkv {
 
@@ -20,7 +20,7 @@ std::string sentence(const Parts&... parts) {
 // A call of the system failed: RuntimeError in Python, with the call's name and errno's text.
 struct SystemError : std::runtime_error {
   explicit SystemError(const std::string& call, int error = errno)
-      : std::runtime_error(call + ": " + std::strerror(error)) {}
+      : std::runtime_error(call + ": " + std::generic_category().message(error)) {}
 };
 
 }  // namespace lmkv

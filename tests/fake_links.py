@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from lmkv import _native
 from lmkv.agent.agent import Agent, Engine, Options, Rank
+from lmkv.agent.refusals import Refuse, ignore
 from lmkv.agent.transfers import Geometry
 from lmkv.core import config, wire
 from lmkv.core.clock import ManualClock
@@ -54,6 +55,7 @@ class FakeLink:
         self.queue: deque[list[bytes]] = deque()
         self.up = True  # False: nothing can be sent
         self.closed = False
+        self.refuse: Refuse = ignore
 
     def send(self, message: Message, *arrays: bytes) -> bool:
         return self.send_frames(wire.encode(message, *arrays))
@@ -66,11 +68,18 @@ class FakeLink:
 
     def say(self, message: Message, *arrays: bytes) -> None:
         """The other side's message."""
-        self.queue.append(wire.encode(message, *arrays))
+        self.say_raw(*wire.encode(message, *arrays))
+
+    def say_raw(self, *frames: bytes) -> None:
+        self.queue.append(list(frames))
 
     def receive(self, limit: int = 256) -> Iterator[tuple[AnyMessage, list[bytes]]]:
         while self.queue:
-            yield wire.decode(self.queue.popleft())
+            frames = self.queue.popleft()
+            try:
+                yield wire.decode(frames)
+            except wire.WireError as error:  # as a Link does
+                self.refuse("message", f"from {self.address}: {error}")
 
     def close(self) -> None:
         self.closed = True

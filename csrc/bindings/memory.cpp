@@ -6,9 +6,15 @@ namespace lmkv {
 
 namespace {
 
+// A copier trusts its layout: a place of fewer granules could end where the mapping does.
 template <class Mapped>
-std::uintptr_t slot_address(const Mapped& pool, const nb::bytes& place) {
-  return reinterpret_cast<std::uintptr_t>(pool.slot(one_place(place)));
+std::uintptr_t slot_address(const Mapped& pool, const nb::bytes& place, std::uint64_t room) {
+  const Place there = one_place(place);
+  std::byte* slot = pool.slot(there);
+  const std::uint64_t bytes = there.granules * pool.granule_bytes();
+  REQUIRE(bytes >= room, "place: ", int(there.granules), " granules are ", bytes,
+          " bytes, a slot of this layout has ", room);
+  return reinterpret_cast<std::uintptr_t>(slot);
 }
 
 }  // namespace
@@ -33,7 +39,7 @@ void bind_memory(nb::module_& m) {
       .def_prop_ro("segments", &Pool::segments)
       .def_prop_ro("granule_bytes", &Pool::granule_bytes)
       .def_prop_ro("slot_bytes", &Pool::slot_bytes)
-      .def("slot_address", &slot_address<Pool>, nb::arg("place"))
+      .def("slot_address", &slot_address<Pool>, nb::arg("place"), nb::arg("room") = 0)
       .def("close", &Pool::close, Release());
 
   nb::class_<PoolMap>(m, "PoolMap")
@@ -46,7 +52,7 @@ void bind_memory(nb::module_& m) {
       .def_prop_ro("segments", &PoolMap::segments)
       .def_prop_ro("granule_bytes", &PoolMap::granule_bytes)
       .def_prop_ro("slot_bytes", &PoolMap::slot_bytes)
-      .def("slot_address", &slot_address<PoolMap>, nb::arg("place"))
+      .def("slot_address", &slot_address<PoolMap>, nb::arg("place"), nb::arg("room") = 0)
       .def("close", &PoolMap::close, Release());
 }
 

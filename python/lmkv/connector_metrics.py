@@ -14,13 +14,14 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
     KVConnectorStats,
 )
 
-from lmkv.core.causes import HIT_CAUSES, MISS_CAUSES
+from lmkv.core.causes import ALARMS, HIT_CAUSES, MISS_CAUSES
 
 PULL_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 
 class LmkvStats(KVConnectorStats):
-    """data: hit, miss (tokens by cause), pull_seconds (list), pull_bytes, granules (by state)."""
+    """data: hit, miss (tokens by cause), alarms (by kind), pull_seconds (list), pull_bytes,
+    granules (by state)."""
 
     data: dict[str, Any]
 
@@ -32,7 +33,7 @@ class LmkvStats(KVConnectorStats):
 
     def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
         mine, theirs = self.data, other.data
-        for kind in ("hit", "miss"):
+        for kind in ("hit", "miss", "alarms"):
             counts = dict(mine.get(kind, {}))
             for cause, tokens in theirs.get(kind, {}).items():
                 counts[cause] = counts.get(cause, 0) + tokens
@@ -45,6 +46,8 @@ class LmkvStats(KVConnectorStats):
     def reduce(self) -> dict[str, int | float]:
         """vLLM's log line: tokens by cause, and pulls."""
         found: dict[str, int | float] = {**self.data.get("hit", {}), **self.data.get("miss", {})}
+        if self.data.get("alarms"):
+            found["alarms"] = sum(self.data["alarms"].values())
         if self.data.get("pull_bytes"):
             found["pulled_MiB"] = round(self.data["pull_bytes"] / 2**20, 1)
         return found
@@ -66,6 +69,11 @@ class LmkvPromMetrics(KVConnectorPromMetrics):
             name="vllm:lmkv_miss_tokens",
             documentation="Prompt tokens that were computed, by cause.",
             labelnames=[*labels, "cause"],
+        )
+        alarms = counter(
+            name="vllm:lmkv_alarms",
+            documentation="What must not happen and did, by kind.",
+            labelnames=[*labels, "kind"],
         )
         pull_bytes = counter(
             name="vllm:lmkv_pull_bytes",
@@ -90,6 +98,11 @@ class LmkvPromMetrics(KVConnectorPromMetrics):
             for kind, family, causes in (("hit", hit, HIT_CAUSES), ("miss", miss, MISS_CAUSES))
             for cause in causes
         }
+        self._alarms = {
+            (engine, kind): alarms.labels(*values, kind)
+            for engine, values in per_engine_labelvalues.items()
+            for kind in ALARMS
+        }
         self._pull_bytes = {e: pull_bytes.labels(*v) for e, v in per_engine_labelvalues.items()}
         self._pull_seconds = {e: pull_seconds.labels(*v) for e, v in per_engine_labelvalues.items()}
 
@@ -98,6 +111,8 @@ class LmkvPromMetrics(KVConnectorPromMetrics):
         for kind in ("hit", "miss"):
             for cause, tokens in data.get(kind, {}).items():
                 self._tokens[engine_idx, kind, cause].inc(tokens)
+        for kind, count in data.get("alarms", {}).items():
+            self._alarms[engine_idx, kind].inc(count)
         self._pull_bytes[engine_idx].inc(data.get("pull_bytes", 0))
         for seconds in data.get("pull_seconds", []):
             self._pull_seconds[engine_idx].observe(seconds)

@@ -332,6 +332,14 @@ def test_a_place_beyond_the_pool_is_gone_and_a_bad_block_is_no_crash(start) -> N
     rank.save(1, [0, 1])
     beyond = LoadChunk(key(1), place(rank.hello["slots"]), 1, [0, 1])
     assert rank.load(beyond).result == PullResult.GONE
+    # The pool's last granule: a reader that trusted it would read past the end of the mapping.
+    at = 16 * rank.hello["slots"] - 1
+    there = struct.pack("<IBBH", at, 1, 0, 0)
+    last = LoadChunk(key(1), there, chunk(1, []).generation, [0, 1])
+    whole = rank.worker.pool.slot_address(last.place)
+    size = min(4096, rank.kv.slot.payload_offset)
+    ctypes.memmove(whole, rank.worker.pool.slot_address(place(1)), size)
+    assert rank.load(last).result == PullResult.GONE
     result = rank.load(chunk(1, [0, 1]), chunk(1, [0, BLOCKS]))
     assert (result.good, result.result) == (1, PullResult.MOVER_DOWN)
     rank.worker.submit_stores(StepPlan(EPOCH, [store(2, [0, BLOCKS])]))
@@ -390,6 +398,56 @@ def test_an_audit_that_finds_a_difference_is_an_alarm(start) -> None:
     assert alarm.kind == "audit"
     assert key(2).hex() in alarm.text
     assert rank.load(chunk(2, [0, 1])).result == PullResult.GONE
+
+
+class Fault:
+    """A copier after whose gathers something goes wrong; its audits are real ones."""
+
+    def __init__(self, copier: _native.Copier, fault: Callable[[int], None]) -> None:
+        self.scatter = copier.scatter
+        self._copier, self._fault = copier, fault
+        self.audits = 0
+
+    def gather(self, address: int, *arguments: object) -> None:
+        self._copier.gather(address, *arguments)  # type: ignore[arg-type]
+        self._fault(address)
+
+    def audit(self, *arguments: object) -> bool:
+        self.audits += 1
+        return self._copier.audit(*arguments)  # type: ignore[arg-type]
+
+
+def test_the_audit_runs_once_in_so_many_stores_and_finds_nothing_where_nothing_is(start) -> None:
+    rank = start(audit_every=3)
+    rank.ready()
+    fault = rank.worker._copier = Fault(rank.worker._copier, lambda address: None)
+    for n in range(1, 8):
+        rank.save(n, [n % BLOCKS, (n + 1) % BLOCKS])
+    assert fault.audits == 2
+    assert not [m for m, _ in rank.heard if isinstance(m, Alarm)]
+
+
+@pytest.mark.parametrize("where", ["block", "table", "payload"])
+def test_a_fault_between_two_gathers_is_an_alarm_and_no_slot(start, where: str) -> None:
+    """A block that is overwritten while it is gathered, or a bit of the pool that turns over."""
+    rank = start(audit_every=1)
+    rank.ready()
+    offset = {"table": 64 + 9, "payload": rank.kv.slot.payload_offset + 9000}
+
+    def fault(address: int) -> None:
+        if where == "block":
+            rank.kv.array[1, 3, 1, 77] ^= 1
+        else:
+            ctypes.c_uint8.from_address(address + offset[where]).value ^= 1
+
+    rank.worker._copier = Fault(rank.worker._copier, fault)
+    rank.worker.submit_stores(StepPlan(EPOCH, [store(2, [2, 3])]))
+    assert rank.stored() == (2, b"\x00")
+    (alarm,) = [m for m, _ in rank.heard if isinstance(m, Alarm)]
+    assert (alarm.rank, alarm.kind) == (0, "audit")
+    assert key(2).hex() in alarm.text
+    assert rank.worker.take_stats()["gathers_failed"] == 1
+    assert rank.load(chunk(2, [0, 1])).result == PullResult.GONE  # nor is it there for a peer
 
 
 def test_a_killed_mover_is_told_and_the_next_one_too(start) -> None:

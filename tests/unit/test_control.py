@@ -149,3 +149,23 @@ def test_only_the_present_state_is_told_and_once(side: Side) -> None:
         side.control.wake()
         side.control.send(alarm(1))
         assert hear(agent) == alarm(1)
+
+
+def test_what_is_no_message_of_an_agent_is_told_to_the_agent_and_counted(side: Side) -> None:
+    with side.agent(b"stranger") as stranger, side.agent() as agent:
+        agent.send_multipart(wire.encode(Attach("a", 5)))
+        hear(agent)
+        for frames, named in (
+            ([b"\xff"], "message of no type"),
+            ([wire.encode(Attach("", 5))[0]], "$.instance"),
+            (wire.encode(alarm(1)), "Alarm is not served"),
+            ([b""], "no type"),
+        ):
+            stranger.send_multipart(frames)
+            said = hear(agent)
+            assert isinstance(said, Alarm)
+            assert said.kind == "message" and named in said.text, said
+        assert side.control.refused == 4
+        agent.send_multipart(wire.encode(Attach("a", 6)))
+        state = hear(agent)
+        assert isinstance(state, WorkerState) and state.epoch == 6

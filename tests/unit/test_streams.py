@@ -171,7 +171,7 @@ def test_uses_that_any_controller_tells_count() -> None:
     us.streams.turn()
     for address, n in ((A, 1), (B, 2)):
         places, counters, _ = us.table.places(keys(n))
-        us.streams[address].hear(Touched(5), [keys(n), places, counters])
+        us.streams[address].hear(Touched(5), [keys(n), places, counters, bytes(4)])
     us.clock.advance(1.0)
     us.hold(8)
     assert us.table.contains(keys(1, 2, 3)) == b"\x01\x01\x00"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 vllm = pytest.importorskip("vllm", reason="vllm is not installed")
 
 from lmkv.connector import LmkvConnector, LmkvHandshake, LmkvWorkerMetadata  # noqa: E402
+from lmkv.connector_metrics import LmkvStats  # noqa: E402
 from lmkv.core.messages import PullResult  # noqa: E402
 from lmkv.core.steps import LoadResult  # noqa: E402
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram  # noqa: E402
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole  # noqa: E402
 
 
@@ -95,6 +98,23 @@ def test_the_handshake_of_another_connector_is_not_ours(monkeypatch: pytest.Monk
     one.set_xfer_handshake_metadata_pp_aware({(0, 0): SimpleNamespace()})
     assert "name LmkvConnector first" in one._off
     assert answers_like_an_empty_cache(one)
+
+
+def test_alarms_are_counted_in_vllms_metrics_and_log() -> None:
+    registry = CollectorRegistry()
+    types = {kind: partial(kind, registry=registry) for kind in (Counter, Gauge, Histogram)}
+    config = SimpleNamespace(kv_transfer_config=SimpleNamespace())
+    metrics = LmkvConnector.build_prom_metrics(config, types, ["engine"], {0: ["0"]})
+    stats = LmkvStats({"alarms": {"audit": 1}, "hit": {}, "miss": {}})
+    stats.aggregate(LmkvStats({"alarms": {"audit": 1, "peer": 3}}))
+    metrics.observe(stats.data)
+    metrics.observe({})
+
+    def count(kind: str) -> float | None:
+        return registry.get_sample_value("vllm:lmkv_alarms_total", {"engine": "0", "kind": kind})
+
+    assert (count("audit"), count("peer"), count("message")) == (2, 3, 0)
+    assert stats.reduce() == {"alarms": 5}
 
 
 def test_a_load_counts_as_far_as_every_rank_got() -> None:

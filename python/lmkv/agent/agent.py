@@ -24,6 +24,7 @@ from lmkv.agent.locator import Locator
 from lmkv.agent.pulls import Pulls
 from lmkv.agent.rates import Rates
 from lmkv.agent.reader import NULL_BLOCK, Reader
+from lmkv.agent.refusals import Refusals
 from lmkv.agent.request import Phase, RequestState
 from lmkv.agent.resolve import Addresses
 from lmkv.agent.stats import Stats
@@ -106,6 +107,13 @@ class Agent:
         self._engine = engine
         self._clock = clock
         self.stats = Stats()
+        self.refuse = Refusals(self.stats)
+
+        def linked(address: str) -> Link:
+            link = connect(address)
+            link.refuse = self.refuse
+            return link
+
         self.epoch = identity.new_epoch()
         self._isolation = ""
         self.segment_slots = engine.segment_slots
@@ -114,20 +122,21 @@ class Agent:
         self.infos = [rank.info for rank in engine.ranks]
         self.data_version = 0
         self._info_lock = threading.Lock()
-        self.streams = Streams(self.table, self.registration, self.stats, clock)
+        self.streams = Streams(self.table, self.registration, self.stats, clock, self.refuse)
         addresses = addresses or Addresses(config.controllers, clock)
-        self._controllers = Controllers(addresses, self.streams, connect, clock)
-        self.locator = Locator(config.cluster, engine.instance, clock)
+        self._controllers = Controllers(addresses, self.streams, linked, clock)
+        self.locator = Locator(config.cluster, engine.instance, clock, self.refuse)
         self.pulls = Pulls(
             self.table,
             [rank.fingerprints for rank in engine.ranks],
-            connect,
+            linked,
             clock,
             lambda job: self.transfers.ended(job),  # noqa: PLW0108 (made below)
             config.limbo_seconds,
             config.limbo_share * engine.slots,
+            self.refuse,
         )
-        self.stores = Stores(self.table, len(engine.ranks))
+        self.stores = Stores(self.table, len(engine.ranks), self.refuse)
         self._chunk_tokens = engine.groups[0].chunk_tokens
         chunk_bytes = sum(group.payload_bytes for group in engine.groups)
         self.rates = Rates(chunk_bytes, self._chunk_tokens, clock)
@@ -160,7 +169,7 @@ class Agent:
         self._step = _Step()
         self._told_incompatible = False
         self.background = Background(
-            self, self._controllers, [rank.control for rank in engine.ranks], connect, clock
+            self, self._controllers, [rank.control for rank in engine.ranks], linked, clock
         )
 
     def _namespace(self) -> None:

@@ -139,10 +139,14 @@ class Background:
         elif isinstance(message, WorkerState):
             self._worker_state(message)
         elif isinstance(message, Alarm):
-            log.error("lmkv: rank %d: %s: %s", message.rank, message.kind, message.text)
+            self._agent.refuse(message.kind, f"rank {message.rank}: {message.text}")
 
     def _worker_state(self, state: WorkerState) -> None:
-        if state.rank >= len(self._workers) or state.epoch != self._agent.epoch:
+        if state.rank >= len(self._workers):
+            what = f"worker_state: rank {state.rank} of {len(self._workers)}"
+            self._agent.refuse("message", what)
+            return
+        if state.epoch != self._agent.epoch:
             return
         self._states[state.rank] = state
         if state.error:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import zmq
 
+from lmkv.agent.refusals import Refuse, ignore
 from lmkv.core import wire
 from lmkv.core.messages import AnyMessage, Message
 
@@ -34,6 +35,7 @@ class Link:
 
     def __init__(self, address: str) -> None:
         self.address = address
+        self.refuse: Refuse = ignore  # hears of what is no message of ours
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         for option, value in SILENCE_OPTIONS.items():
             self.socket.setsockopt(option, value)
@@ -56,7 +58,7 @@ class Link:
         return True
 
     def receive(self, limit: int = 256) -> Iterator[tuple[AnyMessage, list[bytes]]]:
-        """What has arrived, at most `limit` messages; what is no message of ours is passed over."""
+        """What has arrived, at most `limit` messages; what is no message of ours is refused."""
         for _ in range(limit):
             try:
                 frames = self.socket.recv_multipart(zmq.NOBLOCK)
@@ -64,8 +66,8 @@ class Link:
                 return
             try:
                 yield wire.decode(frames)
-            except wire.WireError:
-                continue
+            except wire.WireError as error:
+                self.refuse("message", f"from {self.address}: {error}")
 
     def close(self) -> None:
         self.socket.close()

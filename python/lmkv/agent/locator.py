@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lmkv.agent.links import Link
+from lmkv.agent.refusals import Refuse, ignore
 from lmkv.agent.request import Source
 from lmkv.core import wire
+from lmkv.core.geometry import unfit_ranks
 from lmkv.core.messages import (
     MAX_KEYS,
     AnyMessage,
@@ -66,7 +68,10 @@ class _Question:
 class Locator:
     """`order` has the controllers that may be asked, the nearest first."""
 
-    def __init__(self, cluster: str, instance: str, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, cluster: str, instance: str, clock: Callable[[], float], refuse: Refuse = ignore
+    ) -> None:
+        self._refuse = refuse
         self._cluster = cluster
         self._instance = instance
         self._clock = clock
@@ -177,11 +182,16 @@ class Locator:
         if isinstance(message, Refused):
             self._refused(message.request)
             return
+        try:
+            answer = _answer(message, frames, len(question.keys) // wire.KEY_BYTES)
+        except wire.WireError as error:
+            self._refuse("message", f"located of {address}: {error}")
+            self._refused(message.request)
+            return
         self.drop(message.request)
         self._named_by.update((peer.instance, address) for peer in message.peers)
         _forget_first(self._named_by)
-        keys = len(question.keys) // wire.KEY_BYTES
-        self._answers[message.request] = _answer(message, frames, keys)
+        self._answers[message.request] = answer
 
     # ------------------------------------------------------------ peers
 
@@ -214,6 +224,10 @@ class Locator:
         if instance != message.instance:
             return
         self._fetching.pop(instance, None)
+        if (wrong := unfit_ranks(message.ranks)) is not None:
+            self._refuse("peer", f"{instance}: {wrong}")
+            self.failed(instance)
+            return
         known = self._infos.get(instance)
         if (
             known is None
@@ -273,16 +287,24 @@ def _forget_first(known: dict[str, Any]) -> None:
 
 
 def _answer(message: Located, frames: list[bytes], keys: int) -> Answer:
-    """The runs as sources by key. A run that points outside its arrays is passed over."""
-    places, counters = [*frames, b"", b""][:2]
-    total = min(len(places) // wire.PLACE_BYTES, len(counters) // wire.COUNTER_BYTES)
+    """The runs as sources by key. WireError for arrays that are torn, and for runs that point out
+    of them or overlap."""
+    total = wire.counts(frames, wire.PLACE_BYTES, wire.COUNTER_BYTES, limit=2 * MAX_KEYS)
+    places, counters = frames
 
-    def read(runs: Iterable[Run]) -> dict[int, Source]:
-        found = {}
+    def read(name: str, runs: Iterable[Run]) -> dict[int, Source]:
+        found: dict[int, Source] = {}
         for run in runs:
-            if run.peer >= len(message.peers) or run.offset + run.n > total:
-                continue
-            for i in range(min(run.n, keys - run.first)):
+            end = run.first + run.n
+            if run.peer >= len(message.peers):
+                raise wire.WireError(f"{name}: peer {run.peer} of {len(message.peers)}")
+            if run.offset + run.n > total:
+                raise wire.WireError(f"{name}: offset {run.offset} + {run.n} of {total} places")
+            if end > keys:
+                raise wire.WireError(f"{name}: keys {run.first} .. {end - 1} of {keys}")
+            for i in range(run.n):
+                if run.first + i in found:
+                    raise wire.WireError(f"{name}: key {run.first + i} stands in two of them")
                 at = run.offset + i
                 found[run.first + i] = Source(
                     message.peers[run.peer].instance,
@@ -292,8 +314,8 @@ def _answer(message: Located, frames: list[bytes], keys: int) -> Answer:
         return found
 
     return Answer(
-        read(message.runs),
-        read(message.alternates),
+        read("runs", message.runs),
+        read("alternates", message.alternates),
         {peer.instance: peer for peer in message.peers},
         message.missing,
         message.incompatible,

@@ -10,12 +10,12 @@ waits.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from lmkv import _native
 from lmkv.agent.links import Link
+from lmkv.agent.refusals import Refuse, ignore
 from lmkv.core import wire
 from lmkv.core.messages import (
     Alarm,
@@ -27,9 +27,9 @@ from lmkv.core.messages import (
     Pulled,
     PullPeer,
     PullResult,
+    Refused,
+    Unsupported,
 )
-
-log = logging.getLogger("lmkv.agent")
 
 GRACE = 0.05  # seconds that a mover has to answer after its deadline
 ASK_EVERY = 1.0  # seconds between questions after a job in limbo
@@ -83,7 +83,9 @@ class Pulls:
         on_done: Callable[[Job], None],
         limbo_seconds: float,
         limbo_slots: float,
+        refuse: Refuse = ignore,
     ) -> None:
+        self._refuse = refuse
         self._table = table
         self._fingerprints = fingerprints
         self._connect = connect
@@ -216,7 +218,10 @@ class Pulls:
                 elif isinstance(message, LimboEnded) and message.job in self._jobs:
                     self._limbo_ended(message.job, self._jobs[message.job], message.rank)
                 elif isinstance(message, Alarm):
-                    log.warning("lmkv: mover of rank %d: %s", message.rank, message.text)
+                    self._refuse(message.kind, f"mover of rank {message.rank}: {message.text}")
+                elif isinstance(message, (Refused, Unsupported)):
+                    what = message.message if isinstance(message, Refused) else message.name
+                    self._refuse("message", f"refused by {link.address}: {what}")
         now = self._clock()
         for number, job in list(self._jobs.items()):
             if not job.done and now > job.deadline:
@@ -239,6 +244,8 @@ class Pulls:
         job.stale |= message.stale
         results = list(frames[0]) if frames else []
         if len(results) != len(job.results) or max(results) >= len(PullResult.CAUSES):
+            what = f"{len(results)} results for {len(job.results)} chunks"
+            self._refuse("message", f"pulled of rank {message.rank}: {what}, or none of ours")
             results = [PullResult.MOVER_DOWN] * len(job.results)
         self._answered(message.job, job, message.rank, results)
 

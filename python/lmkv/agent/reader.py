@@ -23,6 +23,8 @@ from lmkv.core.config import InstanceConfig
 from lmkv.core.messages import PullPeer, PullResult
 from lmkv.core.steps import SKIPPED, Load, LoadChunk, LoadResult
 
+# What a mapped peer does not do twice in a row: it is gone, or is not what it announced.
+UNFIT = (PullResult.PEER_DEAD, PullResult.TIMEOUT, PullResult.INCOMPATIBLE)
 KEY, PLACE, COUNTER = wire.KEY_BYTES, wire.PLACE_BYTES, wire.COUNTER_BYTES
 NULL_BLOCK = 0  # vLLM's, in the place of a block that its attention window has left behind
 
@@ -289,7 +291,7 @@ class Reader:
             state.miss = PullResult.CAUSES[result.result]
             if not peer and result.result == PullResult.DIGEST:
                 bad = state.chunks[result.good]
-            if peer and result.result in (PullResult.PEER_DEAD, PullResult.TIMEOUT):
+            if peer and result.result in UNFIT:
                 self._locator.failed(peer)
         good = self._brought(state, result.good)
         self.account(state, good)

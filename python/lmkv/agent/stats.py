@@ -1,4 +1,4 @@
-"""What an instance counts: tokens by cause, pulls, room. Taken by steps, told in heartbeats."""
+"""What an instance counts: tokens by cause, pulls, alarms. Taken by steps, told in heartbeats."""
 
 from __future__ import annotations
 
@@ -28,6 +28,10 @@ class Stats:
             self._counts["pull_seconds"].append(seconds)
             self._counts["pull_bytes"] += pulled
 
+    def alarm(self, kind: str) -> None:
+        with self._lock:
+            self._counts["alarms"][kind] += 1
+
     def totals(self) -> dict[str, Counter[str]]:
         """`hit` and `miss` tokens by cause."""
         with self._lock:
@@ -37,10 +41,11 @@ class Stats:
         """Counts since the last call; empty dict when there are none."""
         with self._lock:
             taken, self._counts = self._counts, _empty()
-        if not (taken["hit"] or taken["miss"] or taken["pull_seconds"]):
+        if not (taken["hit"] or taken["miss"] or taken["pull_seconds"] or taken["alarms"]):
             return {}
-        return {**taken, "hit": dict(taken["hit"]), "miss": dict(taken["miss"])}
+        return {**taken, **{kind: dict(taken[kind]) for kind in ("hit", "miss", "alarms")}}
 
 
 def _empty() -> dict[str, Any]:
-    return {"hit": Counter(), "miss": Counter(), "pull_seconds": [], "pull_bytes": 0}
+    counted = {"hit": Counter[str](), "miss": Counter[str](), "alarms": Counter[str]()}
+    return {**counted, "pull_seconds": [], "pull_bytes": 0}

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lmkv import _native
+from lmkv.agent.refusals import Refuse, ignore
 from lmkv.core.messages import Stored
 from lmkv.core.steps import Store
 
@@ -37,7 +38,8 @@ class _Job:
 
 
 class Stores:
-    def __init__(self, table: _native.SlotTable, ranks: int) -> None:
+    def __init__(self, table: _native.SlotTable, ranks: int, refuse: Refuse = ignore) -> None:
+        self._refuse = refuse
         self._table = table
         self._ranks = ranks
         self._lock = threading.Lock()
@@ -91,7 +93,7 @@ class Stores:
             if job is None or message.rank not in job.waiting:
                 return False
             job.waiting.discard(message.rank)
-            job.good &= len(frames) == 3 and frames[2] == b"\x01"
+            job.good &= self._result(message, frames)
             if job.waiting:
                 return False
             del self._jobs[message.job]
@@ -103,6 +105,14 @@ class Stores:
         # Failed, or of an epoch that has ended: the slot is taken until it is given up.
         self._table.abort(job.place, job.counter)
         return False
+
+    def _result(self, message: Stored, frames: list[bytes]) -> bool:
+        if len(frames) != 3 or len(frames[2]) != 1:
+            sizes = [len(frame) for frame in frames]
+            what = f"stored of rank {message.rank}: frames of {sizes} bytes, the third is a result"
+            self._refuse("message", what)
+            return False
+        return frames[2] == b"\x01"
 
     @property
     def open(self) -> int:

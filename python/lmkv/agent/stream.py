@@ -12,11 +12,14 @@ from collections import Counter, deque
 from collections.abc import Callable
 
 from lmkv import _native
+from lmkv.agent.refusals import Refuse, ignore
 from lmkv.agent.stats import Stats
 from lmkv.core import wire
 from lmkv.core.geometry import GRANULES_A_SLOT
 from lmkv.core.messages import (
     MAX_KEYS,
+    PROTOCOL_MAX,
+    PROTOCOL_MIN,
     Announce,
     AnyMessage,
     Heartbeat,
@@ -39,6 +42,7 @@ OUTBOX = 256  # messages that wait for the link, of 112 KiB at most
 REGISTER_EVERY = 1.0  # seconds, while nobody answers
 SILENCE = 3.0  # seconds after which a controller counts as gone
 SMOOTHING = 1 / 8  # the weight of a new round trip
+HEARTBEATS = 0.01, 60.0  # seconds between them that a controller may ask for
 
 Frames = list[bytes]
 Changes = list[tuple[bool, bytes, bytes, bytes]]  # as SlotTable.take_changes()
@@ -53,7 +57,9 @@ class Stream:
         register: Callable[[], Register],
         stats: Stats,
         clock: Callable[[], float],
+        refuse: Refuse = ignore,
     ) -> None:
+        self._refuse = refuse
         self._table = table
         self._register = register
         self._stats = stats
@@ -199,7 +205,10 @@ class Stream:
             return
         self._heard = self._clock()
         if isinstance(message, Welcome):
-            self._welcomed(message)
+            if (wrong := unfit(message)) is None:
+                self._welcomed(message)
+            else:
+                self._refuse("message", f"welcome of {message.controller}: {wrong}")
         elif isinstance(message, Resync) and self._welcome is not None:
             # Something was lost, and perhaps the ranks were.
             self._sync, self._deaf, self._data_version = (message.sync, 0), False, -1
@@ -237,9 +246,10 @@ class Stream:
 
     def _touched(self, frames: list[bytes]) -> None:
         try:
-            wire.counts(frames[1:3], wire.PLACE_BYTES, wire.COUNTER_BYTES)
-        except wire.WireError:
-            return  # a hint that is torn is no hint
+            wire.counts(frames, wire.KEY_BYTES, wire.PLACE_BYTES, wire.COUNTER_BYTES, 4)
+        except wire.WireError as error:  # a hint that is torn is no hint
+            self._refuse("message", f"touched: {error}")
+            return
         self._table.touch(frames[1], frames[2])
 
     def _refusal(self, message: Refused) -> None:
@@ -247,3 +257,12 @@ class Stream:
             self.restart()
         elif self._welcome is None:
             self.refused = message.message
+
+
+def unfit(welcome: Welcome) -> str | None:
+    """The field of a welcome under which no stream can go on."""
+    if not PROTOCOL_MIN <= welcome.protocol <= PROTOCOL_MAX:
+        return f"protocol {welcome.protocol}, this is {PROTOCOL_MIN} to {PROTOCOL_MAX}"
+    if not HEARTBEATS[0] <= welcome.heartbeat <= HEARTBEATS[1]:
+        return f"heartbeat {welcome.heartbeat} s, allowed is {HEARTBEATS[0]} to {HEARTBEATS[1]}"
+    return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from lmkv import _native
+from lmkv.agent.refusals import Refuse, ignore
 from lmkv.agent.stats import Stats
 from lmkv.agent.stream import Stream
 from lmkv.core.messages import Register
@@ -26,7 +27,9 @@ class Streams:
         register: Callable[[], Register],
         stats: Stats,
         clock: Callable[[], float],
+        refuse: Refuse = ignore,
     ) -> None:
+        self._refuse = refuse
         self._table = table
         self._register = register
         self._stats = stats
@@ -43,7 +46,7 @@ class Streams:
         """These are the controllers now; who was one before goes on undisturbed."""
         self._streams = {
             address: self._streams.get(address)
-            or Stream(self._table, self._register, self._stats, self._clock)
+            or Stream(self._table, self._register, self._stats, self._clock, self._refuse)
             for address in addresses
         }
         self._quiet &= self._streams.keys()

@@ -200,7 +200,8 @@ class Transfers:
         whole = all(r in (PullResult.GOOD, PullResult.TIMEOUT) for r in job.results)
         brought = job.bytes if whole else 0
         self._rates.ended(job.peer, job.size, brought, job.begin, job.seconds)
-        if PullResult.PEER_DEAD in results or (PullResult.TIMEOUT in results and not job.unheard):
+        unfit = {PullResult.PEER_DEAD, PullResult.INCOMPATIBLE}  # what it announced is not so
+        if results & unfit or (PullResult.TIMEOUT in results and not job.unheard):
             self._locator.failed(job.peer)
         elif results == {PullResult.GOOD}:
             self._locator.worked(job.peer)

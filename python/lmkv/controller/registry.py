@@ -21,6 +21,7 @@ from lmkv.controller.syncs import Syncs
 from lmkv.core import wire
 from lmkv.core.clock import Clock, monotonic
 from lmkv.core.config import ControllerConfig
+from lmkv.core.geometry import unfit_ranks
 from lmkv.core.identity import new_epoch
 from lmkv.core.messages import (
     MAX_KEYS,
@@ -201,6 +202,8 @@ class Registry:
         for field, texts in (("namespace", [message.namespace]), ("layouts", message.layouts)):
             if (wrong := unreadable(texts)) is not None:
                 return Refused("field", f"{field}: {wrong}", field)
+        if (wrong := unfit_ranks(message.ranks)) is not None:
+            return Refused("field", f"ranks: {wrong}", "ranks")
         return None
 
     def _welcome(self, instance: Instance) -> list[Out]:
@@ -300,6 +303,8 @@ class Registry:
         return out
 
     def _ranks(self, instance: Instance, message: Ranks, frames: list[bytes]) -> list[Out]:
+        if (wrong := unfit_ranks(message.ranks)) is not None:
+            raise wire.WireError(f"ranks: {wrong}", "ranks")
         registration = instance.registration
         moved = hosts(registration.ranks) != hosts(message.ranks)
         registration.data_version, registration.ranks = message.data_version, message.ranks

@@ -18,3 +18,11 @@ MISS_CAUSES = (
     "opted_out",
 )
 CAUSES = HIT_CAUSES + MISS_CAUSES
+
+# What must not happen and did, counted and logged apart from tokens.
+ALARMS = (
+    "audit",  # a store that differs when it is gathered twice
+    "message",  # what came was no message, or its contents contradict themselves
+    "peer",  # a peer's announcement is proved untrue
+    "pull",  # our own mover refuses what our agent asks
+)

@@ -14,9 +14,11 @@ from typing import Any
 
 from lmkv import _native
 from lmkv.core.identity import lines
+from lmkv.core.messages import RankInfo
 
 FORMAT_VERSION = 1  # of slots, docs/slots.md
 GRANULES_A_SLOT = 16
+SLOT_ALIGN = 4096  # bytes
 TOKENS = "tokens"  # page format 1; any other name is the engine's own, page format 2
 
 # What may differ between instances that share: which of the model's heads a rank has decides only
@@ -96,6 +98,32 @@ def slot_layout(layout: str) -> _native.SlotLayout:
         1 if found["page_format"] == TOKENS else 2,
         fingerprint(layout),
     )
+
+
+def unfit_ranks(ranks: Sequence[RankInfo]) -> str | None:
+    """What an instance says of its ranks that cannot be so, by field; None if it may be."""
+    numbers = sorted(rank.rank for rank in ranks)
+    if numbers != list(range(len(numbers))):
+        return f"rank: {numbers} are not 0 .. {len(numbers) - 1}, each once"
+    return next((why for rank in ranks if (why := unfit(rank)) is not None), None)
+
+
+def unfit(info: RankInfo) -> str | None:
+    """A rank without a pool says nothing of it."""
+    if not info.granule_bytes and not info.granules and not info.usable_segments:
+        return None
+    if not info.granule_bytes or info.granule_bytes % SLOT_ALIGN:
+        return f"granule_bytes: {info.granule_bytes} is not a multiple of {SLOT_ALIGN}"
+    for name in ("granules", "segment_granules"):
+        value = getattr(info, name)
+        if not value or value % GRANULES_A_SLOT:
+            return f"{name}: {value} is not a multiple of {GRANULES_A_SLOT}"
+    segments = -(-info.granules // info.segment_granules)
+    if info.usable_segments > segments:
+        return f"usable_segments: {info.usable_segments}, the pool has {segments}"
+    if info.pool_address + info.granules * info.granule_bytes >= 1 << 63:
+        return f"pool_address: {info.pool_address:#x} is too high for the pool's size"
+    return None
 
 
 def rank_heads(layout: str) -> Heads:

@@ -29,7 +29,7 @@ U32 = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
 # MessagePack's integers reach 2^64 - 1; msgspec's own bounds stop at 2^63, so the type is open
 # upwards and the decoder's range is the limit.
 U64 = Annotated[int, Meta(ge=0)]
-Seconds = Annotated[float, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]  # never infinite: it may be a deadline
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 
 

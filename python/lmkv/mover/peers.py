@@ -33,6 +33,9 @@ class Peers:
         peers = [pull.peer, *pull.others]
         if len({(peer.instance, peer.epoch) for peer in peers}) > 1:
             return PullResult.INCOMPATIBLE, False, "ranks of several instances"
+        for peer in peers:
+            if (wrong := geometry.unfit(peer.info)) is not None:
+                return PullResult.INCOMPATIBLE, False, wrong
         try:
             found = self.parts(pull)
         except ValueError as error:

@@ -47,8 +47,12 @@ class Pulls:
             return [self._all(identity, pull, n, PullResult.MOVER_DOWN)]
         refusal = self._peers.refusal(pull)
         if refusal is not None:
-            result, stale, _ = refusal
-            return [self._all(identity, pull, n, result, stale)]
+            result, stale, why = refusal
+            answer = self._all(identity, pull, n, result, stale)
+            if result != PullResult.INCOMPATIBLE:
+                return [answer]
+            alarm = Alarm(self._rank, "peer", f"{pull.peer.instance}: {why}")
+            return [(identity, wire.encode(alarm)), answer]
         try:
             self._begin(self._engine, pull, frames, epoch)
         except ValueError as error:  # the agent's mistake, or a segment that has not arrived yet

@@ -8,7 +8,6 @@ goes out as a connection breaks may be lost, so a store's report is repeated unt
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import queue
 import threading
@@ -18,10 +17,8 @@ import zmq
 
 from lmkv.core import wire
 from lmkv.core.clock import Clock, monotonic
-from lmkv.core.messages import Attach, Forget, Message, Replace, StoredOk, WorkerState
+from lmkv.core.messages import Alarm, Attach, Forget, Message, Replace, StoredOk, WorkerState
 from lmkv.worker.copies import Once
-
-log = logging.getLogger("lmkv.worker")
 
 TICK_MS, RETRY_MS = 1000, 100
 REPEAT_S = 1.0  # a report that is not answered
@@ -54,6 +51,7 @@ class Control:
         self._told = (-1, -1)  # epoch, data version
         self._stopping = False
         self._once = Once()
+        self.refused = 0  # messages that were none of ours
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SNDHWM, 0)  # a report that is dropped is a slot lost
@@ -128,7 +126,7 @@ class Control:
             try:
                 message, _ = wire.decode(frames)
             except wire.WireError as error:
-                log.info("lmkv: %s: %s", self._path, error)
+                self._refuse(str(error))
                 continue
             if isinstance(message, Attach):
                 self._agent, self._told = sender, (-1, -1)
@@ -139,6 +137,16 @@ class Control:
                 self._forget(message.instance, message.epoch)
             elif isinstance(message, Replace):
                 self._replace(message.mover_generation)
+            else:
+                self._refuse(f"message {type(message).__name__} is not served here")
+
+    def _refuse(self, sentence: str) -> None:
+        """The agent counts it, and says it once."""
+        self.refused += 1
+        if self._agent is not None:
+            rank = self._state().rank
+            alarm = Alarm(rank, "message", f"{self._path}: {sentence}")
+            self._out.put((0, wire.encode(alarm)))
 
     def _send_all(self) -> bool:
         """False: the agent cannot be reached now."""

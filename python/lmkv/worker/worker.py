@@ -269,9 +269,10 @@ class Worker:
         chunk: LoadChunk,
         heads: _native.SlotPart | None = None,
     ) -> int:
+        slot = heads.theirs if heads is not None else self._pages[chunk.group].slot
         try:
-            address = pool.slot_address(chunk.place)
-        except ValueError as error:  # in no usable segment
+            address = pool.slot_address(chunk.place, slot.payload_offset + slot.payload_bytes)
+        except ValueError as error:  # in no usable segment, or smaller than a slot
             log.info("lmkv: %s", error)
             return PullResult.GONE
         copier = self._copiers[chunk.group]
@@ -289,16 +290,25 @@ class Worker:
     def _copy_store(self, store: Store, epoch: int) -> bool:
         address = self.pool.slot_address(store.place)
         generation = (epoch & 0xFFFFFFFF) << 32 | store.counter
-        copier = self._copiers[store.group]
-        copier.gather(address, store.key, generation, store.blocks)
+        self._copiers[store.group].gather(address, store.key, generation, store.blocks)
         self._gathers += 1
         every = self._config.audit_every
-        if every and self._gathers % every == 0 and not copier.audit(address, store.blocks):
-            _native.clear_slot(address)
-            text = f"chunk {store.key.hex()} differs when it is gathered twice"
-            self._control.send(Alarm(self._rank, "audit", text))
-            return False
+        if every and self._gathers % every == 0:
+            wrong = self._audit(address, store, generation)
+            if wrong:
+                _native.clear_slot(address)
+                text = f"chunk {store.key.hex()} {wrong}"
+                self._control.send(Alarm(self._rank, "audit", text))
+                return False
         return True
+
+    def _audit(self, address: int, store: Store, generation: int) -> str:
+        """What is wrong with a store that has just been made, "" if nothing is."""
+        if not self._copiers[store.group].audit(address, store.blocks):
+            return "differs when it is gathered twice"
+        slot = self._pages[store.group].slot
+        status = _native.check_slot(address, slot, store.key, generation)
+        return "" if status == _native.SlotStatus.GOOD else "is not in the slot as it was gathered"
 
     def _stored(self, store: Store, good: bool, seconds: float) -> None:
         with self._lock:
