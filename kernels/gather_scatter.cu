@@ -1,11 +1,11 @@
 // The copies' entry points: lmkv_<copy>_<bytes of an access to pages>, and what stands around them.
-// Blocks of kCopyThreads (jobs.h); three of them fit one multiprocessor.
+// Blocks of kCopyThreads (jobs.h); two of them fit one multiprocessor.
 #include "gather_scatter.h"
 
 using CopyTeam = lmkv::GpuTeam<lmkv::kCopyThreads>;
 
 #define LMKV_COPY(copy, piece)                                        \
-  extern "C" __global__ void __launch_bounds__(lmkv::kCopyThreads, 3) \
+  extern "C" __global__ void __launch_bounds__(lmkv::kCopyThreads, 2) \
       lmkv_##copy##_##piece(const lmkv::CopyJob job) {                \
     __shared__ lmkv::CopyShared<CopyTeam> shared;                     \
     CopyTeam team;                                                    \

@@ -2,7 +2,7 @@
 //
 // One team copies one segment (chunk, layer, head) at a time, and takes the next one a grid further
 // on, so that the number of blocks launched limits the multiprocessors used. Thread t copies every
-// 256th unit of 16 bytes from t on, eight loads ahead of eight stores. The segment's digest is the
+// 256th unit of 16 bytes from t on, some loads ahead of as many stores. The segment's digest is the
 // team's sum. The team that finishes a chunk's last segment ends the chunk (slot_ends.h).
 //
 // Write path: clear (a launch before) -> gather: payload, table, and the header to `headers` -> the
@@ -29,7 +29,10 @@ enum class Copy {
 template <Copy kCopy>
 constexpr bool kReadsPages = kCopy == Copy::gather || kCopy == Copy::audit;
 
-constexpr int kDepth = 8;            // units in flight in a thread
+// Units in flight in a thread; narrow accesses are many to a unit.
+template <int kPiece>
+constexpr int kDepth = kPiece / 2;
+
 constexpr uint32_t kMaxPages = 256;  // addresses kept at once; a multiple of 16, so that they hold
                                      // whole units whatever the run's length
 
@@ -88,13 +91,13 @@ struct PageRuns {
 };
 
 // One turn of one thread: units first, first + kSize, .. before `units`, all loaded before any is
-// stored. `kWhole`: there are kDepth of them, and all are whole.
+// stored. `kWhole`: there are kDepth, and all are whole.
 template <Copy kCopy, bool kWhole, int kStep, int kPiece>
 LMKV_BODY void copy_turn(const PageRuns<kPiece>& runs, uint8_t* slot, uint32_t first,
                          uint32_t units, uint32_t before, Lmx64& sums) {
-  Unit held[kDepth];
+  Unit held[kDepth<kPiece>];
   LMKV_UNROLL
-  for (int i = 0; i < kDepth; ++i) {
+  for (int i = 0; i < kDepth<kPiece>; ++i) {
     const uint32_t n = first + uint32_t(i * kStep);
     if (!kWhole && n >= units) break;
     if constexpr (kReadsPages<kCopy>) {
@@ -104,7 +107,7 @@ LMKV_BODY void copy_turn(const PageRuns<kPiece>& runs, uint8_t* slot, uint32_t f
     }
   }
   LMKV_UNROLL
-  for (int i = 0; i < kDepth; ++i) {
+  for (int i = 0; i < kDepth<kPiece>; ++i) {
     const uint32_t n = first + uint32_t(i * kStep);
     if (!kWhole && n >= units) break;
     const uint32_t(&w)[4] = held[i].word;
@@ -120,7 +123,7 @@ template <Copy kCopy, int kPiece, class Team>
 LMKV_BODY void copy_units(Team& team, const PageRuns<kPiece>& runs, uint8_t* slot, uint32_t before,
                           uint32_t units, typename Team::template Local<Lmx64>& sums) {
   constexpr int kStep = Team::kSize;
-  constexpr uint32_t kTurn = kDepth * kStep;
+  constexpr uint32_t kTurn = kDepth<kPiece> * kStep;
   const uint32_t whole = kCopy == Copy::verify ? units : runs.pieces / runs.kPieces;
   team.phase([&](int thread) {
     Lmx64 sum = sums[thread];
