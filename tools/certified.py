@@ -1,7 +1,7 @@
 """On which GPU the kernels last ran, as they are now: tests/gpu/certified.json.
 
-A run of the GPU tests on a real card records its name, the date and the digest of kernels/. `told()`
-is the line that `make test` ends with. Nothing is certified by a CPU.
+A run of the GPU tests on a real card records its name, the date and the digest of kernels/.
+`told()` is the line that `make test` ends with. Nothing is certified by a CPU.
 """
 
 from __future__ import annotations

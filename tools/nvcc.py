@@ -131,8 +131,8 @@ def main() -> int:
     print(f"\n{table(variants)}")
     spilling = [v for v in variants if v.spills or v.stack]
     print(
-        f"\n{len(variants)} variants, {len(spilling)} of them spill; {size / 1024:.0f} KiB with PTX "
-        f"for later architectures"
+        f"\n{len(variants)} variants, {len(spilling)} of them spill; {size / 1024:.0f} KiB "
+        f"with the PTX for later architectures"
     )
     if cuobjdump is None:
         print("no cuobjdump: 128-bit accesses are not counted")
