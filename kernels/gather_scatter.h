@@ -145,7 +145,7 @@ LMKV_BODY Lmx64 copy_segment(Team& team, const CopyJob& job, CopyShared<Team>& s
   const PagedKv& pages = job.pages;
   const uint32_t units = uint32_t(job.segment_bytes / 16);
   typename Team::template Local<Lmx64> sums;
-  team.each([&](int thread) { sums[thread] = Lmx64{}; });
+  team.phase([&](int thread) { sums[thread] = Lmx64{}; });
   if constexpr (kCopy == Copy::verify) {
     copy_units<kCopy>(team, PageRuns<kPiece>{pages, shared.page, 0}, slot, 0, units, sums);
     return team_sum(team, sums, shared.sums);

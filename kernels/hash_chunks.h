@@ -60,7 +60,7 @@ LMKV_BODY void hash_chunks(Team& team, const HashJob& job, HashShared<Team>& sha
       shared.chunk[thread] = n < job.count ? job.chunks[n] : nullptr;
       blake3::begin_chunk_digest(hash[thread].word);
     });
-    team.each([&](int thread) { next[thread] = load_quarters<kPiece>(shared, thread, 0); });
+    team.phase([&](int thread) { next[thread] = load_quarters<kPiece>(shared, thread, 0); });
     for (uint32_t b = 0; b < job.blocks; ++b) {
       team.phase([&](int thread) {
         LMKV_UNROLL
@@ -79,7 +79,7 @@ LMKV_BODY void hash_chunks(Team& team, const HashJob& job, HashShared<Team>& sha
         blake3::chunk_digest_block(hash[thread].word, m, int(b), int(job.blocks));
       });
     }
-    team.each([&](int thread) {
+    team.phase([&](int thread) {
       const uint32_t n = first + uint32_t(thread);
       if (n >= job.count) return;
       uint8_t* const to = job.digests + uint64_t(n) * blake3::HASH_BYTES;

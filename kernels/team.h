@@ -5,7 +5,6 @@
 //
 //   typename Team::template Local<T> x;          // one T for each thread
 //   team.phase([&](int thread) { x[thread] = ...; shared.y[...] = ...; });   // ends with a barrier
-//   team.each([&](int thread) { ... });          // no barrier: touches only the thread's own
 //   team.exchange_xor(to, from, mask);           // thread t gets from[t ^ mask]; within a warp
 //   team.uniform(x)                              // a Local that is equal in all threads
 //   team.block(), team.blocks()                  // which team this is, of how many
@@ -40,11 +39,6 @@ struct GpuTeam {
     __syncthreads();
   }
 
-  template <class Do>
-  LMKV_BODY void each(Do&& work) {
-    work(int(threadIdx.x));
-  }
-
   template <class T>
   LMKV_BODY void exchange_xor(Local<T>& to, const Local<T>& from, int mask) {
     static_assert(sizeof(T) % 8 == 0, "whole 64-bit words");
@@ -74,7 +68,7 @@ LMKV_BODY T team_sum(Team& team, typename Team::template Local<T>& parts,
   for (int mask = kWarp / 2; mask > 0; mask /= 2) {
     typename Team::template Local<T> other;
     team.exchange_xor(other, parts, mask);
-    team.each([&](int thread) { parts[thread] = parts[thread] + other[thread]; });
+    team.phase([&](int thread) { parts[thread] = parts[thread] + other[thread]; });
   }
   team.phase([&](int thread) {
     if (thread % kWarp == 0) warps[thread / kWarp] = parts[thread];

@@ -213,6 +213,26 @@ void like_the_host(std::uint32_t teams, std::uint64_t seed, unsigned threads) {
   check(world.verdicts[0] == SLOT_GOOD && world.verdicts[1] == SLOT_DIGEST, "verify's verdicts");
 }
 
+// One segment's team found another header, and read nothing; the header has come back since, and
+// the scratch has the right digest from an earlier launch.
+void a_refused_segment_is_never_good() {
+  World world;
+  play<Copy::gather>(world.job, 1, 1);
+  world.publish();
+  for (const std::uint32_t refused : {0u, LMKV_REFUSED}) {
+    world.arrived[0] = 1 | refused;
+    world.job.chunks = 1;
+    run_grid<Team, CopyShared<Team>>(1, 1, 1, [&](Team&, CopyShared<Team>& shared) {
+      for (std::uint32_t item = 1; item < World::kLayers * World::kHeads; ++item) {
+        Team team(item, World::kLayers * World::kHeads, 1);
+        copy_chunks<Copy::verify, 16>(team, world.job, shared);
+      }
+    });
+    check(world.verdicts[0] == (refused ? SLOT_GONE : SLOT_GOOD), "a refused segment");
+    check(world.arrived[0] == 0, "ready for the next launch");
+  }
+}
+
 // Each thread takes what its neighbour left: right with a barrier between, and only then.
 bool neighbours_agree(bool barrier) {
   struct Shared {
@@ -241,6 +261,7 @@ int main() {
   golden_header();
   for (const std::uint32_t teams : {1u, 2u, 7u, 40u}) like_the_host(teams, teams, 1);
   for (std::uint64_t seed = 0; seed < 5; ++seed) like_the_host(6, 10 * seed, 3);
+  a_refused_segment_is_never_good();
   check(neighbours_agree(true), "a body with its barrier");
   check(!neighbours_agree(false), "a body without its barrier went unnoticed");
   return failures == 0 ? 0 : 1;

@@ -74,7 +74,7 @@ void play_headers(const HeaderJob& job, const Launch& launch, bool publish) {
   struct Nothing {};
   run_grid<Team, Nothing>((job.chunks + Team::kSize - 1) / Team::kSize, launch.seed, launch.threads,
                           [&](Team& team, Nothing&) {
-                            team.each([&](int thread) {
+                            team.phase([&](int thread) {
                               const std::uint32_t n =
                                   team.block() * Team::kSize + std::uint32_t(thread);
                               publish ? publish_slot(job, n) : clear_slot(job, n);

@@ -44,11 +44,6 @@ class CpuTeam {
     for (const int thread : order_) work(thread);
   }
 
-  template <class Do>
-  void each(Do&& work) {
-    phase(work);
-  }
-
   template <class T>
   void exchange_xor(Local<T>& to, const Local<T>& from, int mask) {
     for (int thread = 0; thread < kThreads; ++thread) to[thread] = from[thread ^ mask];
