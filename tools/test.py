@@ -1,7 +1,8 @@
 """`make test`: the tiers in turn, each with its time; red when any of them is.
 
 `python` has csrc's own tests under sanitizers too; `scalar` runs the native tests once more with
-the plain instruction set; `vllm` starts real engines and comes last.
+the plain instruction set; `vllm` starts real engines and comes last. The last line says whether the
+GPU kernels, as they are, ever ran on a GPU.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+import certified  # tools/certified.py
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -48,6 +51,7 @@ def main() -> int:
             (good, f"{tier:8} {'green' if good else 'RED':6} {time.monotonic() - begin:5.0f} s")
         )
     print("\n" + "\n".join(line for _, line in lines))
+    print(certified.told(certified.load(), certified.digest()))
     return 0 if all(good for good, _ in lines) else 1
 
 

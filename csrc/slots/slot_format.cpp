@@ -18,6 +18,13 @@ std::uint64_t table_digest(std::span<const std::uint64_t> table) {
                LMKV_TABLE_SEGMENT);
 }
 
+SlotShape shape_of(const SlotLayout& layout) {
+  return {.word0 = slot_word0(layout.page_format),
+          .fingerprint = layout.fingerprint,
+          .segments = layout.segments,
+          .payload_units = std::uint32_t(layout.payload_bytes() / 64)};
+}
+
 // Bytes 8..63, then word 0 as the last store: the slot is readable.
 void publish(std::byte* slot, SlotHeader header) {
   header.checksum = header_checksum(header);
@@ -61,15 +68,7 @@ void clear_slot(std::byte* slot) {
 void seal_slot(std::byte* slot, const SlotLayout& layout, const Key& key, std::uint64_t generation,
                std::span<const std::uint64_t> table) {
   std::memcpy(slot + sizeof(SlotHeader), table.data(), table.size_bytes());
-  publish(slot, {.word0 = slot_word0(layout.page_format),
-                 .fingerprint = layout.fingerprint,
-                 .key_lo = key.lo,
-                 .key_hi = key.hi,
-                 .generation = generation,
-                 .segments = layout.segments,
-                 .payload_units = std::uint32_t(layout.payload_bytes() / 64),
-                 .table_digest = table_digest(table),
-                 .checksum = 0});
+  publish(slot, sealed_header(shape_of(layout), {key.lo, key.hi, generation}, table_digest(table)));
 }
 
 void write_slot(std::byte* slot, const SlotLayout& layout, const Key& key, std::uint64_t generation,
@@ -97,16 +96,7 @@ SlotHeader load_header(const std::byte* slot) {
 
 SlotStatus check_header(const SlotHeader& header, const SlotLayout& layout, const Key& key,
                         std::uint64_t generation) {
-  if (std::uint32_t(header.word0) == 0) return SlotStatus::gone;
-  if (std::uint32_t(header.word0) != LMKV_SLOT_MAGIC) return SlotStatus::digest;
-  if (std::uint8_t(header.word0 >> 32) != LMKV_SLOT_VERSION) return SlotStatus::incompatible;
-  if (header.checksum != header_checksum(header)) return SlotStatus::digest;
-  if (Key{header.key_lo, header.key_hi} != key) return SlotStatus::gone;
-  if (header.generation != generation) return SlotStatus::gone;
-  const bool same =
-      header.fingerprint == layout.fingerprint && header.word0 == slot_word0(layout.page_format) &&
-      header.segments == layout.segments && header.payload_units == layout.payload_bytes() / 64;
-  return same ? SlotStatus::good : SlotStatus::incompatible;
+  return SlotStatus(judge_header(header, shape_of(layout), {key.lo, key.hi, generation}));
 }
 
 std::vector<std::uint64_t> load_table(const std::byte* slot, const SlotHeader& header) {

@@ -41,7 +41,12 @@ struct SlotLayout {
 };
 
 // The numbers of messages.PullResult.
-enum class SlotStatus : std::uint8_t { good = 0, gone = 1, digest = 2, incompatible = 3 };
+enum class SlotStatus : std::uint8_t {
+  good = SLOT_GOOD,
+  gone = SLOT_GONE,
+  digest = SLOT_DIGEST,
+  incompatible = SLOT_INCOMPATIBLE
+};
 
 // Digests of a slot's segments, with the table's padding: what stands behind the header.
 std::vector<std::uint64_t> empty_table(const SlotLayout& layout);

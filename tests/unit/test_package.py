@@ -43,6 +43,21 @@ def test_the_sdist_holds_what_a_build_needs_and_no_tests(built: Path) -> None:
     assert not [n for n in names if n.startswith(("tests/", "bench/", "demo/")) or ".so" in n]
 
 
+def test_the_wheel_has_the_kernels_sources_and_what_nvcc_made_of_them(built: Path) -> None:
+    import zipfile
+
+    from tools import nvcc
+
+    (wheel,) = built.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    sources = {f"lmkv/kernels/{p.name}" for p in nvcc.KERNELS.glob("*.[hc]*")}
+    assert {"lmkv/kernels/lmkv.cu", "lmkv/kernels/team.h"} <= sources <= names
+    if nvcc.program("nvcc") is None:
+        assert "lmkv/kernels/lmkv.fatbin" not in names
+    else:
+        assert "lmkv/kernels/lmkv.fatbin" in names
+
+
 def test_the_wheel_works_in_an_empty_venv_without_a_compiler(built: Path, tmp_path: Path) -> None:
     (wheel,) = built.glob("*.whl")
     assert "none-any" not in wheel.name

@@ -1,0 +1,3 @@
+// All kernels as one translation unit: one fatbin, or one NVRTC program.
+#include "chunk_hash.cu"
+#include "gather_scatter.cu"
