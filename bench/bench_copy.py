@@ -54,7 +54,7 @@ class World:
         self.blocks = [
             order[n * BLOCKS_PER_CHUNK : (n + 1) * BLOCKS_PER_CHUNK] for n in range(CHUNKS)
         ]
-        self.pool = Pool(LAYOUT, CHUNKS, 32)
+        self.pool = Pool(LAYOUT.granule_bytes, CHUNKS, 32)
         while self.pool.segments * 32 < CHUNKS:
             self.pool.add_segment()
 
@@ -127,7 +127,7 @@ def mapped_pool() -> tuple[PoolMap, socket.socket, multiprocessing.Process]:
     process = fork.Process(target=holder, args=(theirs, ours), daemon=True)
     process.start()
     theirs.close()
-    pool = PoolMap(LAYOUT, CHUNKS, 32)
+    pool = PoolMap(LAYOUT.granule_bytes, CHUNKS, 32)
     for fd in socket.recv_fds(ours, 1, 64)[1]:
         pool.add_segment(fd)
         os.close(fd)

@@ -36,7 +36,7 @@ def _pool():
     from lmkv import _native
 
     layout = _native.SlotLayout(SLOT_SEGMENTS, SEGMENT_BYTES, 1, 42)
-    pool = _native.Pool(layout, SLOTS, SLOTS)
+    pool = _native.Pool(layout.granule_bytes, SLOTS, SLOTS)
     pool.add_segment()
     return layout, pool
 
@@ -67,7 +67,7 @@ class _Reader:
 
         self.native = _native
         self.layout, pool = _pool()
-        self.pool = _native.PoolMap(self.layout, SLOTS, SLOTS, 0, writable=True)
+        self.pool = _native.PoolMap(self.layout.granule_bytes, SLOTS, SLOTS, 0, writable=True)
         self.pool.add_segment(pool.segment_fd(0))
         library = transport.find_library()
         self.bare = transport.open_agents(library, f"bare-{os.getpid()}").pull
@@ -77,7 +77,9 @@ class _Reader:
         self.engine = _native.PullEngine(pulls, self.pool)
         self.agent = self.bare.connect(metadata)
         granules = 16 * SLOTS
-        self.peer = _native.PullPeer("holder", metadata, address, granules, granules)
+        self.peer = _native.PullPeer(
+            "holder", metadata, address, self.layout.granule_bytes, granules, granules
+        )
         self.address = address
         self.read_bytes = self.layout.payload_offset + self.layout.payload_bytes
         self.bytes = SLOTS * self.read_bytes
@@ -102,8 +104,9 @@ class _Reader:
         places = b"".join(_place(slot) for slot in range(SLOTS))
         keys = b"".join(_key(slot) for slot in range(SLOTS))
         self.engine.pull(
-            self.job, self.peer, EPOCH, EPOCH + 1, keys, places, counters, places, counters, 60.0
-        )
+            self.job, self.peer, self.layout, EPOCH, EPOCH + 1,
+            keys, places, counters, places, counters, 60.0,
+        )  # fmt: skip
         while True:
             assert select.select([self.engine.fd], [], [], 60)[0]
             for event in self.engine.take():

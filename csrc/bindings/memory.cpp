@@ -17,8 +17,9 @@ void bind_memory(nb::module_& m) {
   using Release = nb::call_guard<nb::gil_scoped_release>;
 
   nb::class_<Pool>(m, "Pool")
-      .def(nb::init<const SlotLayout&, std::uint64_t, std::uint64_t, std::uintptr_t>(),
-           nb::arg("layout"), nb::arg("slots"), nb::arg("segment_slots"), nb::arg("address") = 0)
+      .def(nb::init<std::uint64_t, std::uint64_t, std::uint64_t, std::uintptr_t>(),
+           nb::arg("granule_bytes"), nb::arg("slots"), nb::arg("segment_slots"),
+           nb::arg("address") = 0)
       .def("add_segment", &Pool::add_segment, nb::arg("populate") = true, Release())
       .def(
           "segment_fd",
@@ -30,19 +31,21 @@ void bind_memory(nb::module_& m) {
       .def_prop_ro("slots", &Pool::slots)
       .def_prop_ro("segment_slots", &Pool::segment_slots)
       .def_prop_ro("segments", &Pool::segments)
-      .def_prop_ro("layout", &Pool::layout, nb::rv_policy::reference_internal)
+      .def_prop_ro("granule_bytes", &Pool::granule_bytes)
+      .def_prop_ro("slot_bytes", &Pool::slot_bytes)
       .def("slot_address", &slot_address<Pool>, nb::arg("place"))
       .def("close", &Pool::close, Release());
 
   nb::class_<PoolMap>(m, "PoolMap")
-      .def(nb::init<const SlotLayout&, std::uint64_t, std::uint64_t, std::uintptr_t, bool>(),
-           nb::arg("layout"), nb::arg("slots"), nb::arg("segment_slots"), nb::arg("address") = 0,
-           nb::arg("writable") = false)
+      .def(nb::init<std::uint64_t, std::uint64_t, std::uint64_t, std::uintptr_t, bool>(),
+           nb::arg("granule_bytes"), nb::arg("slots"), nb::arg("segment_slots"),
+           nb::arg("address") = 0, nb::arg("writable") = false)
       .def("add_segment", &PoolMap::add_segment, nb::arg("fd"), Release())
       .def("fault_in", &PoolMap::fault_in, nb::arg("segment"), Release())
       .def_prop_ro("address", &PoolMap::address)
       .def_prop_ro("segments", &PoolMap::segments)
-      .def_prop_ro("layout", &PoolMap::layout, nb::rv_policy::reference_internal)
+      .def_prop_ro("granule_bytes", &PoolMap::granule_bytes)
+      .def_prop_ro("slot_bytes", &PoolMap::slot_bytes)
       .def("slot_address", &slot_address<PoolMap>, nb::arg("place"))
       .def("close", &PoolMap::close, Release());
 }

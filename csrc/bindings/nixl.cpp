@@ -34,8 +34,13 @@ std::uint64_t read(Transport& transport, const std::string& peer, const Words& l
 struct TransferStates {};
 
 PullPeer pull_peer(const std::string& id, const nb::bytes& metadata, std::uint64_t address,
-                   std::uint64_t segment_granules, std::uint64_t usable_granules) {
-  return {id, std::string(metadata.c_str(), metadata.size()), address, segment_granules,
+                   std::uint64_t granule_bytes, std::uint64_t segment_granules,
+                   std::uint64_t usable_granules) {
+  return {id,
+          std::string(metadata.c_str(), metadata.size()),
+          address,
+          granule_bytes,
+          segment_granules,
           usable_granules};
 }
 
@@ -44,10 +49,10 @@ std::uint64_t generation(std::uint64_t epoch, std::uint32_t counter) {
   return epoch << 32 | counter;
 }
 
-void pull(PullEngine& engine, std::uint64_t job, const PullPeer& peer, std::uint64_t peer_epoch,
-          std::uint64_t own_epoch, const nb::bytes& keys, const nb::bytes& remote_places,
-          const nb::bytes& remote_counters, const nb::bytes& own_places,
-          const nb::bytes& own_counters, double deadline) {
+void pull(PullEngine& engine, std::uint64_t job, const PullPeer& peer, const SlotLayout& layout,
+          std::uint64_t peer_epoch, std::uint64_t own_epoch, const nb::bytes& keys,
+          const nb::bytes& remote_places, const nb::bytes& remote_counters,
+          const nb::bytes& own_places, const nb::bytes& own_counters, double deadline) {
   const auto key = view<Key>(keys, "keys");
   const auto remote = view<Place>(remote_places, "remote_places");
   const auto theirs = view<std::uint32_t>(remote_counters, "remote_counters");
@@ -61,7 +66,7 @@ void pull(PullEngine& engine, std::uint64_t job, const PullPeer& peer, std::uint
   for (std::size_t i = 0; i < chunks.size(); ++i)
     chunks[i] = {key[i], remote[i], own[i], generation(peer_epoch, theirs[i]),
                  generation(own_epoch, ours[i])};
-  engine.pull(job, peer, std::move(chunks), deadline);
+  engine.pull(job, peer, layout, std::move(chunks), deadline);
 }
 
 nb::bytes results(const PullEvent& event) {
@@ -114,7 +119,7 @@ void bind_nixl(nb::module_& m) {
 
   nb::class_<PullPeer>(m, "PullPeer")
       .def(nb::new_(&pull_peer), nb::arg("id"), nb::arg("metadata"), nb::arg("address"),
-           nb::arg("segment_granules"), nb::arg("usable_granules"))
+           nb::arg("granule_bytes"), nb::arg("segment_granules"), nb::arg("usable_granules"))
       .def_ro("id", &PullPeer::id);
 
   nb::class_<PullEvent>(m, "PullEvent")
@@ -130,7 +135,7 @@ void bind_nixl(nb::module_& m) {
   nb::class_<PullEngine>(m, "PullEngine")
       .def(nb::init<Transport&, const PoolMap&>(), nb::arg("transport"), nb::arg("pool"),
            nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>())
-      .def("pull", &pull, nb::arg("job"), nb::arg("peer"), nb::arg("peer_epoch"),
+      .def("pull", &pull, nb::arg("job"), nb::arg("peer"), nb::arg("layout"), nb::arg("peer_epoch"),
            nb::arg("own_epoch"), nb::arg("keys"), nb::arg("remote_places"),
            nb::arg("remote_counters"), nb::arg("own_places"), nb::arg("own_counters"),
            nb::arg("deadline"))

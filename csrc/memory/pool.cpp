@@ -4,41 +4,46 @@
 #include <utility>
 
 #include "check.h"
+#include "layout.h"
 
 namespace lmkv {
 namespace {
 
-std::uint64_t pool_bytes(const SlotLayout& layout, std::uint64_t slots,
+std::uint64_t pool_bytes(std::uint64_t granule_bytes, std::uint64_t slots,
                          std::uint64_t segment_slots) {
+  REQUIRE(granule_bytes >= LMKV_SLOT_ALIGN && granule_bytes % LMKV_SLOT_ALIGN == 0 &&
+              granule_bytes <= 1ull << 40,
+          "granule_bytes: ", granule_bytes, " is not a multiple of 4096 up to 2^40");
   REQUIRE(slots >= 1 && slots <= 0xFFFFFFFFull / kGranulesPerSlot, "slots: ", slots,
           " is not in 1 .. ", 0xFFFFFFFFull / kGranulesPerSlot);
   REQUIRE(segment_slots >= 1 && segment_slots <= 0xFFFFFFFFull / kGranulesPerSlot,
           "segment_slots: ", segment_slots, " is not in 1 .. ", 0xFFFFFFFFull / kGranulesPerSlot);
-  REQUIRE(slots < (1ull << 46) / layout.slot_bytes(), "slots: ", slots, " of ", layout.slot_bytes(),
+  const std::uint64_t slot_bytes = granule_bytes * kGranulesPerSlot;
+  REQUIRE(slots < (1ull << 46) / slot_bytes, "slots: ", slots, " of ", slot_bytes,
           " bytes are more than 2^46 bytes");
-  return slots * layout.slot_bytes();
+  return slots * slot_bytes;
 }
 
 }  // namespace
 
-PoolRange::PoolRange(const SlotLayout& layout, std::uint64_t slots, std::uint64_t segment_slots,
+PoolRange::PoolRange(std::uint64_t granule_bytes, std::uint64_t slots, std::uint64_t segment_slots,
                      std::uintptr_t address)
-    : layout_(layout),
+    : granule_bytes_(granule_bytes),
       slots_(slots),
       segment_slots_(segment_slots),
-      range_(pool_bytes(layout, slots, segment_slots), address) {}
+      range_(pool_bytes(granule_bytes, slots, segment_slots), address) {}
 
 std::uint32_t PoolRange::segments_at_most() const {
   return std::uint32_t((slots_ + segment_slots_ - 1) / segment_slots_);
 }
 
 std::uint64_t PoolRange::segment_offset(std::uint32_t segment) const {
-  return segment * segment_slots_ * layout_.slot_bytes();
+  return segment * segment_slots_ * slot_bytes();
 }
 
 std::uint64_t PoolRange::segment_bytes(std::uint32_t segment) const {
   const std::uint64_t rest = slots_ - segment * segment_slots_;  // the last may be shorter
-  return std::min(segment_slots_, rest) * layout_.slot_bytes();
+  return std::min(segment_slots_, rest) * slot_bytes();
 }
 
 std::byte* PoolRange::slot(const Place& place) const {
@@ -53,7 +58,7 @@ std::byte* PoolRange::slot(const Place& place) const {
           " are usable");
   REQUIRE(place.first / per_segment == last / per_segment, "place: granules ", place.first, " .. ",
           last, " cross segments of ", per_segment);
-  return range_.data() + place.first * layout_.granule_bytes();
+  return range_.data() + place.first * granule_bytes_;
 }
 
 std::uint32_t PoolRange::next_segment() const {

@@ -10,14 +10,15 @@
 #include <vector>
 
 #include "memory/segment.h"
-#include "slots/slot_format.h"
+#include "slots/place.h"
 
 namespace lmkv {
 
 // What both have: where slot and segment lie.
 class PoolRange {
  public:
-  PoolRange(const SlotLayout& layout, std::uint64_t slots, std::uint64_t segment_slots,
+  // A slot is 16 granules, room for a chunk of any of the rank's cache groups.
+  PoolRange(std::uint64_t granule_bytes, std::uint64_t slots, std::uint64_t segment_slots,
             std::uintptr_t address);
 
   std::uintptr_t address() const { return reinterpret_cast<std::uintptr_t>(range_.data()); }
@@ -25,7 +26,8 @@ class PoolRange {
   std::uint64_t segment_slots() const { return segment_slots_; }
   std::uint32_t segments() const { return usable_.load(std::memory_order_acquire); }
   std::uint32_t segments_at_most() const;
-  const SlotLayout& layout() const { return layout_; }
+  std::uint64_t granule_bytes() const { return granule_bytes_; }
+  std::uint64_t slot_bytes() const { return granule_bytes_ * kGranulesPerSlot; }
   // std::invalid_argument for a place outside the usable segments, or across two.
   std::byte* slot(const Place& place) const;
 
@@ -36,8 +38,7 @@ class PoolRange {
   std::uint32_t next_segment() const;
   void close_range();
 
-  SlotLayout layout_;
-  std::uint64_t slots_, segment_slots_;
+  std::uint64_t granule_bytes_, slots_, segment_slots_;
   AddressRange range_;
   std::atomic<std::uint32_t> usable_ = 0;
   std::mutex adding_;
@@ -56,9 +57,9 @@ class Pool : public PoolRange {
 
 class PoolMap : public PoolRange {
  public:
-  PoolMap(const SlotLayout& layout, std::uint64_t slots, std::uint64_t segment_slots,
+  PoolMap(std::uint64_t granule_bytes, std::uint64_t slots, std::uint64_t segment_slots,
           std::uintptr_t address, bool writable)
-      : PoolRange(layout, slots, segment_slots, address), writable_(writable) {}
+      : PoolRange(granule_bytes, slots, segment_slots, address), writable_(writable) {}
   std::uint32_t add_segment(int fd);
   // Page faults of a segment now, in pieces, not in the first READs: 0.8 us a page (tried).
   void fault_in(std::uint32_t segment);

@@ -20,7 +20,6 @@ constexpr auto kLongNap = std::chrono::milliseconds(1);
 PullEngine::PullEngine(Transport& transport, const PoolRange& pool)
     : transport_(transport),
       pool_(pool),
-      read_bytes_(pool.layout().payload_offset() + pool.layout().payload_bytes()),
       scratch_(pages_for_good(kScratchBytes)),
       event_fd_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {
   if (event_fd_ < 0) throw SystemError("eventfd");
@@ -43,18 +42,19 @@ PullEngine::~PullEngine() {
 
 // ---------------------------------------------------------------- callers' threads
 
-void PullEngine::pull(std::uint64_t id, PullPeer peer, std::vector<PullChunk> chunks,
-                      double deadline) {
+void PullEngine::pull(std::uint64_t id, PullPeer peer, const SlotLayout& layout,
+                      std::vector<PullChunk> chunks, double deadline) {
   REQUIRE(!chunks.empty(), "pull ", id, ": no chunks");
+  for (const std::uint64_t granule : {pool_.granule_bytes(), peer.granule_bytes})
+    REQUIRE(layout.used_bytes() <= granule * kGranulesPerSlot, "pull ", id, ": slots of ",
+            layout.used_bytes(), " bytes do not fit into 16 granules of ", granule);
   REQUIRE(deadline >= 0 && deadline < 1e6, "pull ", id, ": deadline ", deadline, " s");
   for (const PullChunk& chunk : chunks) {
     REQUIRE(chunk.own.granules == kGranulesPerSlot, "pull ", id, ": own place of ",
             int(chunk.own.granules), " granules, ", kGranulesPerSlot, " are a slot");
     pool_.slot(chunk.own);
   }
-  auto job = std::make_shared<Job>();
-  job->id = id;
-  job->peer = peer.id;
+  auto job = std::make_shared<Job>(Job{.id = id, .peer = peer.id, .layout = layout});
   job->begin = Clock::now();
   job->deadline = job->begin + std::chrono::duration_cast<Clock::duration>(
                                    std::chrono::duration<double>(deadline));

@@ -24,6 +24,7 @@
 
 #include "memory/pool.h"
 #include "nixl/transport.h"
+#include "slots/slot_format.h"
 
 namespace lmkv {
 
@@ -34,7 +35,8 @@ enum class PullResult : std::uint8_t { good, gone, digest, incompatible, timeout
 struct PullPeer {
   std::string id;
   std::string metadata;
-  std::uint64_t address = 0;           // of its pool, there
+  std::uint64_t address = 0;  // of its pool, there
+  std::uint64_t granule_bytes = 0;
   std::uint64_t segment_granules = 0;  // a slot never crosses segments
   std::uint64_t usable_granules = 0;   // granules below this may be read
 };
@@ -65,8 +67,11 @@ class PullEngine {
   ~PullEngine();
   PullEngine(const PullEngine&) = delete;
 
-  // std::invalid_argument for own places that are not usable slots. `deadline` from now.
-  void pull(std::uint64_t job, PullPeer peer, std::vector<PullChunk> chunks, double deadline);
+  // Chunks of one cache group, whose slots have this layout on both sides. std::invalid_argument
+  // for own places that are not usable slots, and for granules that make a slot too small.
+  // `deadline` from now.
+  void pull(std::uint64_t job, PullPeer peer, const SlotLayout& layout,
+            std::vector<PullChunk> chunks, double deadline);
   // Connect ahead of need: the first READ from a peer costs some 10 ms more.
   void connect(PullPeer peer);
   void forget(std::string id);
@@ -82,17 +87,18 @@ class PullEngine {
   struct Job {
     std::uint64_t id;
     std::string peer;
-    std::vector<PullChunk> chunks;
-    Clock::time_point begin, deadline;
-    std::vector<State> states;
-    std::vector<PullResult> results;
-    std::vector<bool> again;  // read a second time after a digest that did not match
-    std::size_t next = 0;     // chunks before it have been posted once
-    std::deque<std::size_t> retries;
-    std::size_t unresolved, reads = 0;
+    SlotLayout layout;
+    std::vector<PullChunk> chunks = {};
+    Clock::time_point begin = {}, deadline = {};
+    std::vector<State> states = {};
+    std::vector<PullResult> results = {};
+    std::vector<bool> again = {};  // read a second time after a digest that did not match
+    std::size_t next = 0;          // chunks before it have been posted once
+    std::deque<std::size_t> retries = {};
+    std::size_t unresolved = 0, reads = 0;
     std::uint64_t bytes = 0;
     bool expired = false, timed_out = false, reported = false, stale = false;
-    std::string error;
+    std::string error = {};
   };
   using JobPtr = std::shared_ptr<Job>;
 
@@ -145,7 +151,6 @@ class PullEngine {
 
   Transport& transport_;
   const PoolRange& pool_;
-  const std::uint64_t read_bytes_;
   std::byte* scratch_;
   int event_fd_;
 

@@ -73,7 +73,8 @@ bool PullEngine::post(Peer& peer) {
 bool PullEngine::post_batch(Peer& peer, const JobPtr& job) {
   std::vector<std::size_t> chunks;
   std::vector<Range> ranges;
-  while (ranges.empty() || (ranges.size() + 1) * read_bytes_ <= kBatchBytes) {
+  const std::uint64_t bytes = job->layout.used_bytes();
+  while (ranges.empty() || (ranges.size() + 1) * bytes <= kBatchBytes) {
     std::size_t chunk;
     if (!job->retries.empty()) {
       chunk = job->retries.front();
@@ -98,9 +99,8 @@ bool PullEngine::post_batch(Peer& peer, const JobPtr& job) {
     clear_slot(own);
     job->states[chunk] = State::reading;
     chunks.push_back(chunk);
-    ranges.push_back({address(own),
-                      peer.info.address + there.first * pool_.layout().granule_bytes(),
-                      read_bytes_});
+    ranges.push_back(
+        {address(own), peer.info.address + there.first * peer.info.granule_bytes, bytes});
   }
   if (ranges.empty()) return true;
   try {
@@ -186,7 +186,7 @@ bool PullEngine::judged() {
         continue;
       }
     }
-    if (check.status == SlotStatus::good) job.bytes += read_bytes_;
+    if (check.status == SlotStatus::good) job.bytes += job.layout.used_bytes();
     resolve(job, check.chunk, PullResult(check.status));
   }
   return !checked.empty();
@@ -204,7 +204,7 @@ void PullEngine::run_checks() {
     lock.unlock();
     const PullChunk& chunk = check.job->chunks[check.chunk];
     check.status =
-        adopt_slot(pool_.slot(chunk.own), pool_.layout(), chunk.key, chunk.theirs, chunk.ours);
+        adopt_slot(pool_.slot(chunk.own), check.job->layout, chunk.key, chunk.theirs, chunk.ours);
     lock.lock();
     checked_.push_back(std::move(check));
     wake_.notify_one();

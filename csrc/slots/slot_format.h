@@ -33,6 +33,7 @@ struct SlotLayout {
 
   std::uint64_t payload_offset() const { return slot_payload_offset(segments); }
   std::uint64_t payload_bytes() const { return segments * segment_bytes; }
+  std::uint64_t used_bytes() const { return payload_offset() + payload_bytes(); }
   std::uint64_t granule_bytes() const;
   std::uint64_t slot_bytes() const { return granule_bytes() * kGranulesPerSlot; }
 };

@@ -111,12 +111,13 @@ def clear_slot(address: int) -> None:
 class Pool:
     """A worker's pool: one reserved range at a fixed address, memfd segments mapped into it.
 
-    `address` 0 takes a random one above 2^44. `segment_slots` slots a segment, the last may be
-    shorter. Segments are mode 0600 and sealed SHRINK, GROW, SEAL. Closing unmaps all.
+    A slot is 16 granules: room for a chunk of any of the rank's cache groups. `address` 0 takes a
+    random one above 2^44. `segment_slots` slots a segment, the last may be shorter. Segments are
+    mode 0600 and sealed SHRINK, GROW, SEAL. Closing unmaps all.
     """
 
     def __init__(
-        self, layout: SlotLayout, slots: int, segment_slots: int, address: int = 0
+        self, granule_bytes: int, slots: int, segment_slots: int, address: int = 0
     ) -> None: ...
     def add_segment(self, populate: bool = True) -> int:
         """Create, seal, map and touch the next segment; returns its number. Drops the lock."""
@@ -132,7 +133,9 @@ class Pool:
     def segments(self) -> int:
         """Usable now."""
     @property
-    def layout(self) -> SlotLayout: ...
+    def granule_bytes(self) -> int: ...
+    @property
+    def slot_bytes(self) -> int: ...
     def slot_address(self, place: bytes) -> int: ...
     def close(self) -> None: ...
 
@@ -143,7 +146,7 @@ class PoolMap:
 
     def __init__(
         self,
-        layout: SlotLayout,
+        granule_bytes: int,
         slots: int,
         segment_slots: int,
         address: int = 0,
@@ -159,7 +162,9 @@ class PoolMap:
     @property
     def segments(self) -> int: ...
     @property
-    def layout(self) -> SlotLayout: ...
+    def granule_bytes(self) -> int: ...
+    @property
+    def slot_bytes(self) -> int: ...
     def slot_address(self, place: bytes) -> int: ...
     def close(self) -> None: ...
 
@@ -366,7 +371,13 @@ class PullPeer:
     same id connects anew. `address` is the pool's there, the rest counts granules."""
 
     def __init__(
-        self, id: str, metadata: bytes, address: int, segment_granules: int, usable_granules: int
+        self,
+        id: str,
+        metadata: bytes,
+        address: int,
+        granule_bytes: int,
+        segment_granules: int,
+        usable_granules: int,
     ) -> None: ...
     @property
     def id(self) -> str: ...
@@ -402,6 +413,7 @@ class PullEngine:
         self,
         job: int,
         peer: PullPeer,
+        layout: SlotLayout,
         peer_epoch: int,
         own_epoch: int,
         keys: bytes,
@@ -411,8 +423,9 @@ class PullEngine:
         own_counters: bytes,
         deadline: float,
     ) -> None:
-        """One event follows, `deadline` seconds from now at the latest; when a result in it is
-        TIMEOUT, a `limbo_ended` follows it. ValueError for own places that are no usable slots."""
+        """Chunks of one cache group: `layout` is their slots' on both sides. One event follows,
+        `deadline` seconds from now at the latest; when a result in it is TIMEOUT, a `limbo_ended`
+        follows it. ValueError for own places that are no usable slots."""
     def connect(self, peer: PullPeer) -> None:
         """Ahead of need: the first READ from a peer costs some 10 ms more."""
     def forget(self, id: str) -> None:

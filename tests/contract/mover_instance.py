@@ -12,7 +12,7 @@ import time
 import numpy as np
 import zmq
 from lmkv import _native
-from lmkv.core import wire
+from lmkv.core import geometry, wire
 from lmkv.core.messages import (
     Attach,
     HostIdentity,
@@ -24,7 +24,19 @@ from lmkv.core.messages import (
 )
 from lmkv.worker.supervise import MoverSettings, Supervisor
 
-LAYOUT = _native.SlotLayout(4, 16384, 1, 0x1122334455667788)
+TEXT = geometry.Layout(
+    chunk_tokens=256,
+    dtype="bfloat16",
+    page_format="tokens",
+    group=0,
+    layers=("model.layers.0.attn", "model.layers.1.attn"),
+    head_size=16,
+    kv_heads=2,
+    first_head=0,
+    heads=2,
+    segment_bytes=16384,
+).text()
+LAYOUT = geometry.slot_layout(TEXT)
 SLOTS, SEGMENT_SLOTS = 24, 8
 HERE = HostIdentity("boot", 1, 1)
 
@@ -55,7 +67,7 @@ class Instance:
     def __init__(self, name: str, run_dir: str, segments: int = 3, **settings: object) -> None:
         self.name = name
         self.epoch = secrets.randbits(64) | 1
-        self.pool = _native.Pool(LAYOUT, SLOTS, SEGMENT_SLOTS)
+        self.pool = _native.Pool(LAYOUT.granule_bytes, SLOTS, SEGMENT_SLOTS)
         for _ in range(segments):
             self.pool.add_segment()
         self.states: list[MoverState | None] = []
@@ -64,7 +76,7 @@ class Instance:
             self.pool,
             0,
             secrets.token_hex(4),
-            MoverSettings(run_dir, **settings),  # type: ignore[arg-type]
+            MoverSettings(run_dir, (TEXT,), **settings),  # type: ignore[arg-type]
             self._on_state,
         )
         self.agent = zmq.Context.instance().socket(zmq.DEALER)

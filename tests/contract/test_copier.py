@@ -101,7 +101,7 @@ class World:
         segment = self.pages.segment_bytes(case.per_chunk)
         self.layout = SlotLayout(case.layers * case.heads, segment, 1, 0xABC)
         self.copier = Copier(self.layout, self.pages, case.per_chunk)
-        self.pool = Pool(self.layout, 2, 2)
+        self.pool = Pool(self.layout.granule_bytes, 2, 2)
         self.pool.add_segment()
         self.slot = self.pool.address
 

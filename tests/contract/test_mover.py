@@ -266,7 +266,7 @@ def test_too_much_limbo_replaces_the_mover(run_dir, capfd):
 def test_peers_on_the_host_map_the_pool_read_only(run_dir):
     with Instance("a", run_dir, segments=2) as a:
         a.write(9, n=4, counter=2)
-        mapped = MappedPeers(LAYOUT)
+        mapped = MappedPeers(LAYOUT.granule_bytes)
         with mapped.map(a.peer()) as pool:
             at = pool.slot_address(place(9))
             assert _native.check_slot(at, LAYOUT, key(4), generation(a.epoch, 2)) == GOOD
@@ -417,7 +417,7 @@ def test_without_nixl_the_mover_shares_and_says_what_to_install(run_dir, without
         assert without_nixl in state.error and "pip install 'lmkv[nixl]'" in state.error
         assert state.nixl_metadata == b""
         a.write(0, n=0, counter=1)
-        mapped = MappedPeers(LAYOUT)
+        mapped = MappedPeers(LAYOUT.granule_bytes)
         with mapped.map(a.peer()) as pool:
             at = pool.slot_address(place(0))
             assert _native.check_slot(at, LAYOUT, key(0), generation(a.epoch, 1)) == GOOD

@@ -60,23 +60,24 @@ void submit(PullEngine& engine, const PullPeer& peer, std::uint32_t thread, std:
     const std::uint64_t counter = job % 3 == 2 && i == 0 ? 0 : n + 1;
     chunks[i] = {key(n), place(n), place(thread * kChunks + i), kTheirs | counter, kOurs | job};
   }
-  engine.pull(job, peer, std::move(chunks), 60);
+  engine.pull(job, peer, kLayout, std::move(chunks), 60);
 }
 
 }  // namespace
 
 int main() {
-  Pool theirs(kLayout, kSlots, kSlots, 0), backing(kLayout, kSlots, kSlots, 0);
+  const std::uint64_t granule = kLayout.granule_bytes();
+  Pool theirs(granule, kSlots, kSlots, 0), backing(granule, kSlots, kSlots, 0);
   theirs.add_segment(true), backing.add_segment(true);
-  PoolMap ours(kLayout, kSlots, kSlots, 0, true);
+  PoolMap ours(granule, kSlots, kSlots, 0, true);
   ours.add_segment(backing.segment_fd(0, false).get());
   fill(theirs);
   auto serve = make_loopback_transport("serve"), transport = make_loopback_transport("pull");
   const std::uint64_t bytes = kSlots * kLayout.slot_bytes();
   serve->register_memory(theirs.address(), bytes);
   transport->register_memory(ours.address(), bytes);
-  const PullPeer peer{"holder", serve->metadata(), theirs.address(), kSlots * kGranulesPerSlot,
-                      kSlots * kGranulesPerSlot};
+  const PullPeer peer{"holder", serve->metadata(),         theirs.address(),
+                      granule,  kSlots * kGranulesPerSlot, kSlots * kGranulesPerSlot};
 
   PullEngine engine(*transport, ours);
   std::atomic<std::uint64_t> reported = 0;

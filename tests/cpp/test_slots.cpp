@@ -90,7 +90,7 @@ void chunks_come_back_from_pages_of_exactly_their_size() {
                       .plane_stride = std::int64_t(plane)};
     const SlotLayout layout(6, pages.segment_bytes(2), kPageFormatTokens, 7);
     const Copier copier(layout, pages, 2);
-    Pool pool(layout, 2, 1, 0);
+    Pool pool(layout.granule_bytes(), 2, 1, 0);
     pool.add_segment(true);
     std::byte* slot = pool.slot({.first = 0, .granules = 16});
     const Key key{1, 2};
@@ -127,7 +127,7 @@ void a_reader_is_safe_from_a_writer() {
   };
   const SlotLayout layout(1, 4 * kPage, kPageFormatBlocks, 7);
   const Copier writer(layout, pages(source), 4), reader(layout, pages(target), 4);
-  Pool pool(layout, 1, 1, 0);
+  Pool pool(layout.granule_bytes(), 1, 1, 0);
   pool.add_segment(true);
   PoolMap map(layout, 1, 1, 0, false);
   map.add_segment(pool.segment_fd(0, true).get());
@@ -164,7 +164,7 @@ void a_reader_is_safe_from_a_writer() {
 // What a reader makes of a mismatch depends on what it finds in the header afterwards.
 void a_mismatch_is_read_once_more() {
   const SlotLayout layout(1, 64, kPageFormatTokens, 7);
-  Pool pool(layout, 1, 1, 0);
+  Pool pool(layout.granule_bytes(), 1, 1, 0);
   pool.add_segment(true);
   std::byte* slot = pool.slot({.first = 0, .granules = 16});
   const Key key{1, 2};

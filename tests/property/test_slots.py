@@ -17,7 +17,7 @@ TABLE = 64 + 48  # header, and five digests padded to six
 PAYLOAD = np.random.default_rng(3).integers(0, 256, SEGMENTS * SEGMENT, np.uint8)
 READ = (*range(TABLE), *range(4096, 4096 + SEGMENTS * SEGMENT))  # offsets that a reader relies on
 
-pool = _native.Pool(LAYOUT, 1, 1)
+pool = _native.Pool(LAYOUT.granule_bytes, 1, 1)
 pool.add_segment()
 slot = np.frombuffer((ctypes.c_uint8 * 8192).from_address(pool.address), np.uint8)
 slot = np.lib.stride_tricks.as_strided(slot, writeable=True)

@@ -32,7 +32,7 @@ class Holder:
     """A pool with one segment, and a share server in a thread."""
 
     def __init__(self, run_dir: str, segments: int = 1) -> None:
-        self.pool = _native.Pool(LAYOUT, SLOTS, SEGMENT_SLOTS)
+        self.pool = _native.Pool(LAYOUT.granule_bytes, SLOTS, SEGMENT_SLOTS)
         self.server = ShareServer(f"{run_dir}/h.share", 0, [], time.monotonic)
         self.server.instance, self.server.epoch = "h", EPOCH
         self.served = 0
@@ -84,7 +84,7 @@ def holder(run_dir):
 
 def test_mapped_once_and_read(holder):
     _native.write_slot(holder.pool.slot_address(place(1)), LAYOUT, KEY, 5, bytes(8192))
-    peers = MappedPeers(LAYOUT)
+    peers = MappedPeers(LAYOUT.granule_bytes)
     for _ in range(3):
         with peers.map(holder.peer()) as pool:
             at = pool.slot_address(place(1))
@@ -96,7 +96,7 @@ def test_mapped_once_and_read(holder):
 
 
 def test_grown_when_the_peer_announces_more(holder):
-    peers = MappedPeers(LAYOUT)
+    peers = MappedPeers(LAYOUT.granule_bytes)
     with peers.map(holder.peer()) as pool:
         assert pool.segments == 1
         with pytest.raises(ValueError, match="usable"):
@@ -109,7 +109,7 @@ def test_grown_when_the_peer_announces_more(holder):
 
 
 def test_fewer_segments_than_announced_are_refused(holder):
-    peers = MappedPeers(LAYOUT)
+    peers = MappedPeers(LAYOUT.granule_bytes)
     with (
         pytest.raises(MapError, match="has 1 segments, 2 were announced") as error,
         peers.map(holder.peer(usable=2)),
@@ -119,7 +119,7 @@ def test_fewer_segments_than_announced_are_refused(holder):
 
 
 def test_another_epoch_is_refused_and_leaves_nothing(holder):
-    peers = MappedPeers(LAYOUT)
+    peers = MappedPeers(LAYOUT.granule_bytes)
     with (
         pytest.raises(MapError, match="epoch 000000000000abcd, rank 0, not 'h', 0000000000000001"),
         peers.map(holder.peer(epoch=1)),
@@ -130,7 +130,7 @@ def test_another_epoch_is_refused_and_leaves_nothing(holder):
 
 
 def test_a_life_that_is_over_is_unmapped_when_its_last_user_has_gone(holder):
-    peers = MappedPeers(LAYOUT)
+    peers = MappedPeers(LAYOUT.granule_bytes)
     with peers.map(holder.peer()) as pool:
         peers.forget("h", EPOCH)
         assert len(peers) == 1
@@ -141,7 +141,10 @@ def test_a_life_that_is_over_is_unmapped_when_its_last_user_has_gone(holder):
 def test_nobody_there_is_a_dead_peer(holder, run_dir):
     peer = holder.peer()
     peer.info.share_socket = f"{run_dir}/nobody.share"
-    with pytest.raises(MapError, match=r"nobody\.share") as error, MappedPeers(LAYOUT).map(peer):
+    with (
+        pytest.raises(MapError, match=r"nobody\.share") as error,
+        MappedPeers(LAYOUT.granule_bytes).map(peer),
+    ):
         pass
     assert error.value.cause == "peer_dead"
 
@@ -149,7 +152,10 @@ def test_nobody_there_is_a_dead_peer(holder, run_dir):
 def test_other_granules_are_incompatible(holder):
     peer = holder.peer()
     peer.info.granule_bytes *= 2
-    with pytest.raises(MapError, match="granules of") as error, MappedPeers(LAYOUT).map(peer):
+    with (
+        pytest.raises(MapError, match="granules of") as error,
+        MappedPeers(LAYOUT.granule_bytes).map(peer),
+    ):
         pass
     assert error.value.cause == "incompatible"
 
@@ -183,7 +189,7 @@ def test_silence_ends_at_the_deadline(holder, run_dir):
     with (
         impostor(peer.info.share_socket, None),
         pytest.raises(MapError, match="timed out") as error,
-        MappedPeers(LAYOUT, deadline=0.1).map(peer),
+        MappedPeers(LAYOUT.granule_bytes, deadline=0.1).map(peer),
     ):
         pass
     assert error.value.cause == "peer_dead"
@@ -205,7 +211,7 @@ def test_rubbish_and_other_answers_are_refused(holder, run_dir):
         peer = holder.peer()
         peer.info.share_socket = f"{run_dir}/{n}.share"
         with impostor(peer.info.share_socket, answer), pytest.raises(MapError, match=match):
-            with MappedPeers(LAYOUT).map(peer):
+            with MappedPeers(LAYOUT.granule_bytes).map(peer):
                 pass
 
 
@@ -215,7 +221,10 @@ def test_a_segment_that_could_shrink_is_never_mapped(holder, run_dir):
     fd = os.memfd_create("unsealed")
     os.ftruncate(fd, SEGMENT_SLOTS * LAYOUT.slot_bytes)
     with impostor(peer.info.share_socket, _shared(), [fd]):
-        with pytest.raises(MapError, match="seal") as error, MappedPeers(LAYOUT).map(peer):
+        with (
+            pytest.raises(MapError, match="seal") as error,
+            MappedPeers(LAYOUT.granule_bytes).map(peer),
+        ):
             pass
     assert error.value.cause == "incompatible"
     links = [os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.exists()]
@@ -227,12 +236,12 @@ def test_strangers_are_refused_by_both_ends(holder, monkeypatch):
     monkeypatch.setattr(holder.server, "_uids", {os.getuid() + 1})
     with (
         pytest.raises(MapError, match=r"no answer|reset|Broken|has 0"),
-        MappedPeers(LAYOUT).map(holder.peer()),
+        MappedPeers(LAYOUT.granule_bytes).map(holder.peer()),
     ):
         pass
     assert holder.served == 0
     monkeypatch.undo()
-    peers = MappedPeers(LAYOUT)
+    peers = MappedPeers(LAYOUT.granule_bytes)
     monkeypatch.setattr(peers, "_uids", {os.getuid() + 1})
     with (
         pytest.raises(MapError, match=f"belongs to user {os.getuid()}, who is not allowed"),

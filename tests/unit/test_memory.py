@@ -32,7 +32,7 @@ def closing(fd: int) -> Iterator[int]:
 @pytest.fixture
 def pool() -> Iterator[Pool]:
     """Five slots in segments of two: the last segment is shorter."""
-    pool = Pool(LAYOUT, 5, 2)
+    pool = Pool(LAYOUT.granule_bytes, 5, 2)
     yield pool
     pool.close()
 
@@ -91,18 +91,18 @@ def test_what_a_peer_gets_cannot_be_mapped_writable(pool: Pool) -> None:
             mmap.mmap(fd, 2 * SLOT, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         with pytest.raises(OSError):
             os.write(fd, b"x")
-        writable = PoolMap(LAYOUT, 5, 2, writable=True)
+        writable = PoolMap(LAYOUT.granule_bytes, 5, 2, writable=True)
         with pytest.raises(RuntimeError, match="Permission denied"):
             writable.add_segment(fd)
         assert writable.segments == 0
-        readable = PoolMap(LAYOUT, 5, 2)
+        readable = PoolMap(LAYOUT.granule_bytes, 5, 2)
         assert readable.add_segment(fd) == 0
 
 
 def test_a_map_sees_the_pools_bytes(pool: Pool) -> None:
     pool.add_segment()
     pool.add_segment()
-    peer = PoolMap(LAYOUT, 5, 2)
+    peer = PoolMap(LAYOUT.granule_bytes, 5, 2)
     for segment in (0, 1):
         with closing(pool.segment_fd(segment, readonly=True)) as fd:
             peer.add_segment(fd)
@@ -114,9 +114,9 @@ def test_a_map_sees_the_pools_bytes(pool: Pool) -> None:
 
 
 def test_a_writable_map_is_the_pool() -> None:
-    pool = Pool(LAYOUT, 2, 2)
+    pool = Pool(LAYOUT.granule_bytes, 2, 2)
     pool.add_segment()
-    mover = PoolMap(LAYOUT, 2, 2, writable=True)
+    mover = PoolMap(LAYOUT.granule_bytes, 2, 2, writable=True)
     with closing(pool.segment_fd(0)) as fd:
         mover.add_segment(fd)
     write_slot(mover.slot_address(place(16)), LAYOUT, KEY, 3, bytes(128))
@@ -135,14 +135,14 @@ def resident(address: int) -> int:
 @pytest.mark.parametrize("writable", [True, False])
 def test_faults_are_taken_ahead_and_no_byte_changes(writable: bool) -> None:
     layout = SlotLayout(64, 1 << 16, 1, 5)  # 4 MiB and a table: two pieces a segment
-    pool = Pool(layout, 10, 5)
+    pool = Pool(layout.granule_bytes, 10, 5)
     for _ in range(2):
         pool.add_segment()
     segment_bytes = 5 * layout.slot_bytes
     there = pool.slot_address(place(64))
     write_slot(there, layout, KEY, 3, bytes(range(256)) * (layout.payload_bytes // 256))
     before = ctypes.string_at(pool.address, segment_bytes)
-    peer = PoolMap(layout, 10, 5, writable=writable)
+    peer = PoolMap(layout.granule_bytes, 10, 5, writable=writable)
     for segment in (0, 1):
         with closing(pool.segment_fd(segment, readonly=not writable)) as fd:
             peer.add_segment(fd)
@@ -164,14 +164,14 @@ def test_faults_are_taken_ahead_and_no_byte_changes(writable: bool) -> None:
     ],
 )
 def test_an_unsealed_segment_is_refused(seals: int, missing: str) -> None:
-    peer = PoolMap(LAYOUT, 2, 2)
+    peer = PoolMap(LAYOUT.granule_bytes, 2, 2)
     with closing(memfd(2 * SLOT, seals)) as fd, pytest.raises(RuntimeError, match=missing):
         peer.add_segment(fd)
     assert peer.segments == 0
 
 
 def test_a_segment_of_another_size_is_refused() -> None:
-    peer = PoolMap(LAYOUT, 3, 2)
+    peer = PoolMap(LAYOUT.granule_bytes, 3, 2)
     sizes = f"{SLOT} bytes, announced are {2 * SLOT}"
     with closing(memfd(SLOT, ALL_SEALS)) as fd, pytest.raises(RuntimeError, match=sizes):
         peer.add_segment(fd)
@@ -182,14 +182,14 @@ def test_a_segment_of_another_size_is_refused() -> None:
 
 
 def test_what_is_no_memfd_is_refused(tmp_path: os.PathLike[str]) -> None:
-    peer = PoolMap(LAYOUT, 2, 2)
+    peer = PoolMap(LAYOUT.granule_bytes, 2, 2)
     folder = closing(os.open(tmp_path, os.O_RDONLY))
     with folder as fd, pytest.raises(RuntimeError, match=f"descriptor {fd} has no seals"):
         peer.add_segment(fd)
 
 
 def test_addresses_are_random_and_high() -> None:
-    pools = [Pool(LAYOUT, 2, 2) for _ in range(4)]
+    pools = [Pool(LAYOUT.granule_bytes, 2, 2) for _ in range(4)]
     assert len({pool.address for pool in pools}) == 4
     for pool in pools:
         assert pool.address >= 1 << 44
@@ -197,15 +197,15 @@ def test_addresses_are_random_and_high() -> None:
 
 
 def test_a_given_address_is_taken_or_refused() -> None:
-    pool = Pool(LAYOUT, 4, 2)
+    pool = Pool(LAYOUT.granule_bytes, 4, 2)
     address = pool.address
     with pytest.raises(RuntimeError, match=f"0x{address:x}"):
-        PoolMap(LAYOUT, 4, 2, address)
+        PoolMap(LAYOUT.granule_bytes, 4, 2, address)
     # Reserved as a whole from the start: the part without a segment is taken too.
     with pytest.raises(RuntimeError, match="File exists"):
-        Pool(LAYOUT, 1, 1, address + 3 * SLOT)
+        Pool(LAYOUT.granule_bytes, 1, 1, address + 3 * SLOT)
     pool.close()
-    assert PoolMap(LAYOUT, 4, 2, address).address == address
+    assert PoolMap(LAYOUT.granule_bytes, 4, 2, address).address == address
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_a_compressed_slot_begins_at_any_granule(pool: Pool) -> None:
 
 
 def test_closed_means_unmapped() -> None:
-    pool = Pool(LAYOUT, 2, 2)
+    pool = Pool(LAYOUT.granule_bytes, 2, 2)
     pool.add_segment()
     mapped = f"{pool.address:x}-"
     with open("/proc/self/maps") as maps:
@@ -255,12 +255,12 @@ def test_closed_means_unmapped() -> None:
 )
 def test_a_pool_that_cannot_be(slots: int, segment_slots: int, text: str) -> None:
     with pytest.raises(ValueError, match=text):
-        Pool(LAYOUT, slots, segment_slots)
+        Pool(LAYOUT.granule_bytes, slots, segment_slots)
 
 
 def test_a_pool_larger_than_addresses() -> None:
     with pytest.raises(ValueError, match=r"more than 2\^46 bytes"):
-        Pool(SlotLayout(256, 1 << 20, 1, 0), 1 << 27, 1)
+        Pool(SlotLayout(256, 1 << 20, 1, 0).granule_bytes, 1 << 27, 1)
 
 
 def test_new_memory_is_zero(pool: Pool) -> None:

@@ -93,7 +93,7 @@ class Engine:
 
 
 def gathered(layout: PageLayout, blocks: list[int]) -> bytes:
-    pool = _native.Pool(layout.slot, 1, 1)
+    pool = _native.Pool(layout.slot.granule_bytes, 1, 1)
     pool.add_segment()
     layout.copier().gather(pool.address, KEY, 1, blocks)
     return ctypes.string_at(pool.address + layout.slot.payload_offset, layout.slot.payload_bytes)
@@ -194,7 +194,7 @@ def test_engines_with_other_packings_are_incompatible_by_name() -> None:
     for other in (amx, small):
         a, b = vec.layout(), other.layout()
         assert geometry.compatible([a.layout], [b.layout]) == "page_format"
-        pool = _native.Pool(a.slot, 1, 1)
+        pool = _native.Pool(a.slot.granule_bytes, 1, 1)
         pool.add_segment()
         a.copier().gather(pool.address, KEY, 1, [0, 1])
         before = other.memory.clone()

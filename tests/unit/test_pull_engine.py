@@ -37,11 +37,11 @@ class World:
     """A holder's pool, our pool, and an engine between them."""
 
     def __init__(self) -> None:
-        self.theirs = _native.Pool(LAYOUT, SLOTS, SLOTS)
+        self.theirs = _native.Pool(LAYOUT.granule_bytes, SLOTS, SLOTS)
         self.theirs.add_segment()
-        pool = _native.Pool(LAYOUT, SLOTS, SLOTS)
+        pool = _native.Pool(LAYOUT.granule_bytes, SLOTS, SLOTS)
         pool.add_segment()
-        self.ours = _native.PoolMap(LAYOUT, SLOTS, SLOTS, 0, writable=True)
+        self.ours = _native.PoolMap(LAYOUT.granule_bytes, SLOTS, SLOTS, 0, writable=True)
         self.ours.add_segment(pool.segment_fd(0))
         number = next(names)
         self.serve = _native.Transport("loopback", f"serve{number}")
@@ -50,7 +50,12 @@ class World:
         self.transport.register(self.ours.address, SLOTS * LAYOUT.slot_bytes)
         self.engine = _native.PullEngine(self.transport, self.ours)
         self.peer = _native.PullPeer(
-            "h", self.serve.metadata(), self.theirs.address, 16 * SLOTS, 16 * SLOTS
+            "h",
+            self.serve.metadata(),
+            self.theirs.address,
+            LAYOUT.granule_bytes,
+            16 * SLOTS,
+            16 * SLOTS,
         )
 
     def pull(self, job, chunks, own, deadline=30.0, peer=None) -> None:
@@ -58,6 +63,7 @@ class World:
         self.engine.pull(
             job,
             peer or self.peer,
+            LAYOUT,
             THEIRS,
             OURS,
             b"".join(key(n) for n, _, _ in chunks),
@@ -114,7 +120,7 @@ def test_a_dead_peer_fails_its_jobs_and_not_others():
     dead = _native.Transport("loopback", f"dead{next(names)}")
     metadata = dead.metadata()
     dead.close()
-    peer = _native.PullPeer("dead", metadata, world.theirs.address, 256, 256)
+    peer = _native.PullPeer("dead", metadata, world.theirs.address, 4096, 256, 256)
     world.pull(1, [(0, 0, 1)], [0], peer=peer)
     world.pull(2, [(0, 0, 1)], [1])
     first, second = sorted(world.events(2), key=lambda event: event.job)
@@ -144,9 +150,9 @@ def test_misuse_is_named():
         world.pull(1, [(0, 0, 1)], [])
     arrays = [key(0), place(0), struct.pack("<I", 1), place(0, 8), struct.pack("<I", 1)]
     with pytest.raises(ValueError, match="own place of 8 granules, 16 are a slot"):
-        world.engine.pull(1, world.peer, THEIRS, OURS, *arrays, 1.0)
+        world.engine.pull(1, world.peer, LAYOUT, THEIRS, OURS, *arrays, 1.0)
     with pytest.raises(ValueError, match="keys: 15 bytes are not a multiple of 16"):
-        world.engine.pull(1, world.peer, THEIRS, OURS, key(0)[:15], *arrays[1:], 1.0)
+        world.engine.pull(1, world.peer, LAYOUT, THEIRS, OURS, key(0)[:15], *arrays[1:], 1.0)
 
 
 @settings(max_examples=30, deadline=None)

@@ -90,7 +90,7 @@ def test_bad_input_is_named(data: bytes, segment: int, text: str) -> None:
 
 def test_golden_header() -> None:
     layout = SlotLayout(2, 16384, 1, 0x1122334455667788)
-    pool = _native.Pool(layout, 1, 1)
+    pool = _native.Pool(layout.granule_bytes, 1, 1)
     pool.add_segment()
     _native.write_slot(pool.address, layout, KEY, 7, V3[:32768])
     slot = ctypes.string_at(pool.address, layout.payload_offset + layout.payload_bytes)
@@ -106,7 +106,7 @@ def test_golden_header() -> None:
 
 def test_an_odd_table_is_padded_with_zeros() -> None:
     layout = SlotLayout(3, 64, 2, 1)
-    pool = _native.Pool(layout, 1, 1)
+    pool = _native.Pool(layout.granule_bytes, 1, 1)
     pool.add_segment()
     ctypes.memset(pool.address, 0xFF, 4096)
     _native.write_slot(pool.address, layout, KEY, 1, bytes(192))
@@ -147,7 +147,7 @@ def test_a_layout_that_cannot_be_is_named(arguments: tuple[int, ...], text: str)
 
 def test_a_puller_adopts_a_good_slot_only() -> None:
     layout = SlotLayout(2, 64, 1, 3)
-    pool = _native.Pool(layout, 1, 1)
+    pool = _native.Pool(layout.granule_bytes, 1, 1)
     pool.add_segment()
     _native.write_slot(pool.address, layout, KEY, 7, bytes(128))
     assert _native.adopt_slot(pool.address, layout, KEY, 7, 1 << 32 | 9) == SlotStatus.GOOD
@@ -160,7 +160,7 @@ def test_a_puller_adopts_a_good_slot_only() -> None:
 
 def test_a_cleared_slot_is_gone() -> None:
     layout = SlotLayout(1, 64, 1, 3)
-    pool = _native.Pool(layout, 1, 1)
+    pool = _native.Pool(layout.granule_bytes, 1, 1)
     pool.add_segment()
     assert _native.check_slot(pool.address, layout, KEY, 7) == SlotStatus.GONE
     _native.write_slot(pool.address, layout, KEY, 7, bytes(64))

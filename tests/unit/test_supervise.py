@@ -71,7 +71,7 @@ def test_stale_sockets_go_and_live_ones_stay(run_dir):
 
 
 def test_a_run_dir_too_long_for_a_socket_is_named(tmp_path):
-    pool = _native.Pool(LAYOUT, 4, 4)
+    pool = _native.Pool(LAYOUT.granule_bytes, 4, 4)
     with pytest.raises(ValueError, match=r"run_dir '/x{100}': .* at most 100 are allowed"):
         Supervisor(pool, 0, "01234567", MoverSettings("/" + "x" * 100), lambda state: None)
 
@@ -94,7 +94,7 @@ class Seen:
 
 
 def supervisor(run_dir: str, seen: Seen) -> Supervisor:
-    pool = _native.Pool(LAYOUT, 4, 4)
+    pool = _native.Pool(LAYOUT.granule_bytes, 4, 4)
     pool.add_segment()
     return Supervisor(pool, 0, "01234567", MoverSettings(run_dir), seen)
 
@@ -151,7 +151,7 @@ def test_the_mover_dies_with_its_worker(run_dir):
 import sys, time
 from lmkv import _native
 from lmkv.worker.supervise import MoverSettings, Supervisor
-pool = _native.Pool(_native.SlotLayout(4, 16384, 1, 7), 4, 4)
+pool = _native.Pool(_native.SlotLayout(4, 16384, 1, 7).granule_bytes, 4, 4)
 one = Supervisor(pool, 0, "01234567", MoverSettings({run_dir!r}),
                  lambda state: print(one.pid, flush=True))
 one.start()

@@ -50,7 +50,7 @@ def flip_all(llm: Any) -> int:
     _, places, _ = agent.table.slice(0, agent.table.usable * 16)
     for at in range(0, len(places), 8):
         address = worker.pool.slot_address(places[at : at + 8])
-        byte = ctypes.c_ubyte.from_address(address + worker.pool.layout.payload_offset + 4097)
+        byte = ctypes.c_ubyte.from_address(address + worker._pages.slot.payload_offset + 4097)
         byte.value ^= 0x10
     return len(places) // 8
 

@@ -589,10 +589,8 @@ class MoverConfig(Message, tag="mover_config"):
     pool_address: U64
     slots: U64
     segment_slots: U64
-    segments: U64  # of the slot layout, as the next three
-    segment_bytes: U64
-    page_format: U32
-    fingerprint: U64
+    granule_bytes: U64
+    layouts: list[str]  # of this rank, by cache group
     usable_segments: U32 = 0  # they follow at once: no MoverState before they are there
     data_interface: str = "lo"
     uids: list[U32] = []  # that may map the pool, beside the mover's own

@@ -41,12 +41,13 @@ class Mover:
         self._worker = worker
         self._config = self._first_message()
         config = self._config
-        layout = _native.SlotLayout(
-            config.segments, config.segment_bytes, config.page_format, config.fingerprint
-        )
         try:
             self._pool = _native.PoolMap(
-                layout, config.slots, config.segment_slots, config.pool_address, writable=True
+                config.granule_bytes,
+                config.slots,
+                config.segment_slots,
+                config.pool_address,
+                writable=True,
             )
         except RuntimeError as error:
             raise Fatal(
@@ -70,7 +71,7 @@ class Mover:
         self._error = ""
         self._versions = {"lmkv": __version__}
         self._known: list[bytes] = []  # routing ids of agents, the latest last
-        self._peers = Peers(layout)
+        self._peers = Peers(config.layouts, config.granule_bytes)
         self._added: queue.SimpleQueue[int] = queue.SimpleQueue()  # segments to be faulted in
         threading.Thread(target=self._fault_in, name="lmkv-faults", daemon=True).start()
         self._running = True
@@ -150,7 +151,7 @@ class Mover:
         if self._agents is None:
             return
         config = self._config
-        slot_bytes = self._pool.layout.slot_bytes
+        slot_bytes = self._pool.slot_bytes
         address = config.pool_address + segment * config.segment_slots * slot_bytes
         try:
             self._agents.serve.register(address, length)

@@ -6,35 +6,40 @@ pool grows; the engine connects anew when it sees other metadata under the same 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from lmkv import _native
+from lmkv.core import geometry
 from lmkv.core.messages import Pull, PullPeer, PullResult
 
 
 class Peers:
     """Pure state: which lives the engine has been told of."""
 
-    def __init__(self, layout: _native.SlotLayout) -> None:
-        self._layout = layout
+    def __init__(self, layouts: Iterable[str], granule_bytes: int) -> None:
+        """`layouts` are our rank's, by cache group."""
+        slots = [geometry.slot_layout(text) for text in layouts]
+        self._layouts = {slot.fingerprint: slot for slot in slots}
+        self._granule_bytes = granule_bytes
         self._ids: dict[tuple[str, int], set[str]] = {}
 
     def refusal(self, pull: Pull) -> tuple[int, bool, str] | None:
         """(PullResult of every chunk, stale, why), or None: the pull may be made."""
         info = pull.peer.info
-        if pull.fingerprint != self._layout.fingerprint:
-            return (
-                PullResult.INCOMPATIBLE,
-                False,
-                f"layout {pull.fingerprint:016x}, this pool's is {self._layout.fingerprint:016x}",
-            )
-        if info.granule_bytes != self._layout.granule_bytes:
-            return (
-                PullResult.INCOMPATIBLE,
-                False,
-                f"granules of {info.granule_bytes} bytes, here {self._layout.granule_bytes}",
-            )
+        if pull.fingerprint not in self._layouts:
+            ours = ", ".join(f"{fingerprint:016x}" for fingerprint in self._layouts)
+            why = f"layout {pull.fingerprint:016x}, this pool has {ours}"
+            return PullResult.INCOMPATIBLE, False, why
+        if info.granule_bytes != self._granule_bytes:
+            why = f"granules of {info.granule_bytes} bytes, here {self._granule_bytes}"
+            return PullResult.INCOMPATIBLE, False, why
         if not info.nixl_metadata:
             return PullResult.PEER_DEAD, True, "the peer is not pullable by NIXL"
         return None
+
+    def layout(self, pull: Pull) -> _native.SlotLayout:
+        """Of the slots that a pull which was not refused names."""
+        return self._layouts[pull.fingerprint]
 
     def native(self, peer: PullPeer) -> _native.PullPeer:
         info = peer.info
@@ -42,7 +47,12 @@ class Peers:
         self._ids.setdefault((peer.instance, peer.epoch), set()).add(identity)
         usable = min(info.usable_segments * info.segment_granules, info.granules)
         return _native.PullPeer(
-            identity, info.nixl_metadata, info.pool_address, info.segment_granules, usable
+            identity,
+            info.nixl_metadata,
+            info.pool_address,
+            info.granule_bytes,
+            info.segment_granules,
+            usable,
         )
 
     def forget(self, instance: str, epoch: int) -> set[str]:

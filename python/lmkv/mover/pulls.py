@@ -53,8 +53,8 @@ class Pulls:
             peer = self._peers.native(pull.peer)
             keys, remote, theirs, own, ours = frames
             self._engine.pull(
-                self._next, peer, pull.peer.epoch, epoch, keys, remote, theirs, own, ours,
-                pull.deadline,
+                self._next, peer, self._peers.layout(pull), pull.peer.epoch, epoch,
+                keys, remote, theirs, own, ours, pull.deadline,
             )  # fmt: skip
         except ValueError as error:  # the agent's mistake, or a segment that has not arrived yet
             alarm = Alarm(self._rank, "pull", str(error))

@@ -42,12 +42,12 @@ class _Mapping:
 
 
 class MappedPeers:
-    """Thread-safe. `layout` is our own: a peer of another is incompatible before it comes here."""
+    """Thread-safe. A peer whose layouts are not ours is incompatible before it comes here."""
 
     def __init__(
-        self, layout: _native.SlotLayout, deadline: float = 1.0, uids: tuple[int, ...] = ()
+        self, granule_bytes: int, deadline: float = 1.0, uids: tuple[int, ...] = ()
     ) -> None:
-        self._layout = layout
+        self._granule_bytes = granule_bytes
         self._deadline = deadline
         self._uids = {os.getuid(), *uids}
         self._lock = threading.Lock()
@@ -105,15 +105,15 @@ class MappedPeers:
 
     def _new(self, peer: PullPeer) -> _native.PoolMap:
         info = peer.info
-        if info.granule_bytes != self._layout.granule_bytes:
+        if info.granule_bytes != self._granule_bytes:
             raise MapError(
                 "incompatible",
                 f"{peer.instance}: granules of {info.granule_bytes} bytes, here "
-                f"{self._layout.granule_bytes}",
+                f"{self._granule_bytes}",
             )
         try:
             return _native.PoolMap(
-                self._layout,
+                info.granule_bytes,
                 info.granules // GRANULES_A_SLOT,
                 info.segment_granules // GRANULES_A_SLOT,
             )

@@ -39,6 +39,7 @@ class MoverSettings:
     """`data_ports` is first-last, at least 64: a port just left cannot be bound for a minute."""
 
     run_dir: str
+    layouts: tuple[str, ...] = ()  # of this rank, by cache group
     data_interface: str = "lo"
     data_ports: str = "20000-29999"
     nixl_tls: str = ""  # UCX_TLS; "": what UCX prefers
@@ -222,7 +223,6 @@ class Supervisor:
         self._send_segments()
 
     def _config(self) -> MoverConfig:
-        layout = self._pool.layout
         settings = self._settings
         return MoverConfig(
             rank=self._rank,
@@ -232,10 +232,8 @@ class Supervisor:
             pool_address=self._pool.address,
             slots=self._pool.slots,
             segment_slots=self._pool.segment_slots,
-            segments=layout.segments,
-            segment_bytes=layout.segment_bytes,
-            page_format=layout.page_format,
-            fingerprint=layout.fingerprint,
+            granule_bytes=self._pool.granule_bytes,
+            layouts=list(settings.layouts),
             usable_segments=self._pool.segments,
             data_interface=settings.data_interface,
             uids=list(settings.uids),

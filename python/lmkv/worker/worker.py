@@ -90,10 +90,10 @@ class Worker:
         slot = pages.slot
         slots = pool_size.pool_slots(config.pool_gib, ranks_on_host, slot.slot_bytes)
         segment_slots = pool_size.segment_slots(slots, slot.slot_bytes)
-        self.pool = _native.Pool(slot, slots, segment_slots)
+        self.pool = _native.Pool(slot.granule_bytes, slots, segment_slots)
         self._say_what_is_lacking(slots * slot.slot_bytes)
         self._copier = pages.copier()
-        self._mapped = MappedPeers(slot, config.connect_deadline)
+        self._mapped = MappedPeers(slot.granule_bytes, config.connect_deadline)
         self._lives: dict[str, int] = {}  # epochs of the peers that were mapped
         self._info = RankInfo(
             rank,
@@ -106,6 +106,7 @@ class Worker:
         name = identity.socket_name(instance, engine_id, rank, "worker")
         settings = MoverSettings(
             str(folder),
+            (pages.layout,),
             config.data_interface,
             config.data_ports,
             UCX_TLS[config.nixl_tls],
