@@ -276,10 +276,11 @@ class LmkvConnector(KVConnectorBase_V1):
             self.switch_off(f"opted_out: {error}")
             return
         first = ranks[0]
+        layers = list(dict.fromkeys(name for rank in ranks for name in rank["layers"]))  # no drafts
         engine = Engine(
             instance=self._instance()[0],
             namespace=named,
-            group_specs=[group_spec(group, model.get_total_num_kv_heads())],
+            group_specs=[group_spec(group, model.get_total_num_kv_heads(), layers)],
             geometry=Geometry(chunk, group.kv_cache_spec.block_size, first["payload_bytes"]),
             slots=min(rank["slots"] for rank in ranks),
             segment_slots=first["info"].segment_granules // geometry.GRANULES_A_SLOT,

@@ -94,6 +94,7 @@ class Rank:
             config.load(config.InstanceConfig, inline), name, "engine", 0, 1, self.kv
         )  # type: ignore[arg-type]
         self.hello = pickle.loads(pickle.dumps(self.worker.handshake()))
+        assert self.hello["layers"]  # of the payload: no draft model's
         self.heard: list[tuple[Message, list[bytes]]] = []
         self.agent = zmq.Context.instance().socket(zmq.DEALER)
         self.agent.linger = 0

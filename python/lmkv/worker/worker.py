@@ -144,6 +144,7 @@ class Worker:
             "info": self._info,
             "control": self._control.address,
             "layout": self._pages.layout,
+            "layers": list(self._pages.layers),
             "slots": self.pool.slots,
             "payload_bytes": self._pages.slot.payload_bytes,
         }
