@@ -46,6 +46,7 @@ class Kv:
     layout: str
     slot: _native.SlotLayout
     pages: _native.Pages
+    layers: tuple[str, ...]
 
     def copier(self) -> _native.Copier:
         return _native.Copier(self.slot, self.pages, 2)
@@ -63,7 +64,7 @@ def kv(seed: int) -> Kv:
     text = geometry.Layout(
         16, "bfloat16", "cpu:vec:8", 0, names, 128, HEADS, 0, HEADS, pages.segment_bytes(2)
     ).text()
-    return Kv(array, text, geometry.slot_layout(text), pages)
+    return Kv(array, text, geometry.slot_layout(text), pages, tuple(names))
 
 
 def place(slot: int) -> bytes:
@@ -94,7 +95,7 @@ class Rank:
             config.load(config.InstanceConfig, inline), name, "engine", 0, 1, self.kv
         )  # type: ignore[arg-type]
         self.hello = pickle.loads(pickle.dumps(self.worker.handshake()))
-        assert self.hello["layers"]  # of the payload: no draft model's
+        assert self.hello["layers"] == list(self.kv.layers)
         self.heard: list[tuple[Message, list[bytes]]] = []
         self.agent = zmq.Context.instance().socket(zmq.DEALER)
         self.agent.linger = 0
