@@ -78,7 +78,7 @@ class Rank(Worker):
         pages = _native.Pages([self.kv.ctypes.data], blocks, 1, 1, BLOCK * TOKEN, BLOCK * TOKEN, 0)
         layout = _native.SlotLayout(1, pages.segment_bytes(PER), 2, 0xABC)
         slots = world.agent.table.capacity
-        self.pool = _native.Pool(layout, slots, slots)
+        self.pool = _native.Pool(layout.granule_bytes, slots, slots)
         self.pool.add_segment()
         self._pages = SimpleNamespace(slot=layout)
         self._copier = _native.Copier(layout, pages, PER)
@@ -127,7 +127,7 @@ class Rank(Worker):
         return self.kv[blocks[position // BLOCK], at : at + TOKEN].tobytes()
 
     def payload(self, place: bytes) -> bytes:
-        at = self.pool.slot_address(place) + self.pool.layout.payload_offset
+        at = self.pool.slot_address(place) + self._pages.slot.payload_offset
         return ctypes.string_at(at, CHUNK * TOKEN)
 
     def _copy_load(self, load: Load) -> LoadResult:

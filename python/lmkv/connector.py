@@ -320,7 +320,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
             return
         first, fingerprint = ranks[0], geometry.fingerprint
         payloads = [sum(sizes) for sizes in zip(*(rank["payload_bytes"] for rank in ranks))]
-        staged = self._vllm_config.parallel_config.pipeline_parallel_size > 1
+        # vLLM's groups list one stage's layers, and a draft model's.
         layers = [
             sorted({*chain.from_iterable(names)}) for names in zip(*(r["layers"] for r in ranks))
         ]
@@ -328,10 +328,9 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         engine = Engine(
             instance=instance,
             namespace=named,
-            # vLLM's groups list one stage's layers.
             group_specs=[
-                group_spec(group, geometry.model_kv_heads(model), layers[n] if staged else None)
-                for n, group in enumerate(groups)
+                group_spec(group, geometry.model_kv_heads(model), names)
+                for group, names in zip(groups, layers)
             ],
             groups=[
                 Geometry(

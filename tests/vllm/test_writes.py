@@ -127,8 +127,8 @@ def test_drafts_are_not_stored(
     else:
         speculative |= {"model": str(llama)}
     engine = pressed(method, speculative_config=speculative)
-    pressure(engine)
-    assert engine.call(INSIDE + "sampled", prompt(9, 200), 70, 4) == 4
+    engine.call(INSIDE + "together", [prompt(seed, 380) for seed in range(1, 4)], 60)
+    assert engine.call(INSIDE + "sampled", prompt(9, 200), 60, 2) == 2
     drafted, accepted = engine.call(INSIDE + "drafts")
     assert 0 < accepted < drafted
     assert check(cluster, engine, clean, tmp_path) > 5

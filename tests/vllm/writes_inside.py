@@ -54,15 +54,16 @@ def dump(llm: Any, path: str) -> list[list[int]]:
     beginning of others'. A key of no tokens that were is an error."""
     from vllm.distributed.kv_transfer import get_kv_transfer_group
 
-    agent, pool = _connector(llm)._agent, get_kv_transfer_group()._worker.pool
+    agent, worker = _connector(llm)._agent, get_kv_transfer_group()._worker
+    pool, layout = worker.pool, worker._pages.slot
     keys, places, _ = agent.table.slice(0, agent.table.usable * 16)
     slots, tokens = {}, []
     for i in range(len(keys) // 16):
         key = keys[16 * i : 16 * i + 16]
         if hasattr(llm, "seen"):
             tokens.append(llm.seen[key])
-        address = pool.slot_address(places[8 * i : 8 * i + 8]) + pool.layout.payload_offset
-        raw = ctypes.string_at(address, pool.layout.payload_bytes)
+        address = pool.slot_address(places[8 * i : 8 * i + 8]) + layout.payload_offset
+        raw = ctypes.string_at(address, layout.payload_bytes)
         slots[key.hex()] = np.frombuffer(raw, np.float32)
     np.savez(path, **slots)
     whole = {tuple(t) for t in tokens}
