@@ -9,6 +9,8 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <numeric>
@@ -51,13 +53,23 @@ class CpuTeam {
 
   template <class T>
   const T& uniform(const Local<T>& local) const {
-    return local[order_.back()];
+    // The first thread of the last phase has seen least of what the others shared.
+    const T& first = local[order_.front()];
+    for (const T& one : local.all) {
+      if (std::memcmp(&one, &first, sizeof(T)) != 0) disagree();
+    }
+    return first;
   }
 
   std::uint32_t block() const { return block_; }
   std::uint32_t blocks() const { return blocks_; }
 
  private:
+  [[noreturn]] static void disagree() {
+    std::fputs("threads disagree on what is equal in all of them: a barrier is missing\n", stderr);
+    std::abort();
+  }
+
   std::uint32_t block_, blocks_;
   std::minstd_rand random_;
   std::array<int, kThreads> order_;

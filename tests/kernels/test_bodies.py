@@ -134,6 +134,8 @@ def test_a_reader_of_some_layers_and_heads() -> None:
         holder.slots[0][at] ^= 1
         assert scatter() == [SlotStatus.DIGEST if segment in read else SlotStatus.GOOD], segment
         holder.slots[0][at] ^= 1
+    holder.slots[0][64] ^= 1  # segment 0 is not read, but the table is not the header's any more
+    assert scatter() == [SlotStatus.DIGEST]
 
 
 def test_every_verdict(small: World) -> None:
@@ -166,6 +168,15 @@ def test_every_verdict(small: World) -> None:
     assert small.copy("verify", blocks)[0] == SlotStatus.GOOD
 
 
+def test_a_new_table_and_payload_under_an_old_header(small: World) -> None:
+    """Each segment has the table's digest, but the table is another chunk's."""
+    blocks = small.some_blocks()
+    small.gather(blocks)
+    small.slots[0][64:] = small.slot_like_the_host(blocks[1])[64:]
+    for copy in ("scatter", "verify"):
+        assert small.copy(copy, blocks) == [SlotStatus.DIGEST, SlotStatus.GOOD]
+
+
 def test_every_byte_of_a_segment_counts(small: World) -> None:
     blocks = small.some_blocks()
     small.gather(blocks)
@@ -177,12 +188,13 @@ def test_every_byte_of_a_segment_counts(small: World) -> None:
 
 @pytest.mark.parametrize("copy", ["scatter", "audit", "verify"])
 def test_a_slot_that_is_not_wanted_is_not_read(small: World, copy: str) -> None:
-    """No byte of a block changes, and the scratch of an earlier launch is not taken for its own."""
+    """Of another generation, or retired: no byte of a block changes."""
     blocks = small.some_blocks()
     small.gather(blocks)
+    small.memory ^= 0xFF
     before = small.memory.copy()
     small.generations[0] += 1
-    small.put_headers(publish=False)
+    small.slots[1][:8] = 0
     assert small.copy(copy, blocks) == [SlotStatus.GONE] * 2
     assert np.array_equal(small.memory, before)
 
