@@ -102,7 +102,11 @@ class World:
         self.ranks = ranks
         self.specs = SPECS + [f"group {g}" for g in range(1, len(windows))]
         heads = settings.pop("heads", None)  # of each rank, first and number
-        own = [RankInfo(r, HERE, heads=[heads[r]] if heads else []) for r in range(ranks)]
+        segments = settings.pop("segment_slots", [0] * ranks)
+        own = [
+            RankInfo(r, HERE, segment_granules=16 * segments[r], heads=[heads[r]] if heads else [])
+            for r in range(ranks)
+        ]
         engine = Engine(
             "us",
             lambda word: f"namespace {word}",

@@ -108,19 +108,21 @@ def test_peers_that_do_not_have_our_heads_are_refused(split) -> None:
 
 
 def test_a_stopped_rank_s_bytes_land_in_a_slot_that_nobody_has(tcp_split) -> None:
-    """One part is there at once, the other when its holder wakes up: until then nothing of the
-    slot, and no room for headers, is used again."""
+    """One part is there, or gone, at once, the other when its holder wakes up: until then nothing
+    of the slots is used again, whatever the first one was."""
     one, two = tcp_split
     for rank in two:
-        rank.write(0, n=0, counter=1)
-        rank.write(1, n=1, counter=1)
+        for slot in range(3):
+            rank.write(slot, n=slot, counter=1)
+    two[0].write(2, n=7, counter=2)  # reused
     others = [two[1].peer()]
     one.pull(1, two[0].peer(), [(1, 1, 1)], [(1, 1)], others=others)  # connected, both
     assert pulled(one, 1)[1] == [GOOD]
     os.kill(two[1].supervisor.pid, signal.SIGSTOP)
     try:
-        one.pull(2, two[0].peer(), [(0, 0, 1)], [(0, 2)], deadline=0.3, others=others)
-        assert pulled(one, 2)[1] == [TIMEOUT]
+        chunks, own = [(0, 0, 1), (2, 2, 1)], [(0, 2), (2, 2)]
+        one.pull(2, two[0].peer(), chunks, own, deadline=0.3, others=others)
+        assert pulled(one, 2)[1] == [TIMEOUT, TIMEOUT]
         assert one.check(0, 0, 2) == GONE
     finally:
         os.kill(two[1].supervisor.pid, signal.SIGCONT)

@@ -246,3 +246,9 @@ def test_a_pull_of_an_ended_epoch_gives_its_slots_back() -> None:
     assert world.granules("reserved") == 0
     world.agent.finished("a")
     assert world.at_rest()
+
+
+def test_as_many_slots_are_used_as_every_rank_has() -> None:
+    """A pipeline's stages may have slots of other sizes, and so fewer to a segment."""
+    world = World(ranks=2, segment_slots=[6, 5])
+    assert world.agent.table.usable == 5

@@ -18,6 +18,7 @@ import zmq
 
 from lmkv.agent.controllers import LEAVE_DEADLINE, Controllers
 from lmkv.agent.links import Link
+from lmkv.core.geometry import GRANULES_A_SLOT
 from lmkv.core.messages import Alarm, AnyMessage, Replace, Stored, StoredOk, WorkerState
 
 if TYPE_CHECKING:
@@ -155,10 +156,14 @@ class Background:
             self._agent.pulls.mover(state.rank, state.mover_socket)
         self._agent.rank_changed(state.rank, state.info)
         if len(self._states) == len(self._workers):
-            segments = min(s.local_segments for s in self._states.values())
-            slots = min(self._agent.table.capacity, segments * self._agent.segment_slots)
+            slots = min(self._agent.table.capacity, *map(self._usable, self._states.values()))
             if slots > self._agent.table.usable:
                 self._agent.table.grow(slots)
+
+    def _usable(self, state: WorkerState) -> int:
+        """Slots of a rank; another stage of a pipeline may have larger ones, fewer to a segment."""
+        segment = state.info.segment_granules // GRANULES_A_SLOT or self._agent.segment_slots
+        return state.local_segments * segment
 
     def _say(self, sentence: str) -> None:
         """Once per sentence."""
