@@ -25,11 +25,12 @@ soak: setup  ## a million pulls and mapped loads of slots that were torn, flippe
 bench: setup  ## the microbenchmarks, and bench-report.json
 	@$(BIN)/python -m bench
 
-lint: setup  ## ruff, mypy, clang-format
+lint: setup  ## ruff, mypy, clang-format, clang-tidy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	@$(BIN)/python tools/tidy.py
 
 format:  ## let ruff and clang-format rewrite the code
 	@$(BIN)/ruff check --fix-only --quiet .

@@ -129,7 +129,7 @@ void a_reader_is_safe_from_a_writer() {
   const Copier writer(layout, pages(source), 4), reader(layout, pages(target), 4);
   Pool pool(layout.granule_bytes(), 1, 1, 0);
   pool.add_segment(true);
-  PoolMap map(layout, 1, 1, 0, false);
+  PoolMap map(layout.granule_bytes(), 1, 1, 0, false);
   map.add_segment(pool.segment_fd(0, true).get());
   std::byte* slot = pool.slot({.first = 0, .granules = 16});
   const std::byte* mapped = map.slot({.first = 0, .granules = 16});
@@ -203,7 +203,7 @@ void refused(Call&& call, const char* text) {
 
 void what_is_no_pool_segment_is_refused() {
   const SlotLayout layout(1, 64, kPageFormatTokens, 1);
-  PoolMap map(layout, 2, 1, 0, false);
+  PoolMap map(layout.granule_bytes(), 2, 1, 0, false);
   const Descriptor unsealed(memfd_create("test", MFD_ALLOW_SEALING));
   CHECK(ftruncate(unsealed.get(), off_t(layout.slot_bytes())) == 0);
   refused<std::runtime_error>([&] { map.add_segment(unsealed.get()); }, "not sealed");

@@ -26,7 +26,7 @@ class Peers:
     def refusal(self, pull: Pull) -> tuple[int, bool, str] | None:
         """(PullResult of every chunk, stale, why), or None: the pull may be made."""
         info = pull.peer.info
-        if pull.fingerprint not in self._layouts:
+        if not self.ours(pull.fingerprint):
             ours = ", ".join(f"{fingerprint:016x}" for fingerprint in self._layouts)
             why = f"layout {pull.fingerprint:016x}, this pool has {ours}"
             return PullResult.INCOMPATIBLE, False, why
@@ -38,6 +38,10 @@ class Peers:
         if not info.nixl_metadata:
             return PullResult.PEER_DEAD, True, "the peer is not pullable by NIXL"
         return None
+
+    def ours(self, fingerprint: int) -> bool:
+        """Whether slots of this layout are in our pool: if not, no peer is to blame."""
+        return fingerprint in self._layouts
 
     def layout(self, pull: Pull) -> _native.SlotLayout:
         """Of the slots that a pull which was not refused names."""
