@@ -28,11 +28,12 @@ bench: setup  ## the microbenchmarks, and bench-report.json
 kernels:  ## compile the GPU kernels: ptxas's lines, then a table of registers, spills, 128-bit accesses
 	@$(firstword $(wildcard $(BIN)/python) $(PYTHON)) tools/nvcc.py
 
-lint: setup  ## ruff, mypy, clang-format
+lint: setup  ## ruff, mypy, clang-format, clang-tidy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	@$(BIN)/python tools/tidy.py
 
 format:  ## let ruff and clang-format rewrite the code
 	@$(BIN)/ruff check --fix-only --quiet .

@@ -20,7 +20,7 @@ Isa parse(std::string_view wanted, std::string_view source) {
 
 std::atomic<Isa>& chosen() {
   static std::atomic<Isa> isa = [] {
-    const char* forced = std::getenv("LMKV_ISA");
+    const char* forced = std::getenv("LMKV_ISA");  // NOLINT(concurrency-mt-unsafe): once
     return forced != nullptr && *forced != '\0' ? parse(forced, "LMKV_ISA")
                                                 : available_isas().back();
   }();

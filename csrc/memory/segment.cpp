@@ -132,8 +132,9 @@ void AddressRange::fault_in(std::size_t offset, std::size_t bytes, bool writable
 }
 
 void AddressRange::hide(std::size_t offset, std::size_t bytes) noexcept {
-  mmap(data_ + offset, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED,
-       -1, 0);
+  [[maybe_unused]] void* hidden =
+      mmap(data_ + offset, bytes, PROT_NONE,
+           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
 }
 
 void AddressRange::unmap() noexcept {

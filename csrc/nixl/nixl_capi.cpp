@@ -20,7 +20,7 @@ void find(void* library, const char* name, Function& function) {
 std::unique_ptr<NixlLibrary> open_library(const std::string& path) {
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);  // kept until the process ends
   if (!library) {
-    const char* error = dlerror();
+    const char* error = dlerror();  // NOLINT(concurrency-mt-unsafe): the thread's own
     throw std::runtime_error(std::string("NIXL does not load: ") + (error ? error : path.c_str()));
   }
   auto found = std::make_unique<NixlLibrary>();

@@ -14,11 +14,13 @@ import zmq
 from lmkv import _native
 from lmkv.core import geometry, wire
 from lmkv.core.messages import (
+    Alarm,
     Attach,
     HostIdentity,
     Message,
     MoverState,
     Pull,
+    Pulled,
     PullPeer,
     RankInfo,
 )
@@ -59,6 +61,16 @@ def payload(n: int, layout: _native.SlotLayout = LAYOUT) -> np.ndarray:
 
 def generation(epoch: int, counter: int) -> int:
     return (epoch & 0xFFFFFFFF) << 32 | counter
+
+
+def pulled(instance: Instance, job: int) -> tuple[Pulled, list[int]]:
+    """The answer to a pull, after what its mover has to say of the peer."""
+    answer, frames = instance.receive()
+    while isinstance(answer, Alarm):
+        answer, frames = instance.receive()
+    assert isinstance(answer, Pulled) and answer.job == job, answer
+    (results,) = frames
+    return answer, list(results)
 
 
 class Instance:

@@ -121,7 +121,7 @@ def test_a_controller(server: Server, socket: str) -> None:
         said = client.ask(frame)
         assert isinstance(said, Refused) and said.code == "field", (name, field, said)
         assert name in said.message and field in said.message, (name, field, said)
-    assert server.garbage == len(WRONG)
+    assert server.registry.bad_messages == len(WRONG)
     beat, _ = us.heartbeat()
     assert isinstance(good.ask(*wire.encode(beat)), HeartbeatOk)
     for each in (client, good):
@@ -148,7 +148,7 @@ def test_a_controller_hears_torn_arrays_of_a_registered_instance(server: Server)
             said = who.ask(*wire.encode(message(), *arrays))
             assert isinstance(said, Refused) and said.code == "field", (message(), arrays, said)
             count += 1
-    assert server.garbage == count
+    assert server.registry.bad_messages == count
     beat, _ = us.heartbeat()
     assert isinstance(client.ask(*wire.encode(beat)), HeartbeatOk)
     client.socket.close()

@@ -36,12 +36,14 @@ def controllers() -> Iterator[list[Controller]]:
 class Instance:
     def __init__(self, name: str, controllers: list[str]) -> None:
         inline = {"controllers": controllers, "min_tokens": 1, "locate_deadline": DEADLINE}
-        rank = Rank(RankInfo(0, HostIdentity("boot", 1, 2)), f"ipc:///tmp/none-{name}", LAYOUT, 9)
+        rank = Rank(
+            RankInfo(0, HostIdentity("boot", 1, 2)), f"ipc:///tmp/none-{name}", [LAYOUT], [9]
+        )
         engine = Engine(
             name,
             lambda _: NAMESPACE,
             ["kind=full\n"],
-            Geometry(CHUNK, 2, 1024),
+            [Geometry(CHUNK, 2, 1024)],
             SLOTS,
             SLOTS,
             [rank],

@@ -109,7 +109,7 @@ class Reader:
         assert own is not None
         self.until(self.connected)
         remote = b"".join(place(n) for n in chunks), counters(*([1] * len(chunks)))
-        self.pulls.post([holder.peer()], keys, remote, own, 0, seconds)
+        self.pulls.post([[holder.peer()]], keys, remote, own, 0, seconds)
         return _slots(own[0])
 
     def use_all_room(self) -> list[int]:

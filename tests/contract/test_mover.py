@@ -28,7 +28,6 @@ from lmkv.core.messages import (
     Ping,
     Pong,
     Pull,
-    Pulled,
     Refused,
     Share,
     Shared,
@@ -47,6 +46,7 @@ from mover_instance import (
     key,
     payload,
     place,
+    pulled,
 )
 
 from tests.ports import busy_ports
@@ -85,12 +85,6 @@ def tcp_pair(run_dir):
         Instance("b", run_dir, nixl_tls="tcp,self", limbo_share=1.0) as b,
     ):
         yield a, b
-
-
-def pulled(instance: Instance, job: int) -> tuple[Pulled, list[int]]:
-    answer, (results,) = instance.receive()
-    assert isinstance(answer, Pulled) and answer.job == job, answer
-    return answer, list(results)
 
 
 def wait_until(condition, deadline: float = 20.0) -> None:

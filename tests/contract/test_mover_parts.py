@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from lmkv.core.messages import LimboEnded, Pulled
+from lmkv.core.messages import LimboEnded
 from lmkv.mover.transport import NixlError, find_library
-from mover_instance import Instance
+from mover_instance import Instance, pulled
 
 GOOD, GONE, DIGEST, INCOMPATIBLE, TIMEOUT, PEER_DEAD, MOVER_DOWN = range(7)
 pytestmark = pytest.mark.nixl
@@ -48,12 +48,6 @@ def tcp_split(run_dir: str):
     """Over TCP a holder that is stopped leaves a READ under way."""
     with one_and_two(run_dir, "tcp,self") as world:
         yield world
-
-
-def pulled(instance: Instance, job: int) -> tuple[Pulled, list[int]]:
-    answer, (results,) = instance.receive()
-    assert isinstance(answer, Pulled) and answer.job == job, answer
-    return answer, list(results)
 
 
 def test_one_rank_pulls_from_two(split) -> None:

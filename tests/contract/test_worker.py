@@ -106,7 +106,7 @@ class Rank:
             config.load(config.InstanceConfig, inline), name, "engine", rank, 1, [self.kv]
         )  # type: ignore[arg-type]
         self.hello = pickle.loads(pickle.dumps(self.worker.handshake()))
-        assert self.hello["layers"] == list(self.kv.layers)
+        assert self.hello["layers"] == [list(self.kv.layers)]
         self.heard: list[tuple[Message, list[bytes]]] = []
         self.agent = zmq.Context.instance().socket(zmq.DEALER)
         self.agent.linger = 0

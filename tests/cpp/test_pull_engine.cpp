@@ -9,6 +9,7 @@
 #include <map>
 #include <thread>
 
+#include "free_address.h"
 #include "memory/pool.h"
 #include "nixl/pull_engine.h"
 #include "nixl/transport.h"
@@ -150,13 +151,14 @@ void slots_are_put_together_from_two_ranks() {
 int main() {
   slots_are_put_together_from_two_ranks();
   const std::uint64_t granule = kLayout.granule_bytes();
-  Pool theirs(granule, kSlots, kSlots, 0), backing(granule, kSlots, kSlots, 0);
+  const std::uint64_t bytes = kSlots * kLayout.slot_bytes();
+  Pool theirs(granule, kSlots, kSlots, free_address(bytes));
+  Pool backing(granule, kSlots, kSlots, free_address(bytes));
   theirs.add_segment(true), backing.add_segment(true);
-  PoolMap ours(granule, kSlots, kSlots, 0, true);
+  PoolMap ours(granule, kSlots, kSlots, free_address(bytes), true);
   ours.add_segment(backing.segment_fd(0, false).get());
   fill(theirs);
   auto serve = make_loopback_transport("serve"), transport = make_loopback_transport("pull");
-  const std::uint64_t bytes = kSlots * kLayout.slot_bytes();
   serve->register_memory(theirs.address(), bytes);
   transport->register_memory(ours.address(), bytes);
   const PullPeer peer{"holder", serve->metadata(),         theirs.address(),

@@ -222,9 +222,17 @@ void keys_of_one_group_overflow() {
 
 }  // namespace
 
+// What has one thread is slow under the thread sanitizer, and tells it nothing.
+#ifdef __SANITIZE_THREAD__
+constexpr bool kThreadsOnly = true;
+#else
+constexpr bool kThreadsOnly = false;
+#endif
+
 int main() {
-  counters_end_before_they_wrap();
   threads_share_a_slot_table();
+  if (kThreadsOnly) return 0;
+  counters_end_before_they_wrap();
   keys_of_one_group_overflow();
   a_directory_grows_and_shrinks();
   std::puts("tables: good");

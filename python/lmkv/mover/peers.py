@@ -26,7 +26,7 @@ class Peers:
 
     def refusal(self, pull: Pull) -> tuple[int, bool, str] | None:
         """(PullResult of every chunk, stale, why), or None: the pull may be made."""
-        if pull.fingerprint not in self._slots:
+        if not self.ours(pull.fingerprint):
             ours = ", ".join(f"{fingerprint:016x}" for fingerprint in self._slots)
             why = f"layout {pull.fingerprint:016x}, this pool has {ours}"
             return PullResult.INCOMPATIBLE, False, why
@@ -47,6 +47,10 @@ class Peers:
         if not all(peer.info.nixl_metadata for peer in peers):
             return PullResult.PEER_DEAD, True, "the peer is not pullable by NIXL"
         return None
+
+    def ours(self, fingerprint: int) -> bool:
+        """Whether slots of this layout are in our pool: if not, no peer is to blame."""
+        return fingerprint in self._slots
 
     def layout(self, pull: Pull) -> _native.SlotLayout:
         """Ours, of the slots that a pull which was not refused fills."""

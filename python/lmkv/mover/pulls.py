@@ -49,7 +49,7 @@ class Pulls:
         if refusal is not None:
             result, stale, why = refusal
             answer = self._all(identity, pull, n, result, stale)
-            if result != PullResult.INCOMPATIBLE:
+            if result != PullResult.INCOMPATIBLE or not self._peers.ours(pull.fingerprint):
                 return [answer]
             alarm = Alarm(self._rank, "peer", f"{pull.peer.instance}: {why}")
             return [(identity, wire.encode(alarm)), answer]
