@@ -80,13 +80,13 @@ class Rank(Worker):
         slots = world.agent.table.capacity
         self.pool = _native.Pool(layout.granule_bytes, slots, slots)
         self.pool.add_segment()
-        self._pages = SimpleNamespace(slot=layout)
-        self._copier = _native.Copier(layout, pages, PER)
+        self._pages = [SimpleNamespace(slot=layout)]  # type: ignore[list-item]
+        self._copiers = [_native.Copier(layout, pages, PER)]
         self._config: Any = SimpleNamespace(audit_every=0, copy_deadline=10.0)
         self._copies = Copies(self._copy_load, self._copy_store, self._stored, 10.0, world.clock)
         self._condition = self._copies._condition = Stepped()  # type: ignore[assignment]
         self._condition.turn = self._while_waited_for
-        self._control: Any = SimpleNamespace(send=self._report)
+        self._control: Any = SimpleNamespace(report=self._report)
         self._lock, self._gathers = Stepped(), 0  # type: ignore[assignment]
         self._once = self._copies._once = self.wrong = Wrong()  # type: ignore[assignment]
         self._stats = _no_stats()
@@ -127,7 +127,7 @@ class Rank(Worker):
         return self.kv[blocks[position // BLOCK], at : at + TOKEN].tobytes()
 
     def payload(self, place: bytes) -> bytes:
-        at = self.pool.slot_address(place) + self._pages.slot.payload_offset
+        at = self.pool.slot_address(place) + self._pages[0].slot.payload_offset
         return ctypes.string_at(at, CHUNK * TOKEN)
 
     def _copy_load(self, load: Load) -> LoadResult:
@@ -148,6 +148,6 @@ class Rank(Worker):
             raise OSError("scripted")
         return super()._copy_store(store, epoch)
 
-    def _report(self, message: Stored, *frames: bytes) -> None:
-        self.answers[message.job] += 1
+    def _report(self, job: int, message: Stored, *frames: bytes) -> None:
+        self.answers[job] += 1
         self.world.at(f"ipc://worker{self._rank}").say(message, *frames)

@@ -58,7 +58,7 @@ class Reader:
         self.ended: list[Job] = []
         self.pulls = Pulls(
             self.table,
-            [self.instance.layout.fingerprint],
+            [[self.instance.layout.fingerprint]],
             Link,
             time.monotonic,
             self.ended.append,

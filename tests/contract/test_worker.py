@@ -421,7 +421,7 @@ class Fault:
 def test_the_audit_runs_once_in_so_many_stores_and_finds_nothing_where_nothing_is(start) -> None:
     rank = start(audit_every=3)
     rank.ready()
-    fault = rank.worker._copier = Fault(rank.worker._copier, lambda address: None)
+    fault = rank.worker._copiers[0] = Fault(rank.worker._copiers[0], lambda address: None)
     for n in range(1, 8):
         rank.save(n, [n % BLOCKS, (n + 1) % BLOCKS])
     assert fault.audits == 2
@@ -441,7 +441,7 @@ def test_a_fault_between_two_gathers_is_an_alarm_and_no_slot(start, where: str) 
         else:
             ctypes.c_uint8.from_address(address + offset[where]).value ^= 1
 
-    rank.worker._copier = Fault(rank.worker._copier, fault)
+    rank.worker._copiers[0] = Fault(rank.worker._copiers[0], fault)
     rank.worker.submit_stores(StepPlan(EPOCH, [store(2, [2, 3])]))
     assert rank.stored() == (2, b"\x00")
     (alarm,) = [m for m, _ in rank.heard if isinstance(m, Alarm)]

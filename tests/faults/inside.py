@@ -103,9 +103,10 @@ def slots(llm: Any) -> tuple[str, bytes, bytes, bytes, list[bytes]]:
     """Layout, and keys, places, counters and payloads of all that is readable."""
     agent, worker = _connector(llm)._agent, _worker(llm)
     keys, places, counters = agent.table.slice(0, agent.table.usable * 16)
-    slot = worker._pages.slot
+    group = worker._pages[0]
+    slot = group.slot
     payloads = []
     for at in range(0, len(places), 8):
         address = worker.pool.slot_address(places[at : at + 8]) + slot.payload_offset
         payloads.append(ctypes.string_at(address, slot.payload_bytes))
-    return worker._pages.layout, keys, places, counters, payloads
+    return group.layout, keys, places, counters, payloads

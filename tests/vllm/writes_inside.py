@@ -55,7 +55,7 @@ def dump(llm: Any, path: str) -> list[list[int]]:
     from vllm.distributed.kv_transfer import get_kv_transfer_group
 
     agent, worker = _connector(llm)._agent, get_kv_transfer_group()._worker
-    pool, layout = worker.pool, worker._pages.slot
+    pool, layout = worker.pool, worker._pages[0].slot
     keys, places, _ = agent.table.slice(0, agent.table.usable * 16)
     slots, tokens = {}, []
     for i in range(len(keys) // 16):
