@@ -178,7 +178,7 @@ def make_adapter(folder: Path, seed: int = 0, layers: int = 2) -> Path:
     return folder
 
 
-def make_llama_int8(folder: Path, dynamic_kv: bool = False) -> Path:
+def make_llama_int8(folder: Path, dynamic_kv: bool = False, **changes: Any) -> Path:
     """make_llama's in the compressed-tensors format: int8 weights, and an fp8 KV cache with its
     scales in the checkpoint; with `dynamic_kv` they are to be found as tokens come."""
     import torch
@@ -202,6 +202,7 @@ def make_llama_int8(folder: Path, dynamic_kv: bool = False) -> Path:
                 }
             },
         },
+        **changes,
     )
     weights = load_file(folder / "model.safetensors")
     for name in [n for n in weights if "_proj.weight" in n]:

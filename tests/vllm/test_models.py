@@ -55,14 +55,14 @@ def llama(head_size: int, block: int, chunk: int = 256, **arguments: Any) -> Cas
 CASES = {
     "head80-block32-bf16": llama(80, 32, **BF16),
     "head96-block256-fp32": llama(96, 256),
-    "head112-block96-fp32": llama(112, 96, 288),  # 256 is not a multiple of the block
     "head256-block128-bf16": llama(256, 128, **BF16),
-    "head128-block128-fp8": llama(128, 128, kv_cache_dtype="fp8", **BF16),
-    "int8-static-fp8": Case(make_llama_int8, BF16),
+    "int8-head128-static-fp8": Case(partial(make_llama_int8, head_dim=128), BF16),
     "mla-fp32": Case(make_deepseek, continues=False),
 }
 WIDER = {
     **{f"head{n}-block64-fp32": llama(n, 64) for n in (32, 160, 192, 224, 512)},
+    "head112-block96-fp32": llama(112, 96, 288),  # 256 is not a multiple of the block
+    "head128-block128-fp8": llama(128, 128, kv_cache_dtype="fp8", **BF16),
     "head64-block128-bf16": llama(64, 128, **BF16),
     "head128-block32-fp16": llama(128, 32, dtype="float16"),
     "head96-block32-fp8": llama(96, 32, kv_cache_dtype="fp8_e5m2"),
