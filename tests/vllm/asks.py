@@ -9,7 +9,7 @@ def ask(llm: Any, tokens: list[int], wish: Any = None, **more: Any) -> dict[str,
     """Greedy: `tokens` and `logprobs` of 8 new ones, `hits` and `misses` by cause, `cached`.
 
     `more`: `adapter` (name, id, folder) of a LoRA; `rows` a seed: the prompt is as many random
-    embeddings; `picture` a seed: its place in the prompt is one token 511.
+    embeddings; `picture` a seed.
     """
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt

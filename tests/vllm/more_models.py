@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.vllm.models import LLAMA, make_llama
+from tests.vllm.models import make_llama
 
 DEEPSEEK: dict[str, Any] = {
     "architectures": ["DeepseekV2ForCausalLM"],
@@ -92,47 +92,54 @@ def make_deepseek(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-LLAVA_TOKENS = 16  # of a picture
+PICTURE_TOKENS = 16  # before the words of a prompt
 
 
-def make_llava(folder: Path, seed: int = 0) -> Path:
-    """LLaVA: a Llama behind a CLIP of two layers, with a tokenizer of single letters."""
+def make_blip(folder: Path, seed: int = 0) -> Path:
+    """BLIP-2: an OPT that sees pictures, with a tokenizer of single letters. (LLaVA, Qwen2-VL and
+    most others want torchvision in vLLM.)"""
     import torch
     from tokenizers import Tokenizer, models
     from transformers import (
-        CLIPImageProcessor,
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
+        Blip2Config,
+        Blip2ForConditionalGeneration,
+        Blip2Processor,
+        BlipImageProcessor,
         PreTrainedTokenizerFast,
     )
 
     torch.manual_seed(seed)
-    text = {n: v for n, v in LLAMA.items() if n not in ("architectures", "model_type", "dtype")}
-    vision = CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=56,
-        patch_size=14,
-        projection_dim=64,
-    )
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=LlamaConfig(**text),
+    small = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    config = Blip2Config(
+        vision_config=small | {"image_size": 56, "patch_size": 14},
+        qformer_config=small | {"encoder_hidden_size": 64, "vocab_size": 512},
+        text_config={
+            "model_type": "opt",
+            "hidden_size": 256,
+            "word_embed_proj_dim": 256,
+            "ffn_dim": 512,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "vocab_size": 512,
+            "max_position_embeddings": 2048,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
+        },
+        num_query_tokens=PICTURE_TOKENS,
         image_token_index=511,
-        image_seq_length=LLAVA_TOKENS,
     )
     config.dtype = torch.float32
-    model = LlavaForConditionalGeneration(config)
+    model = Blip2ForConditionalGeneration(config)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() == 2:  # wide, as make_llama's
                 weight.normal_(std=weight.shape[1] ** -0.5 * (3 if "q_proj" in name else 1))
-        model.get_input_embeddings().weight.normal_()
     model.save_pretrained(folder)
     words = {chr(256 + n): n for n in range(511)} | {"<image>": 511}
     tokenizer = PreTrainedTokenizerFast(
@@ -140,16 +147,8 @@ def make_llava(folder: Path, seed: int = 0) -> Path:
         additional_special_tokens=["<image>"],
         pad_token=chr(256),
     )
-    size = {"height": 56, "width": 56}
-    pictures = CLIPImageProcessor(size={"shortest_edge": 56}, crop_size=size)
-    processor = LlavaProcessor(
-        pictures,
-        tokenizer,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    )
-    processor.save_pretrained(folder)
+    pictures = BlipImageProcessor(size={"height": 56, "width": 56})
+    Blip2Processor(pictures, tokenizer, num_query_tokens=PICTURE_TOKENS).save_pretrained(folder)
     return folder
 
 
@@ -179,7 +178,7 @@ def make_adapter(folder: Path, seed: int = 0, layers: int = 2) -> Path:
     return folder
 
 
-def make_llama_int8(folder: Path, dynamic_kv: bool = False) -> Path:
+def make_llama_int8(folder: Path, dynamic_kv: bool = False, **changes: Any) -> Path:
     """make_llama's in the compressed-tensors format: int8 weights, and an fp8 KV cache with its
     scales in the checkpoint; with `dynamic_kv` they are to be found as tokens come."""
     import torch
@@ -203,6 +202,7 @@ def make_llama_int8(folder: Path, dynamic_kv: bool = False) -> Path:
                 }
             },
         },
+        **changes,
     )
     weights = load_file(folder / "model.safetensors")
     for name in [n for n in weights if "_proj.weight" in n]:
