@@ -97,11 +97,13 @@ bool holds(const std::byte* slot, std::uint32_t n) {
 // Jobs whose deadline lets all, some or none of the READs end; slots are used again only after
 // `limbo_ended`, and never hold anything but what is asked for.
 void slots_are_put_together_from_two_ranks() {
-  Pool first(kHalves[0].granule_bytes(), kPartSlots, kPartSlots, 0);
-  Pool second(kHalves[1].granule_bytes(), kPartSlots, kPartSlots, 0);
-  Pool backing(kWhole.granule_bytes(), kPartSlots, kPartSlots, 0);
+  const std::uint64_t half_bytes = kPartSlots * kHalves[0].slot_bytes();
+  const std::uint64_t bytes = kPartSlots * kWhole.slot_bytes();
+  Pool first(kHalves[0].granule_bytes(), kPartSlots, kPartSlots, free_address(half_bytes));
+  Pool second(kHalves[1].granule_bytes(), kPartSlots, kPartSlots, free_address(half_bytes));
+  Pool backing(kWhole.granule_bytes(), kPartSlots, kPartSlots, free_address(bytes));
   first.add_segment(true), second.add_segment(true), backing.add_segment(true);
-  PoolMap ours(kWhole.granule_bytes(), kPartSlots, kPartSlots, 0, true);
+  PoolMap ours(kWhole.granule_bytes(), kPartSlots, kPartSlots, free_address(bytes), true);
   ours.add_segment(backing.segment_fd(0, false).get());
   auto serve0 = make_loopback_transport("part0"), serve1 = make_loopback_transport("part1");
   auto transport = make_loopback_transport("parts");

@@ -181,7 +181,7 @@ class DirectoryMachine(RuleBasedStateMachine):
             assert not others
 
         # One key, no loads: the asker's host first.
-        if found and loads is None and who >= 0:
+        if names and usable(names[0]) and loads is None and who >= 0:
             [(_, _, first_choice, _)] = self.directory.locate(raw(names[:1]), who, avoid=avoid)[0]
             near = [i for i in usable(names[0]) if self.kind[i][1] == self.kind[who][1]]
             assert not near or first_choice in near

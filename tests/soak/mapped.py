@@ -77,7 +77,7 @@ class Loader:
         inline = {"run_dir": run_dir, "pool_gib": 0.25}
         settings = config.load(config.InstanceConfig, inline)
         name = f"reader{next(names)}"
-        self.worker = Worker(settings, name, name, 0, 1, self.kv)  # type: ignore[arg-type]
+        self.worker = Worker(settings, name, name, 0, 1, [self.kv])  # type: ignore[arg-type]
 
     def load(self, peer: PullPeer, ask: Ask, block: int, epoch: int = THEIRS) -> int:
         what = generation(epoch, ask.counter)

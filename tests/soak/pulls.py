@@ -98,8 +98,9 @@ class Reader:
     def finish(self, tally: Tally, path: str) -> None:
         """Wait for all jobs, and judge them."""
         while self._jobs:
-            ready = select.select([self.engine.fd], [], [], 2 * DEADLINE)[0]
-            assert ready, f"{path}: {len(self._jobs)} jobs are never answered"
+            assert select.select([self.engine.fd], [], [], 2 * DEADLINE)[0], (
+                f"{path}: {len(self._jobs)} jobs are never answered"
+            )
             for event in self.engine.take():
                 cases = self._jobs.pop(event.job)
                 assert not event.limbo_ended and len(event.results) == len(cases.asks)

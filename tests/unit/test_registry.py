@@ -36,6 +36,7 @@ from lmkv.core.messages import (
     Unsupported,
     Welcome,
 )
+from msgspec.structs import replace
 
 from tests.stub_instance import HOST_B, NAMESPACE, Sent, StubInstance, keys, rank
 
@@ -160,7 +161,7 @@ def test_a_peer_is_named_with_what_a_reader_must_know() -> None:
 def with_ranks(stub: StubInstance, *spans: str) -> StubInstance:
     """It has a rank for each of these spans of heads."""
     stub.registration.layouts = [f"dtype=x\nrank_heads={span}\nsegments=1\n" for span in spans]
-    stub.registration.ranks = [rank() for _ in spans]
+    stub.registration.ranks = [replace(rank(), rank=n) for n in range(len(spans))]
     return stub
 
 

@@ -107,10 +107,10 @@ def test_a_lookup_names_those_that_cannot_share() -> None:
     story = Story()
     hold(story, StubInstance("a"), TOKENS)
     hold(story, StubInstance("b", namespace=OTHER), [])
-    hold(story, StubInstance("c", layout=LAYOUT.replace("segments=8", "segments=4")), [])
+    hold(story, StubInstance("c", layout=LAYOUT.replace("head_size=64", "head_size=32")), [])
     answer = story.ask(Lookup(1, TOKENS, like="a"))
     assert isinstance(answer, LookupInfo)
-    assert answer.incompatible == {"b": "weights", "c": "segments"}
+    assert answer.incompatible == {"b": "weights", "c": "head_size"}
 
 
 # ------------------------------------------------------------------ instances

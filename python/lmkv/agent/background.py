@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
+import socket
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -52,7 +52,9 @@ class Background:
         self._restart = False
         self._said: set[str] = set()
         self._stopping = threading.Event()
-        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._wake_read, self._wake_write = socket.socketpair()
+        for end in (self._wake_read, self._wake_write):
+            end.setblocking(False)
         self._thread = threading.Thread(target=self._run, name="lmkv-agent", daemon=True)
 
     @property
@@ -65,7 +67,7 @@ class Background:
 
     def wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
-            os.write(self._wake_write, b"1")
+            self._wake_write.send(b"1")
 
     def restart(self) -> None:
         """A new epoch: attach and register again."""
@@ -103,7 +105,7 @@ class Background:
         longest = BUSY if self._agent.pulls.open else LONGEST
         poller.poll(int(1000 * min(longest, self._agent.streams.due())) + 1)
         with contextlib.suppress(BlockingIOError):
-            os.read(self._wake_read, 4096)
+            self._wake_read.recv(4096)
 
     def turn(self) -> None:
         """One round: hear all, then say what is due."""
