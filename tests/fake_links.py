@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from lmkv import _native
-from lmkv.agent.agent import Agent, Engine, Options, Rank
+from lmkv.agent.agent import Agent, Options
+from lmkv.agent.engine import Engine, Rank
 from lmkv.agent.refusals import Refuse, ignore
 from lmkv.agent.transfers import Geometry
 from lmkv.core import config, wire

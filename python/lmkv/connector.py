@@ -1,9 +1,9 @@
 """The vLLM connector: adapts vLLM 0.32's calls to the agent (scheduler) or the worker.
 
-The only module that imports vLLM. Nothing here may fail a request or the engine: a side that cannot
-share says why in one line and answers like an empty cache, and a call that raises switches its side
-off (`_guarded`). Order of the calls: vLLM's `kv_connector/v1/base.py`. Every positive answer is an
-asynchronous load.
+With `connector_*.py` all that imports vLLM. Nothing here may fail a request or the engine: a side
+that cannot share says why in one line and answers like an empty cache; a call that raises switches
+its side off (`_guarded`). Order of the calls: vLLM's `kv_connector/v1/base.py`. Every positive
+answer is an asynchronous load.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,6 +29,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 from vllm.logger import init_logger
 
+from lmkv.connector_metadata import LmkvHandshake, LmkvMetadata, LmkvWorkerMetadata
 from lmkv.connector_metrics import LmkvPromMetrics, LmkvStats
 from lmkv.core import config as settings
 from lmkv.core import geometry
@@ -68,37 +68,6 @@ def _guarded(default: Any = None) -> Callable[[F], F]:
         return guarded  # type: ignore[return-value]
 
     return wrap
-
-
-class LmkvMetadata(KVConnectorMetadata):
-    def __init__(self, plan: StepPlan) -> None:
-        self.plan = plan
-
-
-@dataclass
-class LmkvHandshake(KVConnectorHandshakeMetadata):
-    """A rank as its worker describes it; `error` instead when it does not share."""
-
-    rank: dict[str, Any] = field(default_factory=dict)
-    error: str = ""
-
-
-@dataclass
-class LmkvWorkerMetadata(KVConnectorWorkerMetadata):
-    """Loads that ended, by request: how often it was reported, and the worst of the ranks."""
-
-    loads: dict[str, tuple[int, LoadResult]] = field(default_factory=dict)
-
-    def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:
-        assert isinstance(other, LmkvWorkerMetadata)
-        loads = dict(self.loads)
-        for request, (count, result) in other.loads.items():
-            if request in loads:
-                before, worst = loads[request]
-                loads[request] = before + count, worst.worst(result)
-            else:
-                loads[request] = count, result
-        return LmkvWorkerMetadata(loads)
 
 
 class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
@@ -296,58 +265,29 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
 
     @_guarded()
     def _begin(self, ranks: list[dict[str, Any]]) -> None:
-        from lmkv.agent.agent import Agent, Engine, Rank
-        from lmkv.agent.namespace import Unshareable, content_ids, group_spec, namespace
-        from lmkv.agent.transfers import Geometry
-        from lmkv.core import identity
+        from lmkv.agent.agent import Agent
+        from lmkv.agent.engine import engine_of
+        from lmkv.agent.namespace import Unshareable, content_ids, namespace
         from lmkv.core.extras import AdapterHashes
 
-        assert self._config is not None
+        config = self._config
+        assert config is not None
         self._adapters, self._content_ids = AdapterHashes(), content_ids(self._vllm_config)
         groups, chunk = self._kv_cache_config.kv_cache_groups, self._chunk_tokens()
         block = max(group.kv_cache_spec.block_size for group in groups)
         self._expect_drafts(self._vllm_config.speculative_config, block)
-        model = self._vllm_config.model_config
-        label = self._config.weights_version
 
         def named(isolation: str) -> str:
-            return namespace(self._vllm_config, chunk, label, isolation)
+            return namespace(self._vllm_config, chunk, config.weights_version, isolation)
 
         try:
             named("")
         except Unshareable as error:
             self.switch_off(f"opted_out: {error}")
             return
-        first, fingerprint = ranks[0], geometry.fingerprint
-        payloads = [sum(sizes) for sizes in zip(*(rank["payload_bytes"] for rank in ranks))]
-        # vLLM's groups list one stage's layers, and a draft model's.
-        layers = [
-            sorted({*chain.from_iterable(names)}) for names in zip(*(r["layers"] for r in ranks))
-        ]
         instance, engine_id = self._instance()
-        engine = Engine(
-            instance=instance,
-            namespace=named,
-            group_specs=[
-                group_spec(group, geometry.model_kv_heads(model), names)
-                for group, names in zip(groups, layers)
-            ],
-            groups=[
-                Geometry(
-                    chunk, spec.block_size, size, geometry.window(spec), geometry.is_state(spec)
-                )
-                for spec, size in zip((g.kv_cache_spec for g in groups), payloads)
-            ],
-            slots=min(rank["slots"] for rank in ranks),
-            segment_slots=first["info"].segment_granules // geometry.GRANULES_A_SLOT,
-            ranks=[
-                Rank(r["info"], r["control"], r["layouts"], list(map(fingerprint, r["layouts"])))
-                for r in ranks
-            ],
-            model=str(model.served_model_name or model.model),
-            dp_rank=identity.dp_rank(engine_id),
-        )
-        self._agent = Agent(self._config, engine)
+        engine = engine_of(self._vllm_config, groups, chunk, ranks, instance, engine_id, named)
+        self._agent = Agent(config, engine)
         self._agent.start()
         atexit.register(self._agent.close)
         logger.info("lmkv: instance %s shares chunks of %d tokens", engine.instance, chunk)

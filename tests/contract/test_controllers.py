@@ -11,7 +11,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from lmkv.agent.agent import Agent, Engine, Options, Rank
+from lmkv.agent.agent import Agent, Options
+from lmkv.agent.engine import Engine, Rank
 from lmkv.agent.reader import Geometry
 from lmkv.core.client import Client, Unreachable
 from lmkv.core.config import InstanceConfig, load

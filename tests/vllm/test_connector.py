@@ -10,7 +10,8 @@ import pytest
 
 vllm = pytest.importorskip("vllm", reason="vllm is not installed")
 
-from lmkv.connector import LmkvConnector, LmkvHandshake, LmkvWorkerMetadata  # noqa: E402
+from lmkv.connector import LmkvConnector  # noqa: E402
+from lmkv.connector_metadata import LmkvHandshake, LmkvWorkerMetadata  # noqa: E402
 from lmkv.connector_metrics import LmkvStats  # noqa: E402
 from lmkv.core.messages import PullResult  # noqa: E402
 from lmkv.core.steps import LoadResult  # noqa: E402

@@ -18,6 +18,7 @@ from typing import Any
 from lmkv import __version__, _native
 from lmkv.agent.background import Background
 from lmkv.agent.controllers import Controllers
+from lmkv.agent.engine import Engine
 from lmkv.agent.group_reader import GroupReader
 from lmkv.agent.links import Link
 from lmkv.agent.locator import Locator
@@ -30,7 +31,7 @@ from lmkv.agent.resolve import Addresses
 from lmkv.agent.stats import Stats
 from lmkv.agent.stores import Stores
 from lmkv.agent.streams import Streams
-from lmkv.agent.transfers import Geometry, Transfers
+from lmkv.agent.transfers import Transfers
 from lmkv.core import identity
 from lmkv.core.config import InstanceConfig
 from lmkv.core.messages import PROTOCOL_MAX, PROTOCOL_MIN, Attach, RankInfo, Register
@@ -39,31 +40,6 @@ from lmkv.core.steps import SKIPPED, Load, LoadResult, StepPlan, Store
 log = logging.getLogger("lmkv.agent")
 
 MAPPED_REMEMBERED = 1 << 16  # keys
-
-
-@dataclass
-class Rank:
-    """A worker, as vLLM's handshake told it."""
-
-    info: RankInfo
-    control: str  # address of its control socket
-    layouts: list[str]  # by cache group
-    fingerprints: list[int]
-
-
-@dataclass
-class Engine:
-    """What the connector knows of its engine."""
-
-    instance: str
-    namespace: Callable[[str], str]  # isolation word -> text
-    group_specs: list[str]
-    groups: list[Geometry]  # vLLM's cache groups, in its order
-    slots: int  # of every rank's pool: the least
-    segment_slots: int
-    ranks: list[Rank]
-    model: str = ""
-    dp_rank: int = 0
 
 
 @dataclass
