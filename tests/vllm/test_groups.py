@@ -35,11 +35,12 @@ class Pair:
         """Tokens that `a` computes, and a plain engine too."""
         tokens = self.a.generate(text).tokens
         self.cluster.settle(self.a)
+        self.wait_until_told()
         assert tokens == self.cluster.reference(text)
         return tokens
 
     def wait_until_told(self) -> None:
-        """The controller knows of `a` no more than there is."""
+        """The controller knows of `a` what there is, and no more."""
         with Client(self.cluster.address) as client:
 
             def told() -> bool:
@@ -91,7 +92,8 @@ def test_of_a_window_only_its_tail_is_pulled(pair: Pair) -> None:
     text = prompt(310, LONG)
     pair.cold(text)
     before = pair.b.call("tests.vllm.inside:state")["readable"]
-    pair.b.generate(text, kv_transfer_params={"lmkv": {"transfer": "nixl", "skip_store": True}})
+    wish = {"lmkv": {"transfer": "nixl", "skip_store": True}}
+    assert hits(pair.b.generate(text, kv_transfer_params=wish)) == {"hit_peer": WHOLE}
     pair.cluster.settle(pair.b)
     after = pair.b.call("tests.vllm.inside:state")["readable"]
     assert after - before == sum(2 if window else 5 for window in pair.windows)
