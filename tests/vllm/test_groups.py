@@ -91,12 +91,12 @@ def test_a_peer_hit(pair: Pair, wish: dict[str, Any], cause: str) -> None:
 def test_of_a_window_only_its_tail_is_pulled(pair: Pair) -> None:
     text = prompt(310, LONG)
     pair.cold(text)
-    before = pair.b.call("tests.vllm.inside:state")["readable"]
+    before = pair.b.call("tests.vllm.inside:state")["granules"]["readable"]
     wish = {"lmkv": {"transfer": "nixl", "skip_store": True}}
     assert hits(pair.b.generate(text, kv_transfer_params=wish)) == {"hit_peer": WHOLE}
     pair.cluster.settle(pair.b)
-    after = pair.b.call("tests.vllm.inside:state")["readable"]
-    assert after - before == sum(2 if window else 5 for window in pair.windows)
+    after = pair.b.call("tests.vllm.inside:state")["granules"]["readable"]
+    assert after - before == 16 * sum(2 if window else 5 for window in pair.windows)
 
 
 def test_beside_what_vllm_has_itself(pair: Pair) -> None:
