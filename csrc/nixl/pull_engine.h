@@ -115,6 +115,7 @@ class PullEngine {
     std::deque<std::size_t> retries = {};
 
     std::uint64_t read_bytes() const;  // of one chunk
+    std::uint64_t room_bytes() const;  // for the header and table of one part
   };
   using TaskPtr = std::shared_ptr<Task>;  // keeps its job
 

@@ -100,7 +100,7 @@ bool PullEngine::post_batch(Peer& peer, const TaskPtr& task) {
       clear_slot(pool_.slot(job.chunks[chunk].own));
       task->states[chunk] = State::reading;
       read.chunks.push_back(chunk);
-      std::byte* room = task->part ? rooms_.take(task->part->theirs().payload_offset()) : nullptr;
+      std::byte* room = task->part ? rooms_.take(task->room_bytes()) : nullptr;
       if (room) read.rooms.push_back(room);
       add_ranges(peer, *task, chunk, room, ranges);
     }
@@ -147,11 +147,15 @@ void PullEngine::add_ranges(const Peer& peer, const Task& task, std::size_t chun
 }
 
 void PullEngine::give_rooms(const Task& task, const std::vector<std::byte*>& rooms) {
-  for (std::byte* room : rooms) rooms_.give(room, task.part->theirs().payload_offset());
+  for (std::byte* room : rooms) rooms_.give(room, task.room_bytes());
 }
 
 std::uint64_t PullEngine::Task::read_bytes() const {
   return part ? part->read_bytes() : job->layout.used_bytes();
+}
+
+std::uint64_t PullEngine::Task::room_bytes() const {
+  return part ? part->theirs().payload_offset() : 0;
 }
 
 bool PullEngine::poll() {
@@ -248,9 +252,9 @@ void PullEngine::run_checks() {
     Job& job = *check.task->job;
     const PullChunk& chunk = job.chunks[check.chunk];
     std::byte* own = pool_.slot(chunk.own);
-    if (check.room)
-      check.status = check_part(check.room, own, *check.task->part, chunk.key, chunk.theirs,
-                                job.tables[check.chunk]);
+    if (const std::optional<SlotPart>& part = check.task->part)
+      check.status =
+          check_part(check.room, own, *part, chunk.key, chunk.theirs, job.tables[check.chunk]);
     else
       check.status = adopt_slot(own, job.layout, chunk.key, chunk.theirs, chunk.ours);
     lock.lock();
