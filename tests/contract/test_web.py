@@ -352,6 +352,7 @@ def test_silence_death_and_return() -> None:
 
 
 def samples(text: str) -> dict[str, float]:
+    pool = a.stub.table.granules()
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
 
@@ -363,7 +364,7 @@ def test_metrics(web: Web, pair: tuple[Instance, Instance]) -> None:
     assert b.found(21, 22, 23) == 2
     told = Heartbeat(
         1, a.stub.number(), *a.stub.table.sums(), hit_tokens={"hit_peer": 7},
-        miss_tokens={"cold": 5, "invented": 2}, pool_granules={"admitted": 32, "free": 1},
+        miss_tokens={"cold": 5, "invented": 2}, pool_granules={**pool, "admitted": 32},
     )  # fmt: skip
     a.tell((told, ()))
     a.take(HeartbeatOk)
@@ -372,6 +373,7 @@ def test_metrics(web: Web, pair: tuple[Instance, Instance]) -> None:
     after = samples(answer.text)
 
     def grown(name: str) -> float:
+    assert {n: after[f'lmkv_pool_granules{{state="{n}"}}'] for n in pool} == pool
         return after[name] - before.get(name, 0.0)
 
     assert grown("lmkv_locates_total") == 1

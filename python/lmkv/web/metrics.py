@@ -15,7 +15,7 @@ from lmkv.core.causes import CAUSES
 from lmkv.core.messages import StatusInfo
 
 INSTANCE_STATES = ("live", "syncing", "suspect", "dead", "incompatible")
-GRANULE_STATES = ("free", "reserved", "admitted", "pinned", "retired", "limbo")
+GRANULE_STATES = ("free", "reserved", "readable", "admitted", "pinned", "retired", "limbo")
 OTHER = "other"
 
 GAUGES = {  # a metric: the field of StatusInfo, and what it is
