@@ -19,7 +19,6 @@ from lmkv import _native
 from lmkv.agent.links import Link
 from lmkv.agent.pulls import Job, Pulls
 from lmkv.core.messages import Attach, Ping, PullResult
-from lmkv.mover.transport import NixlError, find_library
 from mover_instance import (
     SEGMENT_SLOTS,
     SLOTS,
@@ -37,14 +36,6 @@ CHUNKS = 8  # that the holder has
 NOBODY = 1000  # chunks from here on are only the reader's
 DEADLINE = 20.0
 pytestmark = pytest.mark.nixl
-
-
-@pytest.fixture(autouse=True)
-def nixl() -> None:
-    try:
-        find_library()
-    except NixlError as error:
-        pytest.skip(str(error))
 
 
 class Reader:

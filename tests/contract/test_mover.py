@@ -33,7 +33,6 @@ from lmkv.core.messages import (
     Shared,
     Unsupported,
 )
-from lmkv.mover.transport import NixlError, find_library
 from lmkv.worker.mapped import MapError, MappedPeers
 from mover_instance import (
     LAYOUT,
@@ -54,16 +53,6 @@ from tests.ports import busy_ports
 GOOD, GONE, DIGEST, INCOMPATIBLE, TIMEOUT, PEER_DEAD, MOVER_DOWN = range(7)
 MOVER_MIB = 64
 pytestmark = pytest.mark.nixl
-
-
-@pytest.fixture(autouse=True)
-def nixl(request):
-    if "without_nixl" in request.fixturenames:
-        return
-    try:
-        find_library()
-    except NixlError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(params=["cma", "tcp"])

@@ -10,19 +10,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from lmkv.core.messages import LimboEnded
-from lmkv.mover.transport import NixlError, find_library
 from mover_instance import Instance, pulled
 
 GOOD, GONE, DIGEST, INCOMPATIBLE, TIMEOUT, PEER_DEAD, MOVER_DOWN = range(7)
 pytestmark = pytest.mark.nixl
-
-
-@pytest.fixture(autouse=True)
-def nixl() -> None:
-    try:
-        find_library()
-    except NixlError as error:
-        pytest.skip(str(error))
 
 
 @contextlib.contextmanager

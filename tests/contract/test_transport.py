@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 from lmkv import _native
-from lmkv.mover.transport import NixlError, find_library
 from lmkv.worker.supervise import MoverSettings, environment
 
 PENDING, DONE, FAILED = (
@@ -89,13 +88,11 @@ class Pair:
                 driver.kill()
 
 
-@pytest.fixture(params=["loopback", "nixl-cma", "nixl-tcp"])
+NIXL = [pytest.param(f"nixl-{way}", marks=pytest.mark.nixl) for way in ("cma", "tcp")]
+
+
+@pytest.fixture(params=["loopback", *NIXL])
 def pair(request):
-    if request.param != "loopback":
-        try:
-            find_library()
-        except NixlError as error:
-            pytest.skip(str(error))
     pair = Pair(request.param)
     yield pair
     pair.close()

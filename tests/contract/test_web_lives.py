@@ -6,7 +6,6 @@ import os
 import resource
 import signal
 import socket
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,16 +20,6 @@ from tests.contract.test_controller import DEADLINE, until
 from tests.http_client import Stream
 from tests.stub_instance import StubInstance
 from tests.web import TOKENS, Web
-
-
-@pytest.fixture(scope="module")
-def web() -> Iterator[Web]:
-    """Instances only come to it and leave in order; dead is who was silent for minutes."""
-    running = Web("--dead-after-beats", "1000", "--suspect-after-beats", "999")
-    running.up()
-    yield running
-    assert running.end() == (0, "")
-
 
 # ------------------------------------------------------------------ lives and deaths
 

@@ -1,0 +1,16 @@
+"""What the tests of the web process share."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.web import Web
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[Web]:
+    """Instances only come to it and leave in order; dead is who was silent for minutes."""
+    running = Web("--dead-after-beats", "1000", "--suspect-after-beats", "999")
+    running.up()
+    yield running
+    assert running.end() == (0, "")
