@@ -1,25 +1,16 @@
 // One copier, many threads: each gathers into slots of its own, all scatter from slots that are
 // sealed, and what they see is whole.
 #include <atomic>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <thread>
 #include <vector>
 
 #include "copy/copier.h"
+#include "expect.h"
 #include "free_address.h"
 #include "memory/pool.h"
 
 using namespace lmkv;
-
-#define EXPECT(condition)                                                  \
-  do {                                                                     \
-    if (!(condition)) {                                                    \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                        \
-    }                                                                      \
-  } while (0)
 
 namespace {
 

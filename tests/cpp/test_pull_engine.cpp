@@ -3,26 +3,17 @@
 #include <poll.h>
 
 #include <atomic>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <thread>
 
+#include "expect.h"
 #include "free_address.h"
 #include "memory/pool.h"
 #include "nixl/pull_engine.h"
 #include "nixl/transport.h"
 
 using namespace lmkv;
-
-#define EXPECT(condition)                                         \
-  do {                                                            \
-    if (!(condition)) {                                           \
-      std::printf("%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                               \
-    }                                                             \
-  } while (0)
 
 namespace {
 

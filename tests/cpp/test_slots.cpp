@@ -14,18 +14,11 @@
 
 #include "copy/copier.h"
 #include "copy/runs.h"
+#include "expect.h"
 #include "isa.h"
 #include "memory/pool.h"
 
 using namespace lmkv;
-
-#define CHECK(condition)                                                   \
-  do {                                                                     \
-    if (!(condition)) {                                                    \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                        \
-    }                                                                      \
-  } while (0)
 
 namespace {
 
@@ -37,7 +30,7 @@ using Memory = std::unique_ptr<std::byte, Free>;
 // Exactly `bytes` bytes: what is read or written behind them is found by the sanitizer.
 Memory exactly(std::size_t bytes, unsigned seed) {
   void* memory = nullptr;
-  CHECK(posix_memalign(&memory, 64, bytes) == 0);
+  EXPECT(posix_memalign(&memory, 64, bytes) == 0);
   auto* out = static_cast<std::byte*>(memory);
   for (std::size_t i = 0; i < bytes; ++i) {
     seed = seed * 1664525 + 1013904223;
@@ -55,9 +48,9 @@ void runs_of_any_length_agree_with_scalar() {
       active_runs().copy(to.get(), from.get(), bytes, unit, from.get(), copied);
       active_runs().fence();
       active_runs().read(to.get(), bytes, unit, to.get(), read);
-      CHECK(std::memcmp(from.get(), to.get(), bytes) == 0);
-      CHECK(copied.t0 == expected.t0 && copied.t1 == expected.t1);
-      CHECK(read.t0 == expected.t0 && read.t1 == expected.t1);
+      EXPECT(std::memcmp(from.get(), to.get(), bytes) == 0);
+      EXPECT(copied.t0 == expected.t0 && copied.t1 == expected.t1);
+      EXPECT(read.t0 == expected.t0 && read.t1 == expected.t1);
     }
   }
 }
@@ -69,7 +62,7 @@ void a_digest_may_be_split_anywhere() {
     Lmx64 sums;
     active_runs().read(data.get() + cut, 1600 - cut, std::uint32_t(cut / 16), nullptr, sums);
     active_runs().read(data.get(), cut, 0, nullptr, sums);
-    CHECK(lmx64_finish(sums, 1600, 9) == whole);
+    EXPECT(lmx64_finish(sums, 1600, 9) == whole);
   }
 }
 
@@ -95,14 +88,14 @@ void chunks_come_back_from_pages_of_exactly_their_size() {
     std::byte* slot = pool.slot({.first = 0, .granules = 16});
     const Key key{1, 2};
     copier.gather(slot, key, 3, std::vector<std::uint32_t>{4, 1});
-    CHECK(check_slot(slot, layout, key, 3) == SlotStatus::good);
-    CHECK(copier.audit(slot, std::vector<std::uint32_t>{4, 1}));
-    CHECK(copier.scatter(slot, key, 3, std::vector<std::uint32_t>{0, 4}) == SlotStatus::good);
+    EXPECT(check_slot(slot, layout, key, 3) == SlotStatus::good);
+    EXPECT(copier.audit(slot, std::vector<std::uint32_t>{4, 1}));
+    EXPECT(copier.scatter(slot, key, 3, std::vector<std::uint32_t>{0, 4}) == SlotStatus::good);
     // Block 4 went to block 0, then block 1 to block 4.
     for (const std::byte* layer : {first.get(), second.get()}) {
       for (std::uint64_t p = 0; p < planes; ++p, layer += plane) {
-        CHECK(std::memcmp(layer + 4 * block, layer + block, block) == 0);
-        CHECK(std::memcmp(layer, layer + block, block) != 0);
+        EXPECT(std::memcmp(layer + 4 * block, layer + block, block) == 0);
+        EXPECT(std::memcmp(layer, layer + block, block) != 0);
       }
     }
   }
@@ -150,10 +143,11 @@ void a_reader_is_safe_from_a_writer() {
         reader.scatter(mapped, Key{g, 0}, g, std::vector<std::uint32_t>{0, 1, 2, 3});
     (status == SlotStatus::good ? good : gone) += 1;
     // The holder clears word 0 before it touches the rest: too late, and never corrupt.
-    CHECK(status == SlotStatus::good || status == SlotStatus::gone);
+    EXPECT(status == SlotStatus::good || status == SlotStatus::gone);
     if (status != SlotStatus::good) continue;
     for (std::uint64_t i = 0; i < 4; ++i) {
-      CHECK(std::memcmp(target.get() + i * kPage, source.get() + (g % 12 + i) * kPage, kPage) == 0);
+      EXPECT(std::memcmp(target.get() + i * kPage, source.get() + (g % 12 + i) * kPage, kPage) ==
+             0);
     }
   }
   stop = true;
@@ -178,16 +172,16 @@ void a_mismatch_is_read_once_more() {
   };
   const auto good = [] { return true; };
   const auto bad = [] { return false; };
-  CHECK(read(good, bad) == SlotStatus::good);
-  CHECK(read(bad, good) == SlotStatus::good);
-  CHECK(read(bad, bad) == SlotStatus::digest);
+  EXPECT(read(good, bad) == SlotStatus::good);
+  EXPECT(read(bad, good) == SlotStatus::good);
+  EXPECT(read(bad, bad) == SlotStatus::digest);
   const auto cleared = [&] { return clear_slot(slot), false; };
-  CHECK(read(cleared, good) == SlotStatus::gone);
+  EXPECT(read(cleared, good) == SlotStatus::gone);
   const auto reused = [&] { return write_slot(slot, layout, key, 4, payload), false; };
-  CHECK(read(reused, good) == SlotStatus::gone);
+  EXPECT(read(reused, good) == SlotStatus::gone);
   // Rubbish in the word of the generation is a changed header, so it is not called corrupt.
   const auto writing = [&] { return slot[32] ^= std::byte(1), false; };
-  CHECK(read(writing, good) == SlotStatus::gone);
+  EXPECT(read(writing, good) == SlotStatus::gone);
 }
 
 template <class Error, class Call>
@@ -195,25 +189,25 @@ void refused(Call&& call, const char* text) {
   try {
     call();
   } catch (const Error& error) {
-    CHECK(std::strstr(error.what(), text) != nullptr);
+    EXPECT(std::strstr(error.what(), text) != nullptr);
     return;
   }
-  CHECK(!"it was not refused");
+  EXPECT(!"it was not refused");
 }
 
 void what_is_no_pool_segment_is_refused() {
   const SlotLayout layout(1, 64, kPageFormatTokens, 1);
   PoolMap map(layout.granule_bytes(), 2, 1, 0, false);
   const Descriptor unsealed(memfd_create("test", MFD_ALLOW_SEALING));
-  CHECK(ftruncate(unsealed.get(), off_t(layout.slot_bytes())) == 0);
+  EXPECT(ftruncate(unsealed.get(), off_t(layout.slot_bytes())) == 0);
   refused<std::runtime_error>([&] { map.add_segment(unsealed.get()); }, "not sealed");
   const Descriptor small = create_segment(4096);
   refused<std::runtime_error>([&] { map.add_segment(small.get()); }, "announced are");
   refused<std::runtime_error>([&] { map.add_segment(-1); }, "has no seals");
   refused<std::invalid_argument>([&] { map.slot({.first = 0, .granules = 16}); }, "usable");
-  CHECK(map.segments() == 0);
+  EXPECT(map.segments() == 0);
   const Descriptor right = create_segment(layout.slot_bytes());
-  CHECK(map.add_segment(right.get()) == 0);
+  EXPECT(map.add_segment(right.get()) == 0);
 }
 
 }  // namespace

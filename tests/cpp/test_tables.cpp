@@ -1,7 +1,5 @@
 // Slot table and directory under sanitizers: threads on one table, growth, shrinking and sweeping
 // of the directory against a std::map, and the end of the counters.
-#include <cstdio>
-#include <cstdlib>
 #include <map>
 #include <random>
 #include <stdexcept>
@@ -9,17 +7,10 @@
 #include <vector>
 
 #include "directory/directory.h"
+#include "expect.h"
 #include "slots/slot_table.h"
 
 using namespace lmkv;
-
-#define CHECK(condition)                                                   \
-  do {                                                                     \
-    if (!(condition)) {                                                    \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                        \
-    }                                                                      \
-  } while (0)
 
 namespace {
 
@@ -48,11 +39,11 @@ void threads_share_a_slot_table() {
           table.end_limbo(got->places, got->counters);
           continue;
         }
-        CHECK(table.admit(got->places, got->counters, random() % 2) == mine.size());
+        EXPECT(table.admit(got->places, got->counters, random() % 2) == mine.size());
         const std::size_t pinned = table.pin(mine);
         const std::vector<Key> held(mine.begin(), mine.begin() + pinned);
         const SlotArrays where = table.places(held);
-        CHECK(where.places.size() == pinned);
+        EXPECT(where.places.size() == pinned);
         table.lookup(mine, true);
         table.touch(got->places, got->counters);
         if (random() % 16 == 0) table.retire(mine);  // while they are pinned
@@ -71,7 +62,7 @@ void threads_share_a_slot_table() {
         change.announce ? heard += one : heard -= one;
       }
     }
-    CHECK(heard == table.sums());
+    EXPECT(heard == table.sums());
   };
   for (int i = 0; i < 200; ++i) {
     listen();
@@ -81,26 +72,26 @@ void threads_share_a_slot_table() {
   for (auto& thread : threads) thread.join();
   listen();
   const auto granules = table.granules();
-  CHECK(granules.reserved == 0 && granules.pinned == 0 && granules.limbo == 0);
-  CHECK(granules.free + granules.readable + granules.retired == 256 * 16);
-  CHECK(table.pins() == 0);
-  CHECK(table.slice(0, 256 * 16).keys.size() == heard.count);
+  EXPECT(granules.reserved == 0 && granules.pinned == 0 && granules.limbo == 0);
+  EXPECT(granules.free + granules.readable + granules.retired == 256 * 16);
+  EXPECT(table.pins() == 0);
+  EXPECT(table.slice(0, 256 * 16).keys.size() == heard.count);
 }
 
 void counters_end_before_they_wrap() {
   SlotTable table(4, 4, 0, 0.1, 3);
   table.grow(4);
-  CHECK(table.reserve(keys(1, 3), 0));
+  EXPECT(table.reserve(keys(1, 3), 0));
   bool refused = false;
   try {
     table.reserve(keys(9, 1), 0);
   } catch (const std::overflow_error&) {
     refused = true;
   }
-  CHECK(refused);
-  CHECK(table.granules().free == 16);
+  EXPECT(refused);
+  EXPECT(table.granules().free == 16);
   table.begin_epoch();
-  CHECK(table.reserve(keys(9, 1), 0)->counters[0] == 1);
+  EXPECT(table.reserve(keys(9, 1), 0)->counters[0] == 1);
 }
 
 struct Model {
@@ -121,7 +112,7 @@ struct Model {
     const std::uint32_t counter = there ? it->second[instance] : 1;
     const Key k = key(number);
     const Place place{static_cast<std::uint32_t>(number * 16), 16, 0, 0};
-    CHECK(directory.retract(instance, {&k, 1}, {&place, 1}, {&counter, 1}) == there);
+    EXPECT(directory.retract(instance, {&k, 1}, {&place, 1}, {&counter, 1}) == there);
     if (!there) return false;
     it->second.erase(instance);
     if (it->second.empty()) held.erase(it);
@@ -146,17 +137,17 @@ struct Model {
     for (const Run& run : answer.runs)
       for (std::uint32_t i = 0; i < run.n; ++i, ++covered) {
         const std::uint64_t number = first + run.first + i;
-        CHECK(held.at(number).at(run.instance) == answer.counters[run.offset + i]);
-        CHECK(answer.places[run.offset + i].first == number * 16);
+        EXPECT(held.at(number).at(run.instance) == answer.counters[run.offset + i]);
+        EXPECT(answer.places[run.offset + i].first == number * 16);
       }
     std::size_t there = 0;
     for (std::uint64_t n = 0; n < 64; ++n) there += held.count(first + n);
-    CHECK(covered == there && answer.found == there);
+    EXPECT(covered == there && answer.found == there);
   }
 
   void check() {
     for (std::uint64_t first = 0; first < 4096; first += 64) locate(first);
-    CHECK(directory.size() == held.size());
+    EXPECT(directory.size() == held.size());
     std::map<int, Sums> sums;
     for (const auto& [number, holders] : held) {
       std::vector<int> expected;
@@ -165,9 +156,9 @@ struct Model {
         sums[instance] +=
             term(key(number), {static_cast<std::uint32_t>(number * 16), 16, 0, 0}, counter);
       }
-      CHECK(directory.holders(key(number)) == expected);
+      EXPECT(directory.holders(key(number)) == expected);
     }
-    for (const int instance : instances) CHECK(directory.sums(instance) == sums[instance]);
+    for (const int instance : instances) EXPECT(directory.sums(instance) == sums[instance]);
   }
 };
 
@@ -183,14 +174,14 @@ void a_directory_grows_and_shrinks() {
   for (int i = 0; i < 450'000; ++i) model.retract(some(), random() % kNumbers);
   model.check();
   for (int i = 0; i < 12; ++i) model.drop(3);
-  CHECK(!model.directory.sweep(1000));
+  EXPECT(!model.directory.sweep(1000));
   for (int i = 0; i < 100'000; ++i) model.announce(some(), random() % kNumbers, 1 + i % 7);
   model.check();
   while (!model.directory.sweep(10'000)) {
   }
   model.check();
   const int again = model.directory.add(0, 0);  // a number of one that is swept
-  CHECK(again < 20);
+  EXPECT(again < 20);
   model.instances.push_back(again);
   for (int i = 0; i < 100'000; ++i) model.announce(some(), random() % kNumbers, 9);
   model.check();
@@ -211,13 +202,13 @@ void keys_of_one_group_overflow() {
   for (std::size_t i = 0; i < same.size(); i += 2) table.erase(same[i], KeyTable::hash(same[i]));
   for (std::size_t i = 0; i < same.size(); ++i) {
     const Entry* entry = table.find(same[i], KeyTable::hash(same[i]));
-    CHECK(i % 2 ? entry && entry->holder.first == i : !entry);
+    EXPECT(i % 2 ? entry && entry->holder.first == i : !entry);
   }
   for (std::size_t i = 0; i < same.size(); i += 2)
     table.insert(same[i], KeyTable::hash(same[i])).holder.first = i;
   for (std::size_t i = 0; i < same.size(); ++i)
-    CHECK(table.find(same[i], KeyTable::hash(same[i]))->holder.first == i);
-  CHECK(table.size() == same.size());
+    EXPECT(table.find(same[i], KeyTable::hash(same[i]))->holder.first == i);
+  EXPECT(table.size() == same.size());
 }
 
 }  // namespace
