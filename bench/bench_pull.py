@@ -81,7 +81,7 @@ class _Reader:
             "holder", metadata, address, self.layout.granule_bytes, granules, granules
         )
         self.address = address
-        self.read_bytes = self.layout.payload_offset + self.layout.payload_bytes
+        self.read_bytes = self.layout.used_bytes
         self.bytes = SLOTS * self.read_bytes
         self.job = 0
 

@@ -40,6 +40,7 @@ void bind_slots(nb::module_& m) {
       .def_ro("fingerprint", &SlotLayout::fingerprint)
       .def_prop_ro("payload_offset", &SlotLayout::payload_offset)
       .def_prop_ro("payload_bytes", &SlotLayout::payload_bytes)
+      .def_prop_ro("used_bytes", &SlotLayout::used_bytes)
       .def_prop_ro("granule_bytes", &SlotLayout::granule_bytes)
       .def_prop_ro("slot_bytes", &SlotLayout::slot_bytes);
 

@@ -152,10 +152,7 @@ SlotStatus Copier::scatter(const std::byte* slot, const Key& key, std::uint64_t 
 SlotStatus Copier::scatter_part(const std::byte* slot, const SlotPart& part, const Key& key,
                                 std::uint64_t generation,
                                 std::span<const std::uint32_t> blocks) const {
-  REQUIRE(part.ours().fingerprint == layout_.fingerprint &&
-              part.ours().segments == layout_.segments &&
-              part.ours().segment_bytes == layout_.segment_bytes,
-          "part: of slots of another layout than these pages have");
+  REQUIRE(part.ours() == layout_, "part: of slots of another layout than these pages have");
   const RunKernels& kernels = active_runs();
   std::vector<Run> runs;
   const auto segment = [&](std::uint32_t theirs, const std::byte* from) {

@@ -29,10 +29,7 @@ void check_parts(std::uint64_t job, const std::vector<PullSource>& sources,
   for (const PullSource& source : sources) {
     REQUIRE(source.part.has_value(), "pull ", job, ": whole slots of one rank among ",
             sources.size());
-    REQUIRE(source.part->ours().fingerprint == layout.fingerprint &&
-                source.part->ours().segments == layout.segments &&
-                source.part->ours().segment_bytes == layout.segment_bytes,
-            "pull ", job, ": a part of slots of another layout");
+    REQUIRE(source.part->ours() == layout, "pull ", job, ": a part of slots of another layout");
     for (const std::uint32_t segment : source.part->segments()) {
       const std::uint32_t ours = source.part->our_segment(segment);
       REQUIRE(!covered[ours], "pull ", job, ": segment ", ours, " comes twice");

@@ -38,6 +38,7 @@ struct SlotLayout {
   std::uint64_t used_bytes() const { return payload_offset() + payload_bytes(); }
   std::uint64_t granule_bytes() const;
   std::uint64_t slot_bytes() const { return granule_bytes() * kGranulesPerSlot; }
+  bool operator==(const SlotLayout&) const = default;
 };
 
 // The numbers of messages.PullResult.

@@ -80,6 +80,7 @@ class SlotLayout:
     fingerprint: int
     payload_offset: int
     payload_bytes: int
+    used_bytes: int  # to the payload's end
     granule_bytes: int  # 1/16 of a full slot, rounded up to 4096
     slot_bytes: int  # 16 granules
 

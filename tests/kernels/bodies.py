@@ -132,7 +132,7 @@ class World:
         self.layout = _native.SlotLayout(
             self.segments, self.segment_bytes, PAGE_FORMAT, FINGERPRINT
         )
-        self.used = self.layout.payload_offset + self.layout.payload_bytes
+        self.used = self.layout.used_bytes
         self.slots = [aligned(self.used) for _ in range(chunks)]
         for slot in self.slots:  # what an earlier life has left; between table and payload: zeros
             slot[: 64 + 8 * self.segments] = 0xEE

@@ -50,7 +50,7 @@ class Damage:
         self.memory, self.truth, self.random = memory, truth, random_
         self.shape: Shape = truth.shape
         self.layout = truth.layout
-        self.used = self.layout.payload_offset + self.layout.payload_bytes
+        self.used = self.layout.used_bytes
         self.slots = slots  # usable
         self.counter = 1
         self.cuts: set[int] = set()

@@ -67,7 +67,7 @@ class Memory:
             (ctypes.c_uint8 * (slots * layout.slot_bytes)).from_address(address)
         ).cast("B")
         self._address, self._layout = address, layout
-        self._used = layout.payload_offset + layout.payload_bytes
+        self._used = layout.used_bytes
 
     def address(self, slot: int) -> int:
         return self._address + slot * self._layout.slot_bytes

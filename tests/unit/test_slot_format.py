@@ -119,6 +119,7 @@ def test_sizes_of_an_8b_models_chunk() -> None:
     layout = SlotLayout(256, 256 * 128 * 2 * 2, 1, 5)
     assert layout.payload_offset == 4096
     assert layout.payload_bytes == 32 << 20
+    assert layout.used_bytes == layout.payload_offset + (32 << 20)
     assert layout.granule_bytes == (2 << 20) + 4096  # 1/16 of 32 MiB + 4096, rounded up
     assert layout.slot_bytes == 16 * layout.granule_bytes
     assert layout.fingerprint == 5

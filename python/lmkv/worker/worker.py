@@ -271,7 +271,7 @@ class Worker:
     ) -> int:
         slot = heads.theirs if heads is not None else self._pages[chunk.group].slot
         try:
-            address = pool.slot_address(chunk.place, slot.payload_offset + slot.payload_bytes)
+            address = pool.slot_address(chunk.place, slot.used_bytes)
         except ValueError as error:  # in no usable segment, or smaller than a slot
             log.info("lmkv: %s", error)
             return PullResult.GONE
