@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 from lmkv import _native
+from lmkv.core.backoff import Backoff
 from lmkv.worker.supervise import (
-    Backoff,
+    HEALTHY,
     MoverSettings,
     Supervisor,
     environment,
@@ -33,7 +34,7 @@ class Clock:
 
 def test_restart_at_once_then_after_longer_and_longer_pauses():
     clock = Clock()
-    backoff = Backoff(clock)
+    backoff = Backoff(clock, HEALTHY)
     delays = []
     for _ in range(10):
         backoff.born()

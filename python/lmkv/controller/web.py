@@ -16,12 +16,13 @@ from contextlib import suppress
 from importlib.util import find_spec
 
 from lmkv.controller.server import CannotListen, Server, loopback
+from lmkv.core.backoff import Backoff
 from lmkv.core.clock import Clock, monotonic
 from lmkv.core.config import ControllerConfig
 
 NEEDS = ("fastapi", "uvicorn", "prometheus_client")  # the extra `web`
 BACKLOG = 1024
-FIRST, LAST, HEALTHY = 0.1, 10.0, 10.0  # seconds: back-off, and a life that makes it forget
+HEALTHY = 10.0  # seconds of a life that makes the back-off forget
 END_DEADLINE = 1.5  # from SIGTERM to SIGKILL; it gives its own requests 1 s
 
 
@@ -63,8 +64,8 @@ class WebProcess:
         self._controller = controller
         self._clock = clock
         self._process: subprocess.Popen[bytes] | None = None
-        self._born = self._due = clock()
-        self._delay = FIRST
+        self._backoff = Backoff(clock, HEALTHY, Backoff.FIRST)
+        self._due = clock()
         host, port = listener.getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -75,16 +76,14 @@ class WebProcess:
             if (status := self._process.poll()) is None:
                 return
             self._process = None
-            if now - self._born >= HEALTHY:
-                self._delay = FIRST
-            self._due = now + self._delay
+            delay = self._backoff.died()
+            self._due = now + delay
             self._say(
-                f"the web process ended with status {status}, "
-                f"and is started again in {self._delay:g} s"
+                f"the web process ended with status {status}, and is started again in {delay:g} s"
             )
-            self._delay = min(self._delay * 2, LAST)
         if now >= self._due:
-            self._born, self._due = now, now + self._delay
+            self._due = now + self._backoff.next  # if it cannot be started
+            self._backoff.born()
             self._start()
 
     def _start(self) -> None:

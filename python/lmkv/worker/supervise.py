@@ -23,9 +23,12 @@ from pathlib import Path
 
 from lmkv import _native
 from lmkv.core import wire
+from lmkv.core.backoff import Backoff
 from lmkv.core.messages import Attach, Message, MoverConfig, MoverState, Replace, Segments, Stop
 from lmkv.worker.affinity import unpin
 
+# Peers that die one after another may each take a mover along, and others want to be served.
+HEALTHY = 1.0  # seconds of a life after which the next mover is started at once
 MAX_PATH = 100  # bytes of a unix socket's path, with room to spare
 MAX_MESSAGE = 1 << 20
 FDS_A_MESSAGE = 64
@@ -66,29 +69,6 @@ def environment(settings: MoverSettings, base: Mapping[str, str]) -> dict[str, s
     return kept
 
 
-class Backoff:
-    """0 for the first restart, then 0.1 s doubling to 10 s; a life of a second makes it forget:
-    peers that die one after another may each take a mover along, and others want to be served."""
-
-    FIRST, LAST, HEALTHY = 0.1, 10.0, 1.0
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._born = clock()
-        self._next = 0.0
-
-    def born(self) -> None:
-        self._born = self._clock()
-
-    def died(self) -> float:
-        """Seconds to wait before the next one."""
-        if self._clock() - self._born >= self.HEALTHY:
-            self._next = 0.0
-        delay = self._next
-        self._next = min(max(self._next * 2, self.FIRST), self.LAST)
-        return delay
-
-
 def remove_stale_sockets(run_dir: str) -> None:
     """Unlink worker, mover and share sockets that nobody listens on any more."""
     for path in Path(run_dir).iterdir():
@@ -123,7 +103,7 @@ class Supervisor:
         self._tag = tag
         self._settings = settings
         self._on_state = on_state
-        self._backoff = Backoff(clock)
+        self._backoff = Backoff(clock, HEALTHY)
         self._commands: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name="lmkv-supervisor", daemon=True)
