@@ -88,7 +88,7 @@ def test_a_mapped_peer_that_is_not_what_it_announced_is_avoided(result: int) -> 
     world.match("a", prompt)
     world.peer_info(mapped=True)
     assert world.match("a", prompt) == 8
-    world.agent.allocated("a", list(range(5)), 8)
+    world.agent.allocated("a", [list(range(5))], 8)
     world.agent.loaded("a", LoadResult(0, result))
     assert world.agent.locator.avoids("peer")
     assert world.agent.finished("a")["lmkv"]["miss_tokens"][PullResult.CAUSES[result]] == 8

@@ -7,10 +7,21 @@ pool grows; the engine connects anew when it sees other metadata under the same 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from lmkv import _native
 from lmkv.core import geometry, parts
 from lmkv.core.messages import Pull, PullPeer, PullResult, RankInfo
+
+
+@dataclass
+class Refusal:
+    """Why a pull is not made; `lie`: what its peer has announced is not so."""
+
+    result: int  # PullResult of every chunk
+    why: str
+    stale: bool = False
+    lie: bool = False
 
 
 class Peers:
@@ -24,43 +35,38 @@ class Peers:
         self._granule_bytes = granule_bytes
         self._ids: dict[tuple[str, int], set[str]] = {}
 
-    def refusal(self, pull: Pull) -> tuple[int, bool, str] | None:
-        """(PullResult of every chunk, stale, why), or None: the pull may be made."""
-        if not self.ours(pull.fingerprint):
+    def judge(self, pull: Pull) -> Refusal | list[_native.SlotPart]:
+        """What is read of each of the pull's peers; [] for whole slots of one that is like us."""
+        if pull.fingerprint not in self._slots:
             ours = ", ".join(f"{fingerprint:016x}" for fingerprint in self._slots)
             why = f"layout {pull.fingerprint:016x}, this pool has {ours}"
-            return PullResult.INCOMPATIBLE, False, why
+            return Refusal(PullResult.INCOMPATIBLE, why)
         peers = [pull.peer, *pull.others]
         if len({(peer.instance, peer.epoch) for peer in peers}) > 1:
-            return PullResult.INCOMPATIBLE, False, "ranks of several instances"
+            return Refusal(PullResult.INCOMPATIBLE, "ranks of several instances", lie=True)
         for peer in peers:
             if (wrong := geometry.unfit(peer.info)) is not None:
-                return PullResult.INCOMPATIBLE, False, wrong
+                return Refusal(PullResult.INCOMPATIBLE, wrong, lie=True)
         try:
-            found = self.parts(pull)
+            found = self._parts(pull, peers)
         except ValueError as error:
-            return PullResult.INCOMPATIBLE, False, str(error)
+            return Refusal(PullResult.INCOMPATIBLE, str(error), lie=True)
         least = [part.theirs.granule_bytes for part in found] or [self._granule_bytes]
         for size, asked in zip((peer.info.granule_bytes for peer in peers), least):
             if size < asked or (not found and size != asked):
-                return PullResult.INCOMPATIBLE, False, f"granules of {size} bytes, here {asked}"
+                why = f"granules of {size} bytes, here {asked}"
+                return Refusal(PullResult.INCOMPATIBLE, why, lie=True)
         if not all(peer.info.nixl_metadata for peer in peers):
-            return PullResult.PEER_DEAD, True, "the peer is not pullable by NIXL"
-        return None
-
-    def ours(self, fingerprint: int) -> bool:
-        """Whether slots of this layout are in our pool: if not, no peer is to blame."""
-        return fingerprint in self._slots
+            return Refusal(PullResult.PEER_DEAD, "the peer is not pullable by NIXL", stale=True)
+        return found
 
     def layout(self, pull: Pull) -> _native.SlotLayout:
         """Ours, of the slots that a pull which was not refused fills."""
         return self._slots[pull.fingerprint]
 
-    def parts(self, pull: Pull) -> list[_native.SlotPart]:
-        """Of each of the pull's peers what is read; [] for whole slots of one that is like us.
-        ValueError unless together they have our heads."""
+    def _parts(self, pull: Pull, peers: list[PullPeer]) -> list[_native.SlotPart]:
+        """ValueError unless together they have our heads."""
         text = self._texts[pull.fingerprint]
-        peers = [pull.peer, *pull.others]
         # The agent has chosen the ranks: of their stages and groups only the heads count here.
         group = list(self._texts).index(pull.fingerprint)
         own = RankInfo(self._rank, pull.peer.info.host, heads=[geometry.rank_heads(text)])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from lmkv import _native
 from lmkv.core import wire
 from lmkv.core.messages import Alarm, LimboEnded, Message, Pull, Pulled, PullResult
-from lmkv.mover.peers import Peers
+from lmkv.mover.peers import Peers, Refusal
 
 Answer = tuple[bytes, list[bytes]]  # routing id, frames
 VOID = 4096  # jobs that are remembered to have ended
@@ -45,16 +45,15 @@ class Pulls:
             return [self._all(identity, pull, 0, PullResult.GOOD)]
         if (identity, pull.job) in self._void:  # its slots may hold something else by now
             return [self._all(identity, pull, n, PullResult.MOVER_DOWN)]
-        refusal = self._peers.refusal(pull)
-        if refusal is not None:
-            result, stale, why = refusal
-            answer = self._all(identity, pull, n, result, stale)
-            if result != PullResult.INCOMPATIBLE or not self._peers.ours(pull.fingerprint):
+        judged = self._peers.judge(pull)
+        if isinstance(judged, Refusal):
+            answer = self._all(identity, pull, n, judged.result, judged.stale)
+            if not judged.lie:
                 return [answer]
-            alarm = Alarm(self._rank, "peer", f"{pull.peer.instance}: {why}")
+            alarm = Alarm(self._rank, "peer", f"{pull.peer.instance}: {judged.why}")
             return [(identity, wire.encode(alarm)), answer]
         try:
-            self._begin(self._engine, pull, frames, epoch)
+            self._begin(self._engine, pull, judged, frames, epoch)
         except ValueError as error:  # the agent's mistake, or a segment that has not arrived yet
             alarm = Alarm(self._rank, "pull", str(error))
             return [
@@ -66,10 +65,15 @@ class Pulls:
         return []
 
     def _begin(
-        self, engine: _native.PullEngine, pull: Pull, frames: list[bytes], epoch: int
+        self,
+        engine: _native.PullEngine,
+        pull: Pull,
+        parts: list[_native.SlotPart],
+        frames: list[bytes],
+        epoch: int,
     ) -> None:
         keys, remote, theirs, own, ours = frames
-        layout, parts = self._peers.layout(pull), self._peers.parts(pull)
+        layout = self._peers.layout(pull)
         peers = [self._peers.native(peer) for peer in (pull.peer, *pull.others)]
         if parts:
             engine.pull_parts(
