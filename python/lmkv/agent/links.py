@@ -13,20 +13,10 @@ import zmq
 
 from lmkv.agent.refusals import Refuse, ignore
 from lmkv.core import wire
+from lmkv.core.client import SILENCE
 from lmkv.core.messages import AnyMessage, Message
 
-SILENCE_OPTIONS = {
-    zmq.LINGER: 0,
-    zmq.IMMEDIATE: 1,
-    zmq.CONNECT_TIMEOUT: 1000,
-    zmq.HEARTBEAT_IVL: 1000,
-    zmq.HEARTBEAT_TIMEOUT: 3000,
-    zmq.RECONNECT_IVL: 100,
-    zmq.RECONNECT_IVL_MAX: 2000,
-    zmq.SNDHWM: 4096,
-    zmq.RCVHWM: 4096,
-    zmq.MAXMSGSIZE: 16 << 20,
-}
+OPTIONS = SILENCE | {zmq.SNDHWM: 4096, zmq.RCVHWM: 4096, zmq.MAXMSGSIZE: 16 << 20}
 BULK = 64  # messages of up to 112 KiB in a socket's queue
 
 
@@ -37,7 +27,7 @@ class Link:
         self.address = address
         self.refuse: Refuse = ignore  # hears of what is no message of ours
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-        for option, value in SILENCE_OPTIONS.items():
+        for option, value in OPTIONS.items():
             self.socket.setsockopt(option, value)
         self.socket.setsockopt(zmq.IPV6, int("[" in address))
         if address.startswith("tcp://"):  # to a controller: what does not fit waits in its outbox

@@ -81,8 +81,8 @@ class Locator:
         self._questions: dict[int, _Question] = {}
         self._answers: dict[int, Answer] = {}
         self._named_by: dict[str, str] = {}  # instance -> controller
-        self._infos: dict[str, PeerInfo] = {}
-        self._ranks: dict[str, list[PullPeer]] = {}  # of `_infos`, made once: asked by the chunk
+        # Details with their ranks, which are asked for by the chunk and made once.
+        self._known: dict[str, tuple[PeerInfo, list[PullPeer]]] = {}
         self._fetching: dict[str, float] = {}  # instance -> when asked
         self._avoid: dict[str, tuple[float, float]] = {}  # instance -> until, interval
         self.sent = 0  # locates, for tests and metrics
@@ -198,9 +198,10 @@ class Locator:
     def fetch(self, ref: PeerRef) -> bool:
         """True when the peer's details are at hand and no older than `ref`; else they are asked
         for, once a second at most."""
-        info = self._infos.get(ref.instance)
-        if info and info.epoch == ref.epoch and info.data_version >= ref.data_version:
-            return True
+        if ref.instance in self._known:
+            info, _ = self._known[ref.instance]
+            if info.epoch == ref.epoch and info.data_version >= ref.data_version:
+                return True
         now = self._clock()
         if now - self._fetching.get(ref.instance, float("-inf")) > 1.0:
             self._request += 1
@@ -228,25 +229,20 @@ class Locator:
             self._refuse("peer", f"{instance}: {wrong}")
             self.failed(instance)
             return
-        known = self._infos.get(instance)
-        if (
-            known is None
-            or known.epoch != message.epoch
-            or known.data_version < message.data_version
-        ):
-            self._infos[instance] = message
-            self._ranks[instance] = _ranks(message)
-            _forget_first(self._infos)
-            _forget_first(self._ranks)
+        if instance in self._known:
+            info, _ = self._known[instance]
+            if info.epoch == message.epoch and info.data_version >= message.data_version:
+                return
+        self._known[instance] = message, _ranks(message)
+        _forget_first(self._known)
 
     def ranks(self, instance: str) -> list[PullPeer]:
         """The peer, rank by rank, as last fetched; [] when unknown."""
-        return self._ranks.get(instance, [])
+        return self._known[instance][1] if instance in self._known else []
 
     def outdated(self, instance: str) -> None:
         """What is known of the peer did not work: fetch it again before it is used."""
-        self._infos.pop(instance, None)
-        self._ranks.pop(instance, None)
+        self._known.pop(instance, None)
 
     def failed(self, instance: str) -> None:
         now = self._clock()

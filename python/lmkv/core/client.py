@@ -25,19 +25,22 @@ class Unreachable(Exception):
     """Nobody answered in time; the text is one sentence with the address."""
 
 
+# How long a connection may take, and be silent (DESIGN.md 7).
+SILENCE: dict[int, int] = {
+    zmq.LINGER: 0,
+    zmq.IMMEDIATE: 1,
+    zmq.CONNECT_TIMEOUT: 1000,
+    zmq.HEARTBEAT_IVL: 1000,
+    zmq.HEARTBEAT_TIMEOUT: 3000,
+    zmq.RECONNECT_IVL: 100,
+    zmq.RECONNECT_IVL_MAX: 2000,
+}
+
+
 def options(address: str) -> dict[int, int]:
     """A client's socket options. Raises ValueError unless `address` is tcp://HOST:PORT."""
     host, _ = split_address(address)
-    return {
-        zmq.LINGER: 0,
-        zmq.IMMEDIATE: 1,
-        zmq.CONNECT_TIMEOUT: 1000,
-        zmq.HEARTBEAT_IVL: 1000,
-        zmq.HEARTBEAT_TIMEOUT: 3000,
-        zmq.RECONNECT_IVL: 100,
-        zmq.RECONNECT_IVL_MAX: 2000,
-        zmq.IPV6: int(":" in host),
-    }
+    return SILENCE | {zmq.IPV6: int(":" in host)}
 
 
 class Client:

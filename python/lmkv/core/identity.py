@@ -22,6 +22,7 @@ from lmkv import _native
 from lmkv.core.messages import HostIdentity
 
 SAMPLE_BYTES = 4096
+DATA_PARALLEL = re.compile(r"_dp(\d+)$")  # the end of an engine id
 
 
 def lines(fields: Mapping[str, str]) -> str:
@@ -42,14 +43,14 @@ def short(text: str) -> str:
 def instance_id(configured: str, engine_id: str) -> str:
     """The configured name, or host name and 8 hex of the engine id; `-dpN` for a rank of data
     parallelism, which vLLM writes at the end of the engine id (`.._dpN`)."""
-    rank = re.search(r"_dp(\d+)$", engine_id)
+    rank = DATA_PARALLEL.search(engine_id)
     name = configured or f"{socket.gethostname()}-{short(engine_id)}"
     return f"{name}-dp{rank[1]}" if rank else name
 
 
 def dp_rank(engine_id: str) -> int:
     """The engine's rank of data parallelism; vLLM's own setting is 0 in each of them."""
-    rank = re.search(r"_dp(\d+)$", engine_id)
+    rank = DATA_PARALLEL.search(engine_id)
     return int(rank[1]) if rank else 0
 
 

@@ -61,9 +61,9 @@ def _has(heads: Heads, head: int) -> bool:
 def slot_part(layout: str, part: Part) -> _native.SlotPart:
     """The part in slots of the peer's rank and of ours, whose layout this is. ValueError for heads
     that no slot can hold."""
-    first, _ = geometry.rank_heads(layout)
+    first, count = geometry.rank_heads(layout)
     ours = geometry.slot_layout(layout)
     theirs = geometry.slot_layout(geometry.with_heads(layout, part.theirs))
-    layers = ours.segments // geometry.rank_heads(layout)[1]
+    layers = ours.segments // count
     start, heads = part.read
     return _native.SlotPart(ours, theirs, layers, start - part.theirs[0], start - first, heads)
