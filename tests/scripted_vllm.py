@@ -192,7 +192,8 @@ class Vllm:
             count = 0 if external else min(len(request.tokens) - computed, budget)
             if self._allocate(request, computed + count, local, not external) is None:
                 break
-            self.agent.allocated(request.id, list(request.blocks) if external else [], external)
+            tables = [list(request.blocks)] if external else []
+            self.agent.allocated(request.id, tables, external)
             self.waiting.pop(0)
             request.computed = computed
             if external:
@@ -230,7 +231,7 @@ class Vllm:
             )
             first, last = self.agent.plan(request.id, request.tokens, tokens)
             if last > first:
-                stores.append((request.id, first, last, list(request.blocks)))
+                stores.append((request.id, first, last, [list(request.blocks)]))
         return self.agent.step(stores, new_blocks)
 
     def _after_schedule(self, part: Planned) -> None:

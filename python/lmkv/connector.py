@@ -13,7 +13,7 @@ import functools
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -142,11 +142,10 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
             )
         return asked
 
-    @property
+    @functools.cached_property
     def _whole_loads(self) -> bool:
-        """Of several groups, and of windows, vLLM takes no prefix of a load that failed."""
         groups = self._kv_cache_config.kv_cache_groups
-        return len(groups) > 1 or any(geometry.window(g.kv_cache_spec) for g in groups)
+        return geometry.loads_whole([geometry.window(group.kv_cache_spec) for group in groups])
 
     def _instance(self) -> tuple[str, str]:
         """(instance id, engine id)"""
@@ -337,8 +336,8 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
     @_guarded()
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         if self._agent is not None:
-            ids, *others = blocks.get_block_ids() if num_external_tokens else ([],)
-            self._agent.allocated(request.request_id, ids, num_external_tokens, *others)
+            tables = blocks.get_block_ids() if num_external_tokens else ()
+            self._agent.allocated(request.request_id, tables, num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
         return LmkvMetadata(self._step_plan(scheduler_output))
@@ -364,7 +363,9 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         agent.rates.prefill.scheduled(scheduler_output.num_scheduled_tokens, self._requests)
 
     @_guarded(list)  # loads and waits of the step go out all the same
-    def _stores(self, agent: Agent, scheduler_output: Any) -> Iterable[tuple[Any, ...]]:
+    def _stores(
+        self, agent: Agent, scheduler_output: Any
+    ) -> Iterable[tuple[str, int, int, Sequence[Sequence[int]]]]:
         """As `Agent.step` takes them."""
         from lmkv.agent.stores import confirmed
 
@@ -383,7 +384,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
             first, last = agent.plan(request_id, request._all_token_ids, tokens)
             if last > first:
                 blocks = scheduler_output.kv_connector_block_state.get_block_ids(request_id)
-                found.append((request_id, first, last, *blocks))
+                found.append((request_id, first, last, blocks))
         return found
 
     @_guarded()

@@ -263,7 +263,7 @@ def test_an_agent_hears_results_that_are_none(results: bytes) -> None:
     taken = world.agent.stats.take()
     assert taken["alarms"] == {"message": 1}
     assert world.granules("reserved") == 0
-    step = [("a", *world.agent.plan("a", prompt, 4), range(9))]
+    step = [("a", *world.agent.plan("a", prompt, 4), [range(9)])]
     world.agent.allocated("a", [], 0)
     (store,) = world.agent.step(step, []).stores
     frames = (bytes(8), bytes(4), results) if len(results) != 1 else (results,)

@@ -94,7 +94,7 @@ def test_the_longest_hit_and_every_block_of_it(
             + [1000 * (group + 1) + n for n in range(nulls, best * CHUNK // BLOCK + 1)]
             for group, window in enumerate(windows)
         ]
-        world.agent.allocated("a", tables[0], found, *tables[1:])
+        world.agent.allocated("a", tables, found)
         (load,) = world.agent.step([], []).loads
         filled = Counter(b for chunk in load.chunks for b in chunk.blocks if b != SKIPPED)
         expected = [

@@ -69,7 +69,7 @@ class Groups(World):
         blocks = tokens // 2 + 1
         gone = max(0, tokens - 6 + 1) // 2
         window = [0] * gone + [110 + n for n in range(gone, blocks)]
-        self.agent.allocated(name, [10 + n for n in range(blocks)], tokens, window)
+        self.agent.allocated(name, [[10 + n for n in range(blocks)], window], tokens)
         (load,) = self.agent.step([], []).loads
         return load
 
@@ -119,7 +119,7 @@ def test_beyond_what_vllm_has_itself_only() -> None:
     prompt = world.prompt(3)
     world.begin("a", prompt)
     assert world.match("a", prompt, computed=6) == 6
-    world.agent.allocated("a", [1, 2, 3, 4, 5, 6, 7], 6, [0, 0, 0, 24, 25, 26, 27])
+    world.agent.allocated("a", [[1, 2, 3, 4, 5, 6, 7], [0, 0, 0, 24, 25, 26, 27]], 6)
     (load,) = world.agent.step([], []).loads
     assert [(chunk.group, chunk.blocks) for chunk in load.chunks] == [
         (FULL, [SKIPPED, 4]),
@@ -172,7 +172,7 @@ def test_an_engine_of_windows_alone() -> None:
     prompt = world.prompt(3)
     world.begin("a", prompt)
     assert world.match("a", prompt) == 12
-    world.agent.allocated("a", [0, 0, 0, 4, 5, 6, 7], 12)
+    world.agent.allocated("a", [[0, 0, 0, 4, 5, 6, 7]], 12)
     (load,) = world.agent.step([], []).loads
     assert [chunk.blocks for chunk in load.chunks] == [[SKIPPED, 4], [5, 6]]
 
@@ -387,7 +387,7 @@ def test_a_load_that_fails_in_one_chunk_fails_as_a_whole_and_is_not_claimed_agai
         assert world.match("a", prompt) == 0
     world.agent.allocated("a", [], 0)
     table = [0, *range(1, 7)]
-    stores = world.agent.step([("a", 0, 3, table, table)], []).stores
+    stores = world.agent.step([("a", 0, 3, [table, table])], []).stores
     assert len(stores) == 5, "it is computed here, so it is stored here: but the null block's chunk"
     for store in stores:
         world.stored(store.job)
@@ -412,7 +412,7 @@ def test_a_load_that_is_aborted_ends_with_its_pins() -> None:
 
 
 def step(world: World, name: str, first: int, last: int, *tables: list[int]) -> list[Store]:
-    return world.agent.step([(name, first, last, *tables)], []).stores
+    return world.agent.step([(name, first, last, tables)], []).stores
 
 
 def test_a_chunk_is_stored_in_each_group_from_that_groups_blocks() -> None:
@@ -485,7 +485,7 @@ def test_of_states_a_hit_needs_the_one_at_its_end() -> None:
     assert world.match("a", prompt) is None
     world.clock.advance(1)
     assert world.match("a", prompt) == 8
-    world.agent.allocated("a", [1, 2, 3, 4, 5], 8, [0, 0, 0, 14, 15])
+    world.agent.allocated("a", [[1, 2, 3, 4, 5], [0, 0, 0, 14, 15]], 8)
     (load,) = world.agent.step([], []).loads
     assert [(chunk.group, chunk.blocks) for chunk in load.chunks] == [
         (0, [1, 2]),

@@ -22,7 +22,7 @@ def finish(world: World, name: str) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def load(world: World, name: str, tokens: int, blocks: list[int]):
-    world.agent.allocated(name, blocks, tokens)
+    world.agent.allocated(name, [blocks], tokens)
     plan = world.agent.step([], [])
     assert len(plan.loads) == 1
     return plan.loads[0]
@@ -87,7 +87,7 @@ def test_a_pool_on_this_host_is_mapped_and_nothing_is_pulled() -> None:
     assert [peer.info.share_socket for peer in made.peers[0]] == ["/peer0"]
     world.agent.loaded("a", LoadResult(2))
     # What came from a mapped pool is not stored a second time.
-    assert world.agent.step([("a", 0, 2, [1, 2, 3, 4])], []).stores == []
+    assert world.agent.step([("a", 0, 2, [[1, 2, 3, 4]])], []).stores == []
     assert world.agent.finished("a")["lmkv"]["hit_tokens"]["hit_mapped"] == 8  # type: ignore[index]
     assert world.at_rest()
 
@@ -107,7 +107,7 @@ def test_what_was_mapped_once_is_stored_by_who_computes_it() -> None:
     world.located(0)
     assert world.match("b", prompt, computed=4) == 0
     world.agent.allocated("b", [], 0)
-    (store,) = world.agent.step([("b", 0, 2, [1, 2, 3, 4])], []).stores
+    (store,) = world.agent.step([("b", 0, 2, [[1, 2, 3, 4]])], []).stores
     assert store.key == world.keys(1, 2)
 
 
@@ -590,7 +590,7 @@ def test_a_claim_below_the_least_holds_no_pins_while_the_request_runs() -> None:
     prompt = world.prompt(2)
     world.begin("a", prompt)
     assert world.match("a", prompt) == 0
-    world.agent.allocated("a", [1, 2, 3, 4, 5], 0)
+    world.agent.allocated("a", [[1, 2, 3, 4, 5]], 0)
     assert world.agent.table.pins == 0
     counts = world.agent.finished("a")["lmkv"]  # type: ignore[index]
     assert counts["miss_tokens"]["recompute_cheaper"] == 8

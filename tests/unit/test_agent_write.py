@@ -16,7 +16,7 @@ EXTRA = b"\x03\x02\0\0\0hi"  # an item of extra_i
 def step(world: World, name: str, confirmed: int, *, new: tuple[int, ...] = ()) -> list[Store]:
     """A step that has computed `confirmed` tokens of TOKENS; its block n holds tokens 2n, 2n+1."""
     first, last = world.agent.plan(name, TOKENS[:confirmed], confirmed)
-    stores = [(name, first, last, range(50))] if last > first else []
+    stores = [(name, first, last, [range(50)])] if last > first else []
     return world.agent.step(stores, new).stores
 
 
@@ -57,7 +57,7 @@ def test_two_requests_of_one_step_store_a_common_chunk_once() -> None:
     world = World()
     begun(world, "a")
     begun(world, "b")
-    stores = [(n, *world.agent.plan(n, TOKENS[:4], 4), range(50)) for n in "ab"]
+    stores = [(n, *world.agent.plan(n, TOKENS[:4], 4), [range(50)]) for n in "ab"]
     assert len(world.agent.step(stores, []).stores) == 1
 
 
@@ -110,7 +110,7 @@ def test_a_step_waits_for_the_job_whose_source_it_overwrites() -> None:
 def test_a_step_does_not_wait_for_its_own_stores() -> None:
     world = World()
     begun(world)
-    plan = world.agent.step([("a", *world.agent.plan("a", TOKENS[:4], 4), range(50))], [0, 1])
+    plan = world.agent.step([("a", *world.agent.plan("a", TOKENS[:4], 4), [range(50)])], [0, 1])
     assert len(plan.stores) == 1
     assert plan.wait_for == []
 
@@ -126,7 +126,7 @@ def test_a_load_waits_for_the_store_that_still_reads_its_blocks() -> None:
     world.agent.table.admit(*room)
     world.located(0)
     assert world.match("b", other) == 8
-    world.agent.allocated("b", [20, 21, 1, 23, 24], 8)
+    world.agent.allocated("b", [[20, 21, 1, 23, 24]], 8)
     assert world.agent.step([], []).wait_for == [store.job]
 
 
@@ -177,7 +177,7 @@ def test_a_sessions_next_input_has_keys_of_its_own() -> None:
     chain = world.agent._hasher.chain()
     chain.extend(cut, 0, {1: EXTRA})
     first, last = world.agent.plan("a", cut, 8)
-    (store,) = world.agent.step([("a", first, last, range(50))], []).stores
+    (store,) = world.agent.step([("a", first, last, [range(50)])], []).stores
     assert store.key == chain.keys(0, 1, 2)
     assert not world.agent.has_grown("a", 8)
     world.agent.continued("a", [*cut, 1, 2, 3, 4], b"", {}, "an image without a name")
@@ -189,7 +189,7 @@ def test_a_chunk_that_cannot_be_planned_costs_neither_loads_nor_waits() -> None:
     begun(world)
     (store,) = step(world, "a", 4)
     world.hold(1, 2)
-    plan = world.agent.step([("nobody", 0, 1, range(50))], [0])
+    plan = world.agent.step([("nobody", 0, 1, [range(50)])], [0])
     assert (plan.stores, plan.wait_for) == ([], [store.job])
 
 

@@ -32,7 +32,7 @@ from lmkv.agent.stats import Stats
 from lmkv.agent.stores import Stores
 from lmkv.agent.streams import Streams
 from lmkv.agent.transfers import Transfers
-from lmkv.core import identity
+from lmkv.core import geometry, identity
 from lmkv.core.config import InstanceConfig
 from lmkv.core.messages import PROTOCOL_MAX, PROTOCOL_MIN, Attach, RankInfo, Register
 from lmkv.core.steps import SKIPPED, Load, LoadResult, StepPlan, Store
@@ -127,8 +127,8 @@ class Agent:
             [rank.info for rank in engine.ranks],
             clock,
         )
-        self._several = len(engine.groups) > 1 or engine.groups[0].window > 0
-        self.reader = (GroupReader if self._several else Reader)(
+        whole = geometry.loads_whole([group.window for group in engine.groups])
+        self.reader = (GroupReader if whole else Reader)(
             config,
             engine.groups,
             self.table,
@@ -201,13 +201,9 @@ class Agent:
         opted_out: str = "",
     ) -> None:
         """A request has arrived. `opted_out` says why it is not shared, if it is not."""
-        chain = None
-        if not opted_out:
-            chain = self._hasher.chain(extra)
-            chain.extend(tokens, 0, dict(extras))
         state = RequestState(
             request,
-            chain,
+            None if opted_out else self._chain(tokens, extra, extras),
             len(tokens),
             self.epoch,
             options.transfer or self._config.transfer,
@@ -220,6 +216,13 @@ class Agent:
         self.locator.order = self.streams.order()
         self.reader.begin(state)
 
+    def _chain(
+        self, tokens: Sequence[int], extra: bytes, extras: Mapping[int, bytes]
+    ) -> _native.KeyChain:
+        chain = self._hasher.chain(extra)
+        chain.extend(tokens, 0, dict(extras))
+        return chain
+
     def _take_links(self) -> None:
         for address, links in self._controllers.take_links().items():
             self.locator.use(address, links)
@@ -231,9 +234,9 @@ class Agent:
             return 0
         return self.reader.match(state, computed, tokens)
 
-    def allocated(self, request: str, blocks: list[int], tokens: int, *others: list[int]) -> None:
-        """vLLM has given blocks, in `others` those of more cache groups; with `tokens` > 0 a load
-        of that many begins."""
+    def allocated(self, request: str, tables: Sequence[list[int]], tokens: int) -> None:
+        """vLLM has given blocks, a table for each cache group; with `tokens` > 0 a load of that
+        many begins."""
         state = self._requests.get(request)
         if state is None:
             return
@@ -241,7 +244,7 @@ class Agent:
             if state.phase is not Phase.LOADING:
                 self.reader.declined(state)
             return
-        load = self.reader.load(state, [blocks, *others], tokens)
+        load = self.reader.load(state, tables, tokens)
         self._step.loads.append(load)
         self._step.blocks += [b for chunk in load.chunks for b in chunk.blocks if b != SKIPPED]
 
@@ -275,13 +278,9 @@ class Agent:
         afresh. It loads no more; what it computes is stored, unless `opted_out` says why not."""
         was = self._requests[request]
         self.reader.end(was)
-        chain = None
-        if not opted_out:
-            chain = self._hasher.chain(extra)
-            chain.extend(tokens, 0, dict(extras))
         state = self._requests[request] = replace(
             was,
-            chain=chain,
+            chain=None if opted_out else self._chain(tokens, extra, extras),
             prompt_tokens=len(tokens),
             opted_out=opted_out,
             phase=Phase.DONE,
@@ -290,24 +289,24 @@ class Agent:
             locate=0,
             parts=[],
         )
-        if chain is not None:
+        if state.chain is not None:
             state.parts = self.reader.parts(state)
         for part, before in zip(state.parts, was.parts):
             part.mapped = before.mapped
 
     def step(
         self,
-        stores: Iterable[tuple[Any, ...]],
+        stores: Iterable[tuple[str, int, int, Sequence[Sequence[int]]]],
         new_blocks: Iterable[int],
     ) -> StepPlan:
-        """The plan of a step: `stores` are (request, first chunk, last chunk, its blocks in each
-        cache group ..), and `new_blocks` those that the step's forward may overwrite."""
+        """The plan of a step: `stores` are (request, first chunk, last chunk, its blocks by cache
+        group), and `new_blocks` those that the step's forward may overwrite."""
         step, self._step = self._step, _Step()
         # Before this step's own stores are planned: those read blocks that it writes itself.
         wait_for = self.stores.must_wait([*step.blocks, *new_blocks])
         plan = StepPlan(self.epoch, [], step.loads, wait_for)
         try:
-            for request, first, last, *tables in stores:
+            for request, first, last, tables in stores:
                 state = self._requests[request]
                 state.next_store = last
                 for part, blocks in zip(state.groups, tables, strict=True):
@@ -325,17 +324,17 @@ class Agent:
         blocks: Sequence[int],
     ) -> list[Store]:
         """Of one cache group, of which `part` knows; the request's own state where it is alone."""
-        geometry = self._engine.groups[part.group]
+        group = self._engine.groups[part.group]
         have = self.table.contains(part.keys(first, last))
         chunks: list[tuple[bytes, list[int]]] = []
         for chunk in range(first, last):
             key = part.keys(chunk, chunk + 1)
-            mine = geometry.blocks(blocks, chunk)
+            mine = group.blocks(blocks, chunk)
             if have[chunk - first] or chunk in part.mapped:
                 continue
-            if geometry.window and NULL_BLOCK in mine:
+            if group.window and NULL_BLOCK in mine:
                 continue  # the window has left a part of it behind
-            if geometry.state and (chunk + 1) * self._chunk_tokens != state.confirmed:
+            if group.state and (chunk + 1) * self._chunk_tokens != state.confirmed:
                 continue  # the state after other tokens
             if key in self._mapped_keys:
                 if (chunk + 1) * self._chunk_tokens <= state.computed:

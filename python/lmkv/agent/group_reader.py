@@ -12,11 +12,11 @@ A group's state is a `part` of the request's: its keys, and where they were foun
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from lmkv.agent.reader import Reader
-from lmkv.agent.request import Phase, RequestState
+from lmkv.agent.request import Phase, RequestState, Source
 from lmkv.agent.transfers import READABLE, RESERVED
 
 
@@ -114,23 +114,17 @@ class GroupReader(Reader):
     def _pays(self, state: RequestState, first: int) -> bool:
         """Whether what the goal takes from each peer comes faster than it is computed."""
         sizes: Counter[str] = Counter()
-        for part in state.parts:
-            start = self._start(state, part, first, state.goal)
-            have = self._table.contains(part.keys(start, state.goal))
-            for chunk in range(start, state.goal):
-                source = part.sources.get(chunk)
-                if have[chunk - start] or source is None or self._transfers.mapped(part, source):
-                    continue
-                sizes[source.peer] += self._transfers.size(part, 1)
+        for part, _, source in self._pullable(state, first):
+            sizes[source.peer] += self._transfers.size(part, 1)
         return all(
             self._transfers.pays(state, peer, size, first, state.goal)
             for peer, size in sizes.items()
         )
 
-    def _fall_back(self, state: RequestState, first: int, last: int) -> bool:
-        """Strike out what was to come and did not; True where that leaves something else to try. It
-        ends: a chunk is asked once of its holder, and once of the alternate."""
-        struck = False
+    def _pullable(
+        self, state: RequestState, first: int
+    ) -> Iterator[tuple[RequestState, int, Source]]:
+        """(part, chunk, source) of what the goal needs, is not here, and is not mapped."""
         for part in state.parts:
             start = self._start(state, part, first, state.goal)
             have = self._table.contains(part.keys(start, state.goal))
@@ -138,14 +132,21 @@ class GroupReader(Reader):
                 source = part.sources.get(chunk)
                 if have[chunk - start] or source is None or self._transfers.mapped(part, source):
                     continue
-                struck = True
-                if source.peer not in part.asked:  # another request's pull was joined, and failed
-                    part.asked.add(source.peer)
-                    continue
-                del part.sources[chunk]
-                if chunk in part.alternates:
-                    part.sources[chunk] = part.alternates.pop(chunk)
-                    part.pulled.discard(chunk)
+                yield part, chunk, source
+
+    def _fall_back(self, state: RequestState, first: int, last: int) -> bool:
+        """Strike out what was to come and did not; True where that leaves something else to try. It
+        ends: a chunk is asked once of its holder, and once of the alternate."""
+        struck = False
+        for part, chunk, source in self._pullable(state, first):
+            struck = True
+            if source.peer not in part.asked:  # another request's pull was joined, and failed
+                part.asked.add(source.peer)
+                continue
+            del part.sources[chunk]
+            if chunk in part.alternates:
+                part.sources[chunk] = part.alternates.pop(chunk)
+                part.pulled.discard(chunk)
         if struck:
             for each in (state, *state.parts):
                 each.jobs.clear()

@@ -207,6 +207,12 @@ def window(spec: Any) -> int:
     return int(spec.sliding_window) + int(getattr(spec, "extra_retained_tokens", 0))
 
 
+def loads_whole(windows: Sequence[int]) -> bool:
+    """Whether vLLM takes a load of cache groups with these windows whole or not at all: it takes
+    the prefix of one that failed where there is one group, which keeps all."""
+    return len(windows) > 1 or any(windows)
+
+
 def is_state(spec: Any) -> bool:
     """Whether a block of the group is the state after its last token, not its tokens' KV."""
     return type(spec).__name__ == "MambaSpec"
