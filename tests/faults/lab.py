@@ -88,8 +88,8 @@ class Lab:
         self._seeds = count(1000)
         self.a, self.b = self._start("a"), self._start("b")
         self._cluster.wait_ready(self.a, self.b)
-        for transfer in ("nixl",) if tcp else ("mapped", "nixl"):
-            self._until_hit(transfer)  # connections are made, descriptors open
+        self._transfers = ("nixl",) if tcp else ("mapped", "nixl")
+        self._hit_all()
         self._before = self.b.call("tests.faults.inside:counts")
 
     def _start(self, name: str) -> Engine:
@@ -118,6 +118,7 @@ class Lab:
         except AssertionError:  # not ready in time
             return outcome
         outcome.healed_s = self._until_hit("mapped" if cell.transfer == "mapped" else "nixl")
+        self._hit_all()
         outcome.left = self._at_rest()
         return outcome
 
@@ -177,6 +178,11 @@ class Lab:
                 engine.kill()
                 setattr(self, name, self._start(name))
         self._cluster.wait_ready(self.a, self.b)
+
+    def _hit_all(self) -> None:
+        """Maps and connections are made, descriptors open, also those that a fault has ended."""
+        for transfer in self._transfers:
+            self._until_hit(transfer)
 
     def _until_hit(self, transfer: str) -> float | None:
         """Seconds until b hits what a has just computed."""
