@@ -25,7 +25,7 @@ Pages make_pages(const std::vector<std::uintptr_t>& layers, std::uint64_t blocks
   for (const std::uintptr_t layer : layers) {
     pages.layers.push_back(reinterpret_cast<std::byte*>(layer));
   }
-  pages.check();
+  pages.check(kLeastPiece);
   return pages;
 }
 

@@ -49,25 +49,13 @@ class SegmentWalk {
 
 Copier::Copier(const SlotLayout& layout, Pages pages, std::uint64_t blocks_per_chunk)
     : layout_(layout), pages_(std::move(pages)), blocks_per_chunk_(blocks_per_chunk) {
-  pages_.check();
-  REQUIRE(blocks_per_chunk >= 1 && blocks_per_chunk < (1u << 24),
-          "blocks_per_chunk: ", blocks_per_chunk, " is not in 1 .. 2^24 - 1");
-  const std::uint64_t segments = pages_.layers.size() * pages_.heads;
-  REQUIRE(segments == layout.segments, "layout: ", layout.segments, " segments, the pages have ",
-          pages_.layers.size(), " layers of ", pages_.heads, " heads");
-  const std::uint64_t bytes = pages_.segment_bytes(blocks_per_chunk);
-  REQUIRE(bytes == layout.segment_bytes, "layout: segments of ", layout.segment_bytes,
-          " bytes, a chunk of the pages has ", bytes);
-  padding_ = bytes - pages_.content_bytes(blocks_per_chunk);
+  pages_.check(kHostPiece);
+  check_chunk(pages_, blocks_per_chunk, layout);
+  padding_ = layout.segment_bytes - pages_.content_bytes(blocks_per_chunk);
 }
 
 void Copier::check_blocks(std::span<const std::uint32_t> blocks, bool may_skip) const {
-  REQUIRE(blocks.size() == blocks_per_chunk_, "blocks: ", blocks.size(), ", a chunk has ",
-          blocks_per_chunk_);
-  for (const std::uint32_t block : blocks) {
-    REQUIRE(block < pages_.blocks || (may_skip && block == kSkippedBlock), "blocks: ", block,
-            " of ", pages_.blocks);
-  }
+  lmkv::check_blocks(blocks, blocks_per_chunk_, pages_.blocks, may_skip);
 }
 
 void Copier::gather(std::byte* slot, const Key& key, std::uint64_t generation,

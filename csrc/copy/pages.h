@@ -6,7 +6,12 @@
 #include <span>
 #include <vector>
 
+#include "slots/slot_format.h"
+
 namespace lmkv {
+
+// Widths of access to pages, in bytes: the host's copies take one, a GPU's any down to the least.
+inline constexpr std::uint32_t kHostPiece = 16, kLeastPiece = 4;
 
 // For layer l, plane p (K, V, or one opaque plane), block b, head h, token t the `run_bytes` bytes
 // at layers[l] + p*plane_stride + b*block_stride + h*head_stride + t*token_stride. `tokens` counts
@@ -18,12 +23,19 @@ struct Pages {
   std::uint64_t planes = 1;
   std::int64_t plane_stride = 0;
 
-  // std::invalid_argument for what cannot be copied in 16-byte units.
-  void check() const;
+  // std::invalid_argument for what cannot be copied by accesses of `piece` bytes.
+  void check(std::uint32_t piece) const;
   // Bytes of a chunk's segment before and with its padding to 64.
   std::uint64_t content_bytes(std::uint64_t blocks_per_chunk) const;
   std::uint64_t segment_bytes(std::uint64_t blocks_per_chunk) const;
 };
+
+// std::invalid_argument unless `blocks_per_chunk` of these blocks make the layout's segments.
+void check_chunk(const Pages& pages, std::uint64_t blocks_per_chunk, const SlotLayout& layout);
+// std::invalid_argument for another number of blocks than `count`, or one that is not below
+// `below`.
+void check_blocks(std::span<const std::uint32_t> blocks, std::uint64_t count, std::uint64_t below,
+                  bool may_skip);
 
 // In a scatter: this block is left alone, its bytes in the slot are only checked.
 inline constexpr std::uint32_t kSkippedBlock = 0xFFFFFFFFu;

@@ -18,6 +18,8 @@ std::uint64_t table_digest(std::span<const std::uint64_t> table) {
                LMKV_TABLE_SEGMENT);
 }
 
+}  // namespace
+
 SlotShape shape_of(const SlotLayout& layout) {
   return {.word0 = slot_word0(layout.page_format),
           .fingerprint = layout.fingerprint,
@@ -25,15 +27,12 @@ SlotShape shape_of(const SlotLayout& layout) {
           .payload_units = std::uint32_t(layout.payload_bytes() / 64)};
 }
 
-// Bytes 8..63, then word 0 as the last store: the slot is readable.
 void publish(std::byte* slot, SlotHeader header) {
   header.checksum = header_checksum(header);
   active_runs().fence();
   std::memcpy(slot + 8, reinterpret_cast<const std::byte*>(&header) + 8, sizeof header - 8);
   __atomic_store_n(words(slot), header.word0, __ATOMIC_RELEASE);
 }
-
-}  // namespace
 
 SlotLayout::SlotLayout(std::uint64_t segments_, std::uint64_t segment_bytes_,
                        std::uint64_t page_format_, std::uint64_t fingerprint_)

@@ -59,6 +59,12 @@ void clear_slot(std::byte* slot);
 void seal_slot(std::byte* slot, const SlotLayout& layout, const Key& key, std::uint64_t generation,
                std::span<const std::uint64_t> table);
 
+// A header that was made elsewhere, word 0 last (release). All else is there already.
+void publish(std::byte* slot, SlotHeader header);
+
+// What a reader expects of all slots of this layout.
+SlotShape shape_of(const SlotLayout& layout);
+
 // All of it from a payload in slot order.
 void write_slot(std::byte* slot, const SlotLayout& layout, const Key& key, std::uint64_t generation,
                 std::span<const std::byte> payload);

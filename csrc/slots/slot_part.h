@@ -21,6 +21,10 @@ class SlotPart {
   const SlotLayout& ours() const { return ours_; }
   const SlotLayout& theirs() const { return theirs_; }
   std::uint32_t layers() const { return layers_; }
+  std::uint32_t heads() const { return heads_; }
+  std::uint32_t our_first() const { return our_first_; }
+  std::uint32_t their_first() const { return their_first_; }
+  std::uint32_t their_heads() const { return their_heads_; }  // of a layer of their slots
   std::uint64_t run_bytes() const { return heads_ * theirs_.segment_bytes; }
   // Header, table and the segments that are read.
   std::uint64_t read_bytes() const { return theirs_.payload_offset() + layers_ * run_bytes(); }

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from lmkv import _native
 from lmkv.core import geometry
-from lmkv.worker.page_layout import PageLayout, Unsupported, cpu_isa, page_layout, page_layouts
+from lmkv.worker.cpu_pages import cpu_isa
+from lmkv.worker.kv_group import Unsupported
+from lmkv.worker.page_layout import PageLayout, page_layout, page_layouts
 
 torch = pytest.importorskip("torch", reason="page layouts are read from torch tensors")
 
@@ -364,10 +366,10 @@ def test_where_vllm_keeps_all_of_a_window_it_is_no_window() -> None:
     assert engine.layout().window == 0
 
 
-def test_device_tensors_are_not_shared_yet() -> None:
+def test_tensors_elsewhere_are_not_shared() -> None:
     engine = Engine()
     engine.caches = {name: cache.to("meta") for name, cache in engine.caches.items()}
-    with pytest.raises(Unsupported, match="KV on meta is not shared yet, only on a CPU"):
+    with pytest.raises(Unsupported, match="KV on meta is not shared, only on a CPU or by CUDA"):
         engine.layout()
 
 
