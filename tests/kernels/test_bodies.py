@@ -9,36 +9,9 @@ from lmkv import _native
 from lmkv._native import SKIPPED_BLOCK, SlotStatus
 
 from tests.kernels.bodies import Case, World, addresses, aligned, hash_chunks, library
+from tests.kernels.cases import CASES, kv
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler for the bodies")
-
-
-def kv(name: str, order: str, run: int, tokens: int, heads: int = 2, planes: int = 2, **more: int):
-    return Case(2, planes, 7, heads, tokens, run, order, 3, **more, name=name)
-
-
-# `run` is what lies together of one token's head in one plane: head size times element size.
-CASES = [
-    # vLLM 0.32's orders of [L, B, H, N, C] where C is K then V of a token ("t" before "p") ...
-    *(kv(order, order, 256, 16) for order in ("lbhtp", "lbthp", "blhtp", "blthp", "hlbtp")),
-    # ... or K and V apart: FlashInfer's and Triton's HND and NHD, whole planes first or by block.
-    *(
-        kv(order, order, 256, 16)
-        for order in ("lpbht", "lpbth", "lbpht", "lbpth", "blpht", "blpth")
-    ),
-    # Head sizes and types: fp8 and bf16 of 64 to 256, odd ones in pieces of 8 and of 4 bytes.
-    *(kv(f"run-{run}", "lbthp", run, 16) for run in (64, 128, 160, 192, 224, 512)),
-    *(kv(f"run-{run}", "lbthp", run, 16) for run in (72, 88, 120, 36, 60, 132, 4)),
-    *(kv(f"block-{tokens}", "lbthp", 128, tokens) for tokens in (16, 32, 64, 128)),
-    # MLA: one head and plane, 512 + 64 values of bf16, or DeepSeek's 656 bytes with fp8.
-    kv("mla", "lbhtp", 1152, 16, heads=1, planes=1),
-    kv("mla-fp8", "lbhtp", 656, 64, heads=1, planes=1),
-    # A block's page with gaps that are nobody's; and opaque pages.
-    kv("gap", "lbthp", 144, 8, gap=48, offset=16),
-    kv("opaque", "lpbht", 4224, 1, planes=1, gap=64),
-    Case(1, 2, 300, 1, 3, 4, "lpbth", 299, offset=4, name="more-pages-than-fit"),
-    Case(3, 1, 2, 3, 5, 20, "lpbth", 1, offset=4, name="padding-44"),
-]
 
 
 @pytest.fixture(params=CASES, ids=str)
