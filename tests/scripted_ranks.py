@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 from lmkv import _native
 from lmkv.core.messages import PullResult, Stored
-from lmkv.core.steps import SKIPPED, Load, LoadResult, Store
+from lmkv.core.steps import SKIPPED, Load, LoadResult
+from lmkv.worker.copiers import HostCopiers, Slot
 from lmkv.worker.copies import Copies
+from lmkv.worker.loader import Loader
 from lmkv.worker.worker import Worker, _no_stats
 
 from tests.fake_links import BLOCK, CHUNK, World
@@ -69,6 +71,28 @@ class Wrong(list[str]):
             self.append(f"{what}: {error!r}")
 
 
+class Failing(HostCopiers):
+    """Copiers whose next gather or scatter fails when the rank says so."""
+
+    def __init__(self, rank: Rank) -> None:
+        super().__init__(rank._pages)
+        self._rank = rank
+
+    def gather(self, *arguments: Any) -> None:
+        if "gather" in self._rank.fails:
+            self._rank.fails.discard("gather")
+            raise OSError("scripted")
+        super().gather(*arguments)
+
+    def scatter(self, group: int, slots: Sequence[Slot], *more: Any) -> list[int]:
+        if "scatter" in self._rank.fails:
+            self._rank.fails.discard("scatter")
+            half = [b for slot in slots for b in slot.blocks if b != SKIPPED]
+            self._rank.kv[half] ^= 0xFF  # half written
+            return [PullResult.DIGEST] * len(slots)
+        return super().scatter(group, slots, *more)
+
+
 class Rank(Worker):
     """A worker whose copy thread is stepped: begun by one `step()`, ended by the next."""
 
@@ -80,15 +104,21 @@ class Rank(Worker):
         slots = world.agent.table.capacity
         self.pool = _native.Pool(layout.granule_bytes, slots, slots)
         self.pool.add_segment()
-        self._pages = [SimpleNamespace(slot=layout)]  # type: ignore[list-item]
-        self._copiers = [_native.Copier(layout, pages, PER)]
+        copier = _native.Copier(layout, pages, PER)
+        self._pages = [SimpleNamespace(slot=layout, copier=lambda: copier)]  # type: ignore[list-item]
+        self._copiers = Failing(self)
         self._config: Any = SimpleNamespace(audit_every=0, copy_deadline=10.0)
-        self._copies = Copies(self._copy_load, self._copy_store, self._stored, 10.0, world.clock)
+        self._copies = Copies(
+            self._copy_load, self._copy_stores, self._stored, 10.0, clock=world.clock
+        )
         self._condition = self._copies._condition = Stepped()  # type: ignore[assignment]
         self._condition.turn = self._while_waited_for
         self._control: Any = SimpleNamespace(report=self._report)
         self._lock, self._gathers = Stepped(), 0  # type: ignore[assignment]
         self._once = self._copies._once = self.wrong = Wrong()  # type: ignore[assignment]
+        self._before = None
+        unused: Any = None
+        self._loader = Loader(self.pool, unused, self._pages, unused, self._copiers, self._once)
         self._stats = _no_stats()
         self.copy: partial[None] | None = None  # the one under way
         self.hangs = False  # no copy begins or ends while it is waited for with a deadline
@@ -100,7 +130,7 @@ class Rank(Worker):
             copy, self.copy = self.copy, None
             copy()
         elif self._copies._loads or self._copies._stores:
-            self.copy = self._copies._next()  # type: ignore[assignment]
+            self.copy = self._copies._next(True, True)  # type: ignore[assignment]
 
     def busy(self) -> bool:
         return bool(self.copy or self._copies._loads or self._copies._stores or self._copies._ended)
@@ -113,9 +143,9 @@ class Rank(Worker):
 
     def reading(self) -> set[int]:
         """Blocks that a store has yet to read."""
-        queued = [store for store, _ in self._copies._stores]
-        if self.copy is not None and isinstance(self.copy.args[0], Store):
-            queued.append(self.copy.args[0])
+        queued = [store for store, _, _ in self._copies._stores]
+        if self.copy is not None and isinstance(self.copy.args[0], list):
+            queued += [store for store, _, _ in self.copy.args[0]]
         return {block for store in queued for block in store.blocks}
 
     def write(self, block: int, at: int, data: bytes) -> None:
@@ -130,23 +160,10 @@ class Rank(Worker):
         at = self.pool.slot_address(place) + self._pages[0].slot.payload_offset
         return ctypes.string_at(at, CHUNK * TOKEN)
 
-    def _copy_load(self, load: Load) -> LoadResult:
+    def _copy_load(self, load: Load, after: Any) -> LoadResult:
         written = {b for chunk in load.chunks for b in chunk.blocks if b != SKIPPED}
         assert not written & self.reading(), "a load overwrites blocks before their gather"
-        return super()._copy_load(load)
-
-    def _scatter(self, load: Load, chunk: Any) -> int:
-        if "scatter" in self.fails:
-            self.fails.discard("scatter")
-            self.kv[[b for b in chunk.blocks if b != SKIPPED]] ^= 0xFF  # half written
-            return PullResult.DIGEST
-        return super()._scatter(load, chunk)
-
-    def _copy_store(self, store: Store, epoch: int) -> bool:
-        if "gather" in self.fails:
-            self.fails.discard("gather")
-            raise OSError("scripted")
-        return super()._copy_store(store, epoch)
+        return super()._copy_load(load, after)
 
     def _report(self, job: int, message: Stored, *frames: bytes) -> None:
         self.answers[job] += 1

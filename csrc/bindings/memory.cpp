@@ -17,6 +17,12 @@ std::uintptr_t slot_address(const Mapped& pool, const nb::bytes& place, std::uin
   return reinterpret_cast<std::uintptr_t>(slot);
 }
 
+template <class Mapped>
+nb::tuple segment(const Mapped& pool, std::uint32_t n) {
+  const std::span<std::byte> bytes = pool.segment(n);
+  return nb::make_tuple(reinterpret_cast<std::uintptr_t>(bytes.data()), bytes.size());
+}
+
 }  // namespace
 
 void bind_memory(nb::module_& m) {
@@ -39,6 +45,7 @@ void bind_memory(nb::module_& m) {
       .def_prop_ro("segments", &Pool::segments)
       .def_prop_ro("granule_bytes", &Pool::granule_bytes)
       .def_prop_ro("slot_bytes", &Pool::slot_bytes)
+      .def("segment", &segment<Pool>, nb::arg("n"))
       .def("slot_address", &slot_address<Pool>, nb::arg("place"), nb::arg("room") = 0)
       .def("close", &Pool::close, Release());
 
@@ -52,6 +59,7 @@ void bind_memory(nb::module_& m) {
       .def_prop_ro("segments", &PoolMap::segments)
       .def_prop_ro("granule_bytes", &PoolMap::granule_bytes)
       .def_prop_ro("slot_bytes", &PoolMap::slot_bytes)
+      .def("segment", &segment<PoolMap>, nb::arg("n"))
       .def("slot_address", &slot_address<PoolMap>, nb::arg("place"), nb::arg("room") = 0)
       .def("close", &PoolMap::close, Release());
 }

@@ -46,6 +46,11 @@ std::uint64_t PoolRange::segment_bytes(std::uint32_t segment) const {
   return std::min(segment_slots_, rest) * slot_bytes();
 }
 
+std::span<std::byte> PoolRange::segment(std::uint32_t n) const {
+  REQUIRE(n < segments(), "segment: ", n, " of ", segments());
+  return {range_.data() + segment_offset(n), segment_bytes(n)};
+}
+
 std::byte* PoolRange::slot(const Place& place) const {
   REQUIRE(place.tier == std::uint8_t(Tier::host), "place: tier ", int(place.tier),
           " is not 0 (host)");

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstdint>
 #include <mutex>
+#include <span>
 #include <vector>
 
 #include "memory/segment.h"
@@ -28,6 +29,8 @@ class PoolRange {
   std::uint32_t segments_at_most() const;
   std::uint64_t granule_bytes() const { return granule_bytes_; }
   std::uint64_t slot_bytes() const { return granule_bytes_ * kGranulesPerSlot; }
+  // A usable segment's bytes; std::invalid_argument for another.
+  std::span<std::byte> segment(std::uint32_t n) const;
   // std::invalid_argument for a place outside the usable segments, or across two.
   std::byte* slot(const Place& place) const;
 

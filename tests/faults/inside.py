@@ -25,9 +25,9 @@ STEPS: dict[str, Callable[[Any, Any], tuple[Any, str, bool]]] = {
     "before the pull": lambda agent, worker: (agent.pulls, "post", True),
     "after the pull": lambda agent, worker: (agent.pulls, "post", False),
     "before the load": lambda agent, worker: (worker, "submit_loads", True),
-    "inside the load": lambda agent, worker: (worker, "_scatter", False),
-    "before a store": lambda agent, worker: (worker._copies, "_copy_store", True),
-    "after a store": lambda agent, worker: (worker._copies, "_copy_store", False),
+    "inside the load": lambda agent, worker: (worker._loader, "_scatter", False),
+    "before a store": lambda agent, worker: (worker._copies, "_copy_stores", True),
+    "after a store": lambda agent, worker: (worker._copies, "_copy_stores", False),
 }
 _armed: list[str] = []  # steps that have not been taken yet
 

@@ -82,7 +82,7 @@ class Loader:
     def load(self, peer: PullPeer, ask: Ask, block: int, epoch: int = THEIRS) -> int:
         what = generation(epoch, ask.counter)
         chunk = LoadChunk(key(ask.n), ask.place, what, [block, block + 1], 0)
-        result = self.worker._copy_load(Load("r", [chunk], [[peer]]))
+        result = self.worker._copy_load(Load("r", [chunk], [[peer]]), None)
         assert result.good == (result.result == GOOD)
         return int(result.result)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 from lmkv.core.clock import ManualClock
@@ -18,22 +18,25 @@ DEADLINE = 10.0
 class Script:
     """Copies whose every copy waits until `go`; `log` says what began, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, at_once: int = 1, apart: bool = False) -> None:
         self.log: list[str] = []
         self.stored: list[tuple[int, bool]] = []
         self.go = threading.Event()
         self.fail: set[str] = set()
         self.good = 1
         self.clock = ManualClock()
-        self.copies = Copies(self._load, self._store, self._on_stored, 5.0, self.clock)
+        self.copies = Copies(
+            self._load, self._stores, self._on_stored, 5.0, at_once, apart, self.clock
+        )
 
-    def _load(self, load: Load) -> LoadResult:
+    def _load(self, load: Load, after: object) -> LoadResult:
         self._copy(load.request)
         return LoadResult(self.good, PullResult.GOOD if self.good > 1 else PullResult.DIGEST)
 
-    def _store(self, store: Store, epoch: int) -> bool:
-        self._copy(f"store {store.job}")
-        return True
+    def _stores(self, stores: Sequence[tuple[Store, int]], after: object) -> list[bool]:
+        behind = "" if after is None else f" after {after}"
+        self._copy(f"store {', '.join(str(store.job) for store, _ in stores)}{behind}")
+        return [True] * len(stores)
 
     def _copy(self, name: str) -> None:
         self.log.append(name)
@@ -138,3 +141,27 @@ def test_wait_gives_up_what_has_not_begun(script: Script) -> None:
     script.copies.start()
     script.until(lambda: len(script.stored) == 2)
     assert script.log == ["store 2"]
+
+
+def test_a_batch_of_stores_comes_after_the_last_ones_mark() -> None:
+    script = Script(at_once=2)
+    script.go.set()
+    for job in (1, 2, 3):
+        script.copies.store(a_store(job), 0, f"step {job}")
+    script.copies.start()
+    script.until(lambda: len(script.stored) == 3)
+    assert script.log == ["store 1, 2 after step 2", "store 3 after step 3"]
+    assert script.stored == [(1, True), (2, True), (3, True)]
+    assert script.copies.stop(DEADLINE)
+
+
+def test_apart_a_load_does_not_wait_for_a_store() -> None:
+    script = Script(apart=True)
+    script.copies.store(a_store(1), 0)
+    script.copies.start()
+    script.until(lambda: script.log == ["store 1"])
+    script.copies.load(a_load("r"))
+    script.until(lambda: script.log == ["store 1", "r"])
+    script.go.set()
+    script.until(lambda: script.copies._ended and script.stored)
+    assert script.copies.stop(DEADLINE)

@@ -138,6 +138,82 @@ def test_a_life_that_is_over_is_unmapped_when_its_last_user_has_gone(holder):
     assert len(peers) == 0
 
 
+def test_who_closes_is_told_before_it_is_unmapped(holder):
+    _native.write_slot(holder.pool.slot_address(place(1)), LAYOUT, KEY, 5, bytes(8192))
+    closed = []
+
+    def closing(pool: _native.PoolMap) -> None:
+        at = pool.slot_address(place(1))
+        closed.append(_native.check_slot(at, LAYOUT, KEY, 5))
+
+    peers = MappedPeers(LAYOUT.granule_bytes, closing=closing)
+    with peers.map(holder.peer()):
+        peers.forget("h", EPOCH)
+        assert closed == []
+    assert closed == [_native.SlotStatus.GOOD]
+    with peers.map(holder.peer()):
+        pass
+    assert len(closed) == 1
+    peers.close()
+    peers.close()
+    assert closed == [_native.SlotStatus.GOOD] * 2
+
+
+def test_a_visited_pool_stays_mapped_meanwhile(holder):
+    closed = []
+    peers = MappedPeers(LAYOUT.granule_bytes, closing=closed.append)
+    visited = []
+    peers.visit(visited.append)
+    assert visited == []
+    with peers.map(holder.peer()) as pool:
+        peers.visit(visited.append)
+    assert visited == [pool]
+
+    def over(pool: _native.PoolMap) -> None:
+        peers.forget("h", EPOCH)
+        assert closed == []
+        pool.slot_address(place(0))
+
+    peers.visit(over)
+    assert (closed, len(peers)) == ([pool], 0)
+
+
+def test_a_visit_that_fails_holds_on_to_nothing(holder):
+    peers = MappedPeers(LAYOUT.granule_bytes)
+    with peers.map(holder.peer()):
+        pass
+
+    def fail(pool: _native.PoolMap) -> None:
+        raise OSError("scripted")
+
+    with pytest.raises(OSError, match="scripted"):
+        peers.visit(fail)
+    peers.forget("h", EPOCH)
+    assert len(peers) == 0
+
+
+def test_a_visit_looks_at_no_pool_that_is_not_there_yet(holder, run_dir):
+    """A peer that is slow to answer is being mapped."""
+    peer = holder.peer()
+    peer.info.share_socket = f"{run_dir}/mute.share"
+    peers = MappedPeers(LAYOUT.granule_bytes, deadline=0.2)
+
+    def map_it() -> None:
+        with contextlib.suppress(MapError), peers.map(peer):
+            pass
+
+    with impostor(peer.info.share_socket, None):
+        mapping = threading.Thread(target=map_it)
+        mapping.start()
+        while not len(peers):
+            time.sleep(0.001)
+        visited = []
+        peers.visit(lambda pool: visited.append(pool.segments))
+        mapping.join()
+    assert visited in ([], [0])
+    assert len(peers) == 0
+
+
 def test_a_peer_that_died_is_unmapped_when_it_was_missed_twice(holder):
     peers = MappedPeers(LAYOUT.granule_bytes)
     with peers.map(holder.peer()):

@@ -1,7 +1,9 @@
-"""The worker's copy thread: loads first, then stores, each to its end.
+"""The worker's copy threads: loads first, then stores, each to its end; or a thread for each, where
+copies wait for a GPU.
 
 `load()` and `store()` queue; `wait()` blocks until stores have ended, or gives up those that have
-not begun. Whatever happens in a copy, each load is answered once in `take_loads()` and each store
+not begun. `after` is what the copiers' mark() has given: the engine's work that a copy comes after.
+Whatever happens in a copy, each load is answered once in `take_loads()` and each store
 once by `on_stored`; `stop()` answers for what is still queued. The blocks that a load did not fill
 are told after the load itself: vLLM must not hear of them a step early.
 """
@@ -11,8 +13,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from lmkv.core.clock import Clock, monotonic
 from lmkv.core.messages import PullResult
@@ -21,8 +24,8 @@ from lmkv.worker.affinity import unpin
 
 log = logging.getLogger("lmkv.worker")
 
-CopyLoad = Callable[[Load], LoadResult]
-CopyStore = Callable[[Store, int], bool]  # with the plan's epoch
+CopyLoad = Callable[[Load, Any], LoadResult]
+CopyStores = Callable[[Sequence[tuple[Store, int]], Any], Sequence[bool]]  # with their epochs
 
 
 class Once:
@@ -39,65 +42,75 @@ class Once:
 
 
 class Copies:
-    """`on_stored(store, good, seconds)` is called from the copy thread, or from `wait` and `stop`
-    for stores that were given up."""
+    """`on_stored(store, good, seconds)` is called from a copy thread, or from `wait` and `stop`
+    for stores that were given up. `copy_stores` gets `stores_at_once` at most; `apart`: stores have
+    a thread of their own."""
 
     def __init__(
         self,
         copy_load: CopyLoad,
-        copy_store: CopyStore,
+        copy_stores: CopyStores,
         on_stored: Callable[[Store, bool, float], None],
         load_deadline: float,
+        stores_at_once: int = 1,
+        apart: bool = False,
         clock: Clock = monotonic,
     ) -> None:
         self._copy_load = copy_load
-        self._copy_store = copy_store
+        self._copy_stores = copy_stores
         self._on_stored = on_stored
         self._load_deadline = load_deadline
+        self._stores_at_once = stores_at_once
         self._clock = clock
         self._once = Once()
         self._condition = threading.Condition()
-        self._loads: deque[tuple[Load, float]] = deque()
-        self._stores: deque[tuple[Store, int]] = deque()
-        self._running: int | None = None  # job of the store being copied
+        self._loads: deque[tuple[Load, Any, float]] = deque()
+        self._stores: deque[tuple[Store, int, Any]] = deque()
+        self._running: set[int] = set()  # jobs of the stores being copied
         self._ended: dict[str, LoadResult] = {}
         self._unfilled: dict[str, set[int]] = {}  # blocks of loads that ended, not yet told
         self._failed_blocks: set[int] = set()  # of loads that were told
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="lmkv-copies", daemon=True)
+        which = ((True, False), (False, True)) if apart else ((True, True),)
+        self._threads = [
+            threading.Thread(target=self._run, args=both, name="lmkv-copies", daemon=True)
+            for both in which
+        ]
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self, deadline: float) -> bool:
-        """Ends after the copy under way; False if that takes longer than `deadline` seconds."""
+        """Ends after the copies under way; False if one takes longer than `deadline` seconds."""
         with self._condition:
             self._stopping = True
             loads, stores = list(self._loads), list(self._stores)
             self._loads.clear()
             self._stores.clear()
             self._condition.notify_all()
-        for load, _ in loads:
+        for load, _, _ in loads:
             self._end_load(load, LoadResult(0, PullResult.MOVER_DOWN))
-        self._give_up([store for store, _ in stores])
-        if self._thread.is_alive():
-            self._thread.join(deadline)
-        return not self._thread.is_alive()
+        self._give_up([store for store, _, _ in stores])
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(deadline)
+        return not any(thread.is_alive() for thread in self._threads)
 
     # ------------------------------------------------------------ vLLM's thread
 
-    def load(self, load: Load) -> None:
+    def load(self, load: Load, after: Any = None) -> None:
         with self._condition:
             if not self._stopping:
-                self._loads.append((load, self._clock() + self._load_deadline))
+                self._loads.append((load, after, self._clock() + self._load_deadline))
                 self._condition.notify_all()
                 return
         self._end_load(load, LoadResult(0, PullResult.MOVER_DOWN))
 
-    def store(self, store: Store, epoch: int) -> None:
+    def store(self, store: Store, epoch: int, after: Any = None) -> None:
         with self._condition:
             if not self._stopping:
-                self._stores.append((store, epoch))
+                self._stores.append((store, epoch, after))
                 self._condition.notify_all()
                 return
         self._give_up([store])
@@ -109,15 +122,15 @@ class Copies:
         wanted, end = set(jobs), self._clock() + deadline
 
         def pending() -> bool:
-            return self._running in wanted or any(s.job in wanted for s, _ in self._stores)
+            return bool(self._running & wanted) or any(e[0].job in wanted for e in self._stores)
 
         with self._condition:
             while pending() and (left := end - self._clock()) > 0:
                 self._condition.wait(left)
-            given_up = [store for store, _ in self._stores if store.job in wanted]
+            given_up = [store for store, _, _ in self._stores if store.job in wanted]
             if given_up:
                 self._stores = deque(e for e in self._stores if e[0].job not in wanted)
-            while self._running in wanted:
+            while self._running & wanted:
                 self._condition.wait()
         self._give_up(given_up)
 
@@ -134,33 +147,34 @@ class Copies:
             failed, self._failed_blocks = self._failed_blocks, set()
             return failed
 
-    # ------------------------------------------------------------ the copy thread
+    # ------------------------------------------------------------ the copy threads
 
-    def _run(self) -> None:
+    def _run(self, loads: bool, stores: bool) -> None:
         unpin()
-        while (copy := self._next()) is not None:
+        while (copy := self._next(loads, stores)) is not None:
             copy()
 
-    def _next(self) -> Callable[[], None] | None:
+    def _next(self, loads: bool, stores: bool) -> Callable[[], None] | None:
         """Begins a copy: what is returned carries it out. None: stop."""
         with self._condition:
-            while not (self._loads or self._stores or self._stopping):
+            while not (self._stopping or (loads and self._loads) or (stores and self._stores)):
                 self._condition.wait()
             if self._stopping:
                 return None
-            if self._loads:
+            if loads and self._loads:
                 return partial(self._do_load, *self._loads.popleft())
-            store, epoch = self._stores.popleft()
-            self._running = store.job
-            return partial(self._do_store, store, epoch)
+            count = min(self._stores_at_once, len(self._stores))
+            batch = [self._stores.popleft() for _ in range(count)]
+            self._running = {store.job for store, _, _ in batch}
+            return partial(self._do_stores, batch)
 
-    def _do_load(self, load: Load, begin_by: float) -> None:
+    def _do_load(self, load: Load, after: Any, begin_by: float) -> None:
         began = self._clock()
         if began > begin_by:
             result = LoadResult(0, PullResult.TIMEOUT)
         else:
             try:
-                result = self._copy_load(load)
+                result = self._copy_load(load, after)
             except Exception as error:
                 self._once.exception("a load failed", error)
                 result = LoadResult(0, PullResult.MOVER_DOWN)
@@ -173,17 +187,20 @@ class Copies:
             self._ended[load.request] = result
             self._unfilled[load.request] = failed
 
-    def _do_store(self, store: Store, epoch: int) -> None:
+    def _do_stores(self, batch: list[tuple[Store, int, Any]]) -> None:
         began = self._clock()
+        after = batch[-1][2]  # the engine's work is in order: the last comes after all
         try:
-            good = self._copy_store(store, epoch)
+            good = self._copy_stores([(store, epoch) for store, epoch, _ in batch], after)
         except Exception as error:
             self._once.exception("a store failed", error)
-            good = False
+            good = [False] * len(batch)
         with self._condition:
-            self._running = None
+            self._running = set()
             self._condition.notify_all()
-        self._answer(store, good, self._clock() - began)
+        each = (self._clock() - began) / len(batch)
+        for (store, _, _), well in zip(batch, good, strict=True):
+            self._answer(store, well, each)
 
     def _give_up(self, stores: list[Store]) -> None:
         for store in stores:

@@ -14,7 +14,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from lmkv import _native
@@ -48,10 +48,15 @@ class MappedPeers:
     """Thread-safe. A peer whose layouts are not ours is incompatible before it comes here."""
 
     def __init__(
-        self, granule_bytes: int, deadline: float = 1.0, uids: tuple[int, ...] = ()
+        self,
+        granule_bytes: int,
+        deadline: float = 1.0,
+        uids: tuple[int, ...] = (),
+        closing: Callable[[_native.PoolMap], None] = lambda pool: None,
     ) -> None:
         self._granule_bytes = granule_bytes
         self._deadline = deadline
+        self._closing = closing  # hears of a pool before it is unmapped
         self._uids = {os.getuid(), *uids}
         self._lock = threading.Lock()
         self._peers: dict[tuple[str, int, int], _Mapping] = {}
@@ -105,6 +110,22 @@ class MappedPeers:
                 self._unmap_unused(key, mapping)
         return dead
 
+    def visit(self, do: Callable[[_native.PoolMap], None]) -> None:
+        """`do` for each pool, which stays mapped meanwhile."""
+        with self._lock:
+            pools = [(key, m) for key, m in self._peers.items() if m.pool is not None]
+            for _, mapping in pools:
+                mapping.users += 1
+        try:
+            for _, mapping in pools:
+                if mapping.pool is not None:
+                    do(mapping.pool)
+        finally:
+            with self._lock:
+                for key, mapping in pools:
+                    mapping.users -= 1
+                    self._unmap_unused(key, mapping)
+
     def __len__(self) -> int:
         with self._lock:
             return len(self._peers)
@@ -120,6 +141,7 @@ class MappedPeers:
         if mapping.users or not (mapping.over or empty):
             return
         if mapping.pool is not None:
+            self._closing(mapping.pool)
             mapping.pool.close()
             mapping.pool = None
         if self._peers.get(key) is mapping:

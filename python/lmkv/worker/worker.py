@@ -13,28 +13,29 @@ import resource
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
 
 from lmkv import _native
-from lmkv.core import geometry, identity, parts, pool_size
+from lmkv.core import geometry, identity, pool_size
 from lmkv.core.config import InstanceConfig
 from lmkv.core.geometry import GRANULES_A_SLOT
 from lmkv.core.messages import (
     Alarm,
     Attach,
     MoverState,
-    PullPeer,
-    PullResult,
     RankInfo,
     Stored,
     WorkerState,
 )
-from lmkv.core.steps import Load, LoadChunk, LoadResult, StepPlan, Store
+from lmkv.core.steps import Load, LoadResult, StepPlan, Store
 from lmkv.worker.control import Control
+from lmkv.worker.copiers import Copiers, HostCopiers, Slot
 from lmkv.worker.copies import Copies, Once
-from lmkv.worker.mapped import MapError, MappedPeers
+from lmkv.worker.loader import Loader
+from lmkv.worker.mapped import MappedPeers
 from lmkv.worker.page_layout import PageLayout
 from lmkv.worker.supervise import MoverSettings, Supervisor, remove_stale_sockets
 
@@ -43,11 +44,6 @@ log = logging.getLogger("lmkv.worker")
 STOP_DEADLINE = 2.0
 LOOK_EVERY = 5.0  # seconds between looks for peers that have died
 UCX_TLS = {"": "", "tcp": "tcp,self", "cma": "cma,tcp,self"}
-MAP_RESULTS = {
-    "incompatible": PullResult.INCOMPATIBLE,
-    "peer_dead": PullResult.PEER_DEAD,
-    "no_room": PullResult.MOVER_DOWN,  # our own address space: the peer is not to blame
-}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -85,6 +81,7 @@ class Worker:
         ranks_on_host: int,
         pages: Sequence[PageLayout],  # by cache group
         stage: int = 0,
+        copiers: Copiers | None = None,  # a host's
     ) -> None:
         self._config = config
         self._rank = rank
@@ -95,9 +92,11 @@ class Worker:
         segment_slots = pool_size.segment_slots(slots, slot.slot_bytes)
         self.pool = _native.Pool(slot.granule_bytes, slots, segment_slots)
         self._say_what_is_lacking(slots * slot.slot_bytes)
-        self._copiers = [group.copier() for group in pages]
-        self._mapped = MappedPeers(slot.granule_bytes, config.connect_deadline)
-        self._lives: dict[str, int] = {}  # epochs of the peers that were mapped
+        self._copiers = copiers or HostCopiers(pages)
+        self._before: Any = None  # a mark: what the step's loads come after
+        self._mapped = MappedPeers(
+            slot.granule_bytes, config.connect_deadline, closing=self._copiers.forget
+        )
         self._info = RankInfo(
             rank,
             identity.host_identity(folder),
@@ -121,8 +120,18 @@ class Worker:
         tag = name.partition("-")[0]
         self._run_dir = str(folder)
         self.supervisor = Supervisor(self.pool, rank, tag, settings, self._mover_changed)
-        self._copies = Copies(self._copy_load, self._copy_store, self._stored, config.load_deadline)
         self._once = Once()
+        self._loader = Loader(
+            self.pool, self._mapped, self._pages, self._info, self._copiers, self._once
+        )
+        self._copies = Copies(
+            self._copy_load,
+            self._copy_stores,
+            self._stored,
+            config.load_deadline,
+            self._copiers.at_once,
+            self._copiers.apart,
+        )
         self._lock = threading.Lock()  # of the state below
         self._attached = Attach(instance, 0)
         self._data_version = 0
@@ -177,25 +186,30 @@ class Worker:
             self._filler.join(STOP_DEADLINE)
         self._mapped.close()
         if ended and not self._filler.is_alive():  # else a copy would fault
+            self._copiers.forget(self.pool)
             self.pool.close()
 
     # ------------------------------------------------------------ vLLM's steps
 
     @_isolated(lambda: None)
     def handle_preemptions(self, plan: StepPlan) -> None:
-        """Before a step's forward: stores whose source blocks it overwrites must have ended."""
+        """Before a step's forward: stores whose source blocks it overwrites must have ended. Its
+        loads come after the steps before it, which may still use their blocks, not after it."""
+        if plan.loads:
+            self._before = self._copiers.mark()
         self._copies.wait(plan.wait_for, self._config.copy_deadline)
 
     @_isolated(lambda: None)
     def submit_loads(self, plan: StepPlan) -> None:
         for load in plan.loads:
-            self._copies.load(load)
+            self._copies.load(load, self._before)
 
     @_isolated(lambda: None)
     def submit_stores(self, plan: StepPlan) -> None:
         """After the step's forward."""
+        after = self._copiers.mark() if plan.stores else None
         for store in plan.stores:
-            self._copies.store(store, plan.epoch)
+            self._copies.store(store, plan.epoch, after)
 
     @_isolated(dict[str, LoadResult])
     def take_finished(self) -> dict[str, LoadResult]:
@@ -217,97 +231,44 @@ class Worker:
 
     # ------------------------------------------------------------ the copy thread
 
-    def _copy_load(self, load: Load) -> LoadResult:
-        began, good, status = time.monotonic(), 0, int(PullResult.GOOD)
-        for chunk in load.chunks:
-            try:
-                status = self._scatter(load, chunk)
-            except Exception as error:  # the chunks before it are there all the same
-                self._once.exception("a chunk cannot be loaded", error)
-                status = PullResult.MOVER_DOWN
-            if status != PullResult.GOOD:
-                break
-            good += 1
-        moved = sum(self._pages[chunk.group].slot.payload_bytes for chunk in load.chunks[:good])
+    def _copy_load(self, load: Load, after: Any) -> LoadResult:
+        began = time.monotonic()
+        result = self._loader.load(load, after)
         with self._lock:
             self._stats["load_seconds"] += time.monotonic() - began
-            self._stats["load_bytes"] += moved
-            self._stats["loads_failed"] += good < len(load.chunks)
-        return LoadResult(good, status, bytes=moved)
+            self._stats["load_bytes"] += result.bytes
+            self._stats["loads_failed"] += result.good < len(load.chunks)
+        return result
 
-    def _scatter(self, load: Load, chunk: LoadChunk) -> int:
-        """A PullResult."""
-        if chunk.peer < 0:
-            return self._scatter_from(self.pool, chunk)
-        ranks = load.peers[chunk.peer]
-        found = parts.parts(self._info, [peer.info for peer in ranks], chunk.group)
-        for part in found:
-            result = self._scatter_part(ranks[part.at], part, chunk)
-            if result != PullResult.GOOD:
-                return result
-        return PullResult.GOOD if found else PullResult.INCOMPATIBLE
+    def _copy_stores(self, stores: Sequence[tuple[Store, int]], after: Any) -> list[bool]:
+        """Of which the slots are good; one launch for those of a cache group."""
+        slots = [self._slot(store, epoch) for store, epoch in stores]
+        groups = {store.group for store, _ in stores}
+        for group in groups:
+            mine = [slot for slot, (store, _) in zip(slots, stores) if store.group == group]
+            self._copiers.gather(group, mine, after)
+        return [self._audited(store, slot) for slot, (store, _) in zip(slots, stores)]
 
-    def _scatter_part(self, peer: PullPeer, part: parts.Part, chunk: LoadChunk) -> int:
-        """What one of the peer's ranks has of the chunk."""
-        self._forget_earlier_life(peer)
-        try:
-            heads = None if part.whole else parts.slot_part(self._pages[chunk.group].layout, part)
-        except ValueError as error:
-            log.warning("lmkv: rank %d of %s: %s", peer.info.rank, peer.instance, error)
-            return PullResult.INCOMPATIBLE
-        least = heads.theirs.granule_bytes if heads is not None else 0
-        try:
-            with self._mapped.map(peer, least) as pool:
-                return self._scatter_from(pool, chunk, heads)
-        except MapError as error:
-            log.warning("lmkv: %s cannot be mapped: %s", peer.instance, error)
-            return MAP_RESULTS.get(error.cause, PullResult.PEER_DEAD)
-
-    def _scatter_from(
-        self,
-        pool: _native.Pool | _native.PoolMap,
-        chunk: LoadChunk,
-        heads: _native.SlotPart | None = None,
-    ) -> int:
-        slot = heads.theirs if heads is not None else self._pages[chunk.group].slot
-        try:
-            address = pool.slot_address(chunk.place, slot.used_bytes)
-        except ValueError as error:  # in no usable segment, or smaller than a slot
-            log.info("lmkv: %s", error)
-            return PullResult.GONE
-        copier = self._copiers[chunk.group]
-        if heads is None:
-            return copier.scatter(address, chunk.key, chunk.generation, chunk.blocks)
-        return copier.scatter_part(address, heads, chunk.key, chunk.generation, chunk.blocks)
-
-    def _forget_earlier_life(self, peer: PullPeer) -> None:
-        """A map keeps a dead holder's memory alive."""
-        earlier = self._lives.get(peer.instance)
-        if earlier is not None and earlier != peer.epoch:
-            self._mapped.forget(peer.instance, earlier)
-        self._lives[peer.instance] = peer.epoch
-
-    def _copy_store(self, store: Store, epoch: int) -> bool:
-        address = self.pool.slot_address(store.place)
+    def _slot(self, store: Store, epoch: int) -> Slot:
         generation = (epoch & 0xFFFFFFFF) << 32 | store.counter
-        self._copiers[store.group].gather(address, store.key, generation, store.blocks)
+        return Slot(self.pool.slot_address(store.place), store.key, generation, store.blocks)
+
+    def _audited(self, store: Store, slot: Slot) -> bool:
+        """A store that has just been made; one in `audit_every` is looked at once more."""
         self._gathers += 1
         every = self._config.audit_every
-        if every and self._gathers % every == 0:
-            wrong = self._audit(address, store, generation)
-            if wrong:
-                _native.clear_slot(address)
-                text = f"chunk {store.key.hex()} {wrong}"
-                self._control.send(Alarm(self._rank, "audit", text))
-                return False
-        return True
+        if not every or self._gathers % every or not (wrong := self._audit(store.group, slot)):
+            return True
+        _native.clear_slot(slot.address)
+        self._control.send(Alarm(self._rank, "audit", f"chunk {store.key.hex()} {wrong}"))
+        return False
 
-    def _audit(self, address: int, store: Store, generation: int) -> str:
-        """What is wrong with a store that has just been made, "" if nothing is."""
-        if not self._copiers[store.group].audit(address, store.blocks):
+    def _audit(self, group: int, slot: Slot) -> str:
+        """What is wrong, "" if nothing is."""
+        if not self._copiers.audit(group, slot):
             return "differs when it is gathered twice"
-        slot = self._pages[store.group].slot
-        status = _native.check_slot(address, slot, store.key, generation)
+        layout = self._pages[group].slot
+        status = _native.check_slot(slot.address, layout, slot.key, slot.generation)
         return "" if status == _native.SlotStatus.GOOD else "is not in the slot as it was gathered"
 
     def _stored(self, store: Store, good: bool, seconds: float) -> None:
@@ -326,20 +287,22 @@ class Worker:
     def _keep_up(self) -> None:
         self._fill()
         while not self._stopping.wait(LOOK_EVERY):
-            self._drop_dead_peers()
+            self._look_after_peers()
 
-    def _drop_dead_peers(self) -> None:
+    def _look_after_peers(self) -> None:
         try:
             if self._mapped.drop_dead():  # it may have left its sockets, too
                 remove_stale_sockets(self._run_dir)
+            self._mapped.visit(partial(self._copiers.know, readonly=True))
         except Exception as error:  # the thread must live on
-            self._once.exception("looking for peers that have died", error)
+            self._once.exception("looking after mapped peers", error)
 
     def _fill(self) -> None:
         pool = self.pool
         try:
             while not self._stopping.is_set() and pool.segments * pool.segment_slots < pool.slots:
                 pool.add_segment()
+                self._copiers.know(pool, readonly=False)
                 self.supervisor.segment_added()
                 self._changed()
         except RuntimeError as error:

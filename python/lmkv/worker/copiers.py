@@ -1,0 +1,103 @@
+"""What carries a worker's copies out: a host's copiers here, a GPU's in gpu_copiers.py.
+
+Of each cache group: gather() fills reserved slots from vLLM's blocks, scatter() fills blocks from
+slots that are in the pool or mapped, audit() digests blocks once more. mark() is called by vLLM's
+thread; what it gives is the `after` of copies that come after the engine's work so far. A host's
+engine has done its work when it calls us, and memory need not be made known to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lmkv import _native
+
+if TYPE_CHECKING:
+    from lmkv.core.config import InstanceConfig
+    from lmkv.worker.page_layout import PageLayout
+
+
+def copiers_of(pages: Sequence[PageLayout], config: InstanceConfig, folder: Path) -> Copiers:
+    """For the device that vLLM's KV is on; `folder` is `run_dir`. RuntimeError: a sentence on what
+    is wrong with a GPU or its driver."""
+    if pages[0].device == "cpu":
+        return HostCopiers(pages)
+    from lmkv.worker.gpu_copiers import gpu_copiers
+
+    return gpu_copiers(pages, config, folder)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a chunk lies, and what it is."""
+
+    address: int
+    key: bytes
+    generation: int
+    blocks: list[int]
+
+
+class Copiers(Protocol):
+    """Thread-safe: a load and a store at a time. RuntimeError: of a GPU's driver."""
+
+    at_once: int  # slots in a call, at most
+    apart: bool  # loads and stores wait for a GPU, each in a thread of its own
+
+    def mark(self) -> Any: ...
+    def gather(self, group: int, slots: Sequence[Slot], after: Any = None) -> None: ...
+    def audit(self, group: int, slot: Slot) -> bool: ...
+    def scatter(
+        self,
+        group: int,
+        slots: Sequence[Slot],
+        part: _native.SlotPart | None = None,
+        after: Any = None,
+    ) -> list[int]:
+        """SlotStatus of each; blocks hold rubbish unless it is GOOD."""
+        ...
+
+    def know(self, pool: _native.Pool | _native.PoolMap, readonly: bool) -> None:
+        """The pool's usable segments, new ones too, may be reached faster from now on."""
+        ...
+
+    def forget(self, pool: _native.Pool | _native.PoolMap) -> None:
+        """Before it is closed."""
+        ...
+
+
+class HostCopiers:
+    """Chunk by chunk, by the calling thread."""
+
+    at_once = 1
+    apart = False
+
+    def __init__(self, pages: Sequence[PageLayout]) -> None:
+        self._copiers = [group.copier() for group in pages]
+
+    def mark(self) -> None: ...
+
+    def gather(self, group: int, slots: Sequence[Slot], after: Any = None) -> None:
+        for slot in slots:
+            self._copiers[group].gather(slot.address, slot.key, slot.generation, slot.blocks)
+
+    def audit(self, group: int, slot: Slot) -> bool:
+        return self._copiers[group].audit(slot.address, slot.blocks)
+
+    def scatter(
+        self,
+        group: int,
+        slots: Sequence[Slot],
+        part: _native.SlotPart | None = None,
+        after: Any = None,
+    ) -> list[int]:
+        copier = self._copiers[group]
+        if part is None:
+            return [copier.scatter(s.address, s.key, s.generation, s.blocks) for s in slots]
+        return [copier.scatter_part(s.address, part, s.key, s.generation, s.blocks) for s in slots]
+
+    def know(self, pool: _native.Pool | _native.PoolMap, readonly: bool) -> None: ...
+
+    def forget(self, pool: _native.Pool | _native.PoolMap) -> None: ...
