@@ -1,9 +1,15 @@
 """What the tests of every folder share."""
 
+from __future__ import annotations
+
 import tempfile
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.gpu.cards import FakeCards, OnFake, OnReal, RealCards
 
 
 @pytest.fixture
@@ -25,3 +31,32 @@ def nixl(request: pytest.FixtureRequest) -> None:
         find_library()
     except NixlError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def real_cards() -> RealCards:
+    """tests/gpu/cards.py"""
+    from tests.gpu.cards import RealCards
+    from tools.gpu_here import why_not
+
+    if why := why_not():
+        pytest.skip(why)
+    return RealCards()
+
+
+@pytest.fixture(scope="session", params=["fake", pytest.param("real", marks=pytest.mark.gpu)])
+def cards(request: pytest.FixtureRequest) -> FakeCards | RealCards:
+    from tests.fakecuda.build import COMPILER
+    from tests.gpu.cards import FakeCards
+
+    if request.param == "real":
+        return request.getfixturevalue("real_cards")
+    if COMPILER is None:
+        pytest.skip("no C++ compiler for the fake driver")
+    return FakeCards()
+
+
+@pytest.fixture
+def device(cards: FakeCards | RealCards) -> Iterator[OnFake | OnReal]:
+    with cards.fresh() as device:
+        yield device

@@ -17,6 +17,7 @@ void bind_keys(nb::module_& m);
 void bind_slots(nb::module_& m);
 void bind_memory(nb::module_& m);
 void bind_copy(nb::module_& m);
+void bind_cuda(nb::module_& m);
 void bind_table(nb::module_& m);
 void bind_directory(nb::module_& m);
 void bind_nixl(nb::module_& m);

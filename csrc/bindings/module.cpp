@@ -7,6 +7,7 @@ NB_MODULE(_native, m) {
   lmkv::bind_slots(m);
   lmkv::bind_memory(m);
   lmkv::bind_copy(m);
+  lmkv::bind_cuda(m);
   lmkv::bind_table(m);
   lmkv::bind_directory(m);
   lmkv::bind_nixl(m);

@@ -154,6 +154,8 @@ class Pool:
     def granule_bytes(self) -> int: ...
     @property
     def slot_bytes(self) -> int: ...
+    def segment(self, n: int) -> tuple[int, int]:
+        """(address, bytes) of a usable segment."""
     def slot_address(self, place: bytes, room: int = 0) -> int:
         """ValueError for a place that is not usable, or has not `room` bytes."""
     def close(self) -> None: ...
@@ -184,6 +186,7 @@ class PoolMap:
     def granule_bytes(self) -> int: ...
     @property
     def slot_bytes(self) -> int: ...
+    def segment(self, n: int) -> tuple[int, int]: ...
     def slot_address(self, place: bytes, room: int = 0) -> int: ...
     def close(self) -> None: ...
 
@@ -196,7 +199,8 @@ class Pages:
 
     A slot's segment (l, h) is, for each plane, for each block of the chunk, for each of `tokens`
     runs, those bytes; adjacent runs are merged. Opaque pages have planes 1, tokens 1 and whole
-    (block, head) pages as runs. `tokens` is runs per block.
+    (block, head) pages as runs. `tokens` is runs per block. Addresses, strides and runs are
+    multiples of 4; of 16 for the host's Copier.
     """
 
     def __init__(
@@ -237,6 +241,91 @@ class Copier:
 
 def copy_runs(to: Buffer, from_: Buffer, bytes: int) -> None:
     """For benches: one memcpy of `bytes` bytes for each pair of addresses (u64 arrays)."""
+
+# ---------------------------------------------------------------- CUDA (csrc/cuda)
+
+class GpuMark:
+    """A place in the engine's stream, which copies may come after."""
+
+    def done(self) -> bool: ...
+
+class Gpu:
+    """One GPU by its number in this process, in torch's own context. RuntimeError: there is no
+    driver, no such GPU, it is too old, or a call of the driver failed (with the call's name, the
+    driver's sentence and its error's name). `library` is the driver's."""
+
+    def __init__(self, ordinal: int, library: str = "libcuda.so.1") -> None: ...
+    def load(self, image: bytes) -> None:
+        """The kernels (docs/kernels.md) as fatbin, cubin or PTX; once, before a GpuCopier is made."""
+    @property
+    def ordinal(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def bus_id(self) -> str: ...
+    @property
+    def capability(self) -> int:
+        """90: sm_90."""
+    @property
+    def multiprocessors(self) -> int: ...
+    @property
+    def driver_version(self) -> int:
+        """The CUDA version that the driver is for: 13000 is 13.0."""
+    def mark(self, stream: int) -> GpuMark:
+        """Behind all that has been put into this stream (a CUstream's address) so far."""
+    def register_host(self, address: int, bytes: int, readonly: bool = False) -> None:
+        """Pins memory, so that kernels reach it and copies go at the link's speed. `readonly` for a
+        mapping that is; not every system takes those."""
+    def unregister_host(self, address: int) -> None:
+        """Before it is unmapped."""
+
+class GpuChannel:
+    """Streams and room for the copies of one direction, a copy at a time. `urgent`: before other
+    work of the GPU. `staging_bytes` of the GPU's memory, of which two lanes have a half each."""
+
+    def __init__(self, gpu: Gpu, urgent: bool, staging_bytes: int) -> None: ...
+
+class GpuCopier:
+    """Gather and scatter on a GPU: one launch for up to 256 chunks. A chunk is (address of a slot
+    in host memory, key, generation, vLLM's blocks). Calls return when all is done, and drop the
+    lock; kernels run after `after`. `staged`: slots are copied as a whole, and kernels work in the
+    GPU's memory; so are slots that are not registered. RuntimeError: nothing counts as done."""
+
+    def __init__(
+        self,
+        gpu: Gpu,
+        layout: SlotLayout,
+        pages: Pages,
+        blocks_per_chunk: int,
+        kernel_blocks: int = 1,
+        multiprocessors: int = 8,
+    ) -> None:
+        """`pages` tells of kernel blocks, so many of which are one of vLLM's. Launches fill so many
+        multiprocessors at most."""
+    @property
+    def piece(self) -> int:
+        """Bytes of an access to pages: 16, 8 or 4."""
+    def gather(
+        self,
+        channel: GpuChannel,
+        chunks: Sequence[tuple[int, bytes, int, Sequence[int]]],
+        after: GpuMark | None = None,
+        staged: bool = False,
+    ) -> None:
+        """As Copier.gather."""
+    def audit(
+        self, channel: GpuChannel, chunks: Sequence[tuple[int, bytes, int, Sequence[int]]]
+    ) -> list[int]:
+        """SlotStatus of each: GOOD where the blocks still have the digests of the slot's table."""
+    def scatter(
+        self,
+        channel: GpuChannel,
+        chunks: Sequence[tuple[int, bytes, int, Sequence[int]]],
+        part: SlotPart | None = None,
+        after: GpuMark | None = None,
+        staged: bool = False,
+    ) -> list[int]:
+        """As Copier.scatter and scatter_part; the SlotStatus of each."""
 
 # ---------------------------------------------------------------- slot table (csrc/slots)
 

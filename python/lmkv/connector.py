@@ -126,8 +126,24 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
             if getattr(parallel, name, 1) > 1:
                 raise ValueError(f"{name} = {getattr(parallel, name)} is not shared yet, only 1")
-        if vllm.platforms.current_platform.device_type != "cpu":
-            raise ValueError("opted_out: this version of lmkv does not share on a CUDA engine yet")
+        kind = vllm.platforms.current_platform.device_type
+        if kind not in ("cpu", "cuda"):
+            raise ValueError(f"opted_out: KV on {kind} is not shared yet, only on a CPU or by CUDA")
+        if kind == "cuda":
+            self._refuse_unshared_on_cuda()
+
+    def _refuse_unshared_on_cuda(self) -> None:
+        if self._vllm_config.model_config.enable_sleep_mode:
+            # Asleep, vLLM gives its KV's memory back: a copy under way would fault there.
+            raise ValueError(
+                "opted_out: an engine with enable_sleep_mode is not shared on CUDA yet"
+            )
+        if self._kv_cache_config.needs_kv_cache_zeroing:
+            # A block may be zeroed before its gather is waited for: zeros would be stored.
+            raise ValueError(
+                "opted_out: KV whose blocks vLLM zeroes (Mamba, KV of several precisions) is not"
+                " shared on CUDA yet"
+            )
 
     def _chunk_tokens(self) -> int:
         """256, or the smallest multiple of all block sizes above it."""
@@ -167,8 +183,11 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
         if self._off:
             return
+        from lmkv.core import identity
         from lmkv.core.pool_size import DoesNotFit
-        from lmkv.worker.page_layout import Unsupported, page_layouts
+        from lmkv.worker.copiers import copiers_of
+        from lmkv.worker.kv_group import Unsupported
+        from lmkv.worker.page_layout import page_layouts
         from lmkv.worker.worker import Worker
 
         assert self._config is not None
@@ -179,6 +198,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
                 kv_caches, self._kv_cache_config, self._vllm_config, rank, self._chunk_tokens()
             )
             instance, engine_id = self._instance()
+            run_dir = identity.run_dir(self._config.run_dir or None)
             self._worker = Worker(
                 self._config,
                 instance,
@@ -187,6 +207,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
                 self._ranks_on_host(),
                 pages,
                 rank // parallel.tensor_parallel_size,
+                copiers_of(pages, self._config, run_dir),
             )
             self._worker.start()
         except (Unsupported, DoesNotFit, ValueError, OSError, RuntimeError) as error:
@@ -205,8 +226,9 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
     @_guarded()
     def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
         assert isinstance(kv_connector_metadata, LmkvMetadata)
-        if self._worker is not None and kv_connector_metadata.plan.wait_for:
-            self._worker.handle_preemptions(kv_connector_metadata.plan)
+        plan = kv_connector_metadata.plan
+        if self._worker is not None and (plan.wait_for or plan.loads):
+            self._worker.handle_preemptions(plan)
 
     @_guarded()
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:

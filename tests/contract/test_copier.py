@@ -304,16 +304,27 @@ def test_bad_slot_and_key_are_named(small: World) -> None:
         small.copier.scatter(small.slot, KEY[1:], GENERATION, [0, 1, 2, 3])
 
 
+GOOD_PAGES: dict[str, object] = {
+    "layers": [4096],
+    "blocks": 1,
+    "heads": 1,
+    "tokens": 1,
+    "run_bytes": 64,
+    "block_stride": 64,
+    "head_stride": 64,
+}
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"run_bytes": 24}, "run_bytes: 24 is not a multiple of 16"),
-        ({"block_stride": 1000}, "block_stride: 1000 is not a multiple of 16"),
-        ({"head_stride": 8}, "head_stride: 8"),
-        ({"token_stride": 8}, "token_stride: 8"),
-        ({"plane_stride": 8}, "plane_stride: 8"),
+        ({"run_bytes": 22}, "run_bytes: 22 is not a multiple of 4"),
+        ({"block_stride": 1002}, "block_stride: 1002 is not a multiple of 4"),
+        ({"head_stride": 2}, "head_stride: 2"),
+        ({"token_stride": 2}, "token_stride: 2"),
+        ({"plane_stride": 2}, "plane_stride: 2"),
         ({"layers": []}, "layers: there are none"),
-        ({"layers": [4096, 4104]}, "layers: address 0x1008"),
+        ({"layers": [4096, 4098]}, "layers: address 0x1002"),
         ({"blocks": 0}, "blocks: 0"),
         ({"heads": 0}, "heads: 0"),
         ({"tokens": 0}, "tokens: 0"),
@@ -321,17 +332,23 @@ def test_bad_slot_and_key_are_named(small: World) -> None:
     ],
 )
 def test_pages_that_cannot_be_copied_are_named(change: dict[str, object], text: str) -> None:
-    good: dict[str, object] = {
-        "layers": [4096],
-        "blocks": 1,
-        "heads": 1,
-        "tokens": 1,
-        "run_bytes": 64,
-        "block_stride": 64,
-        "head_stride": 64,
-    }
     with pytest.raises(ValueError, match=text):
-        Pages(**{**good, **change})  # type: ignore[arg-type]
+        Pages(**{**GOOD_PAGES, **change})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"run_bytes": 24}, "run_bytes: 24 is not a multiple of 16"),
+        ({"block_stride": 1000}, "block_stride: 1000 is not a multiple of 16"),
+        ({"token_stride": 8}, "token_stride: 8"),
+        ({"layers": [4104]}, "layers: address 0x1008"),
+    ],
+)
+def test_pages_for_a_gpu_alone_are_named(change: dict[str, object], text: str) -> None:
+    pages = Pages(**{**GOOD_PAGES, **change})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=text):
+        Copier(SlotLayout(1, 64, 1, 0), pages, 1)
 
 
 def test_a_layout_that_is_not_the_pages_is_named(small: World) -> None:

@@ -1,9 +1,13 @@
-"""A worker without vLLM: its KV is numpy's, its agent a DEALER; pool, copies and mover are real."""
+"""A worker without vLLM: its KV is numpy's, its agent a DEALER; pool, copies and mover are real.
+
+The contract holds for a host's copies and for a GPU's, whose driver is a fake one.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import pickle
@@ -12,7 +16,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,11 +37,18 @@ from lmkv.core.messages import (
     WorkerState,
 )
 from lmkv.core.steps import SKIPPED, Load, LoadChunk, LoadResult, StepPlan, Store
+from lmkv.worker.copiers import HostCopiers, Slot
+from lmkv.worker.gpu_copiers import GpuCopiers
 from lmkv.worker.worker import Worker
+
+from tests.fakecuda.build import COMPILER
+from tests.fakecuda.fake import FakeCuda
+from tests.fakecuda.raw import Driver
 
 LAYERS, HEADS, BLOCKS, PAGE = 2, 2, 8, 4096  # a chunk is two blocks
 EPOCH = 0x1_0000_0007
 DEADLINE = 20.0
+FATBIN = b"\x50\xed\x55\xba" + bytes(60)
 
 
 @dataclass
@@ -49,6 +60,8 @@ class Kv:
     slot: _native.SlotLayout
     pages: _native.Pages
     layers: tuple[str, ...]
+    blocks_per_chunk: int = 2
+    kernel_blocks: int = 1
 
     def copier(self) -> _native.Copier:
         return _native.Copier(self.slot, self.pages, 2)
@@ -97,14 +110,21 @@ class Rank:
         seed: int,
         rank: int = 0,
         heads: tuple[int, int] = (0, HEADS),
+        gpu: Gpu | None = None,
         **settings: object,
     ) -> None:
         self.name = name
         self.kv = kv(seed, *heads)
         inline = {"run_dir": run_dir, "pool_gib": 0.25, **settings}
         self.worker = Worker(
-            config.load(config.InstanceConfig, inline), name, "engine", rank, 1, [self.kv]
-        )  # type: ignore[arg-type]
+            config.load(config.InstanceConfig, inline),
+            name,
+            "engine",
+            rank,
+            1,
+            [self.kv],  # type: ignore[list-item]
+            copiers=gpu.copiers(self.kv) if gpu else None,
+        )
         self.hello = pickle.loads(pickle.dumps(self.worker.handshake()))
         assert self.hello["layers"] == [list(self.kv.layers)]
         self.heard: list[tuple[Message, list[bytes]]] = []
@@ -150,7 +170,9 @@ class Rank:
     ) -> LoadResult:
         """`peers` have one rank, or are lists of ranks."""
         mine = [peer if isinstance(peer, list) else [peer] for peer in peers or []]
-        self.worker.submit_loads(StepPlan(EPOCH, loads=[Load("r", list(chunks), mine)]))
+        plan = StepPlan(EPOCH, loads=[Load("r", list(chunks), mine)])
+        self.worker.handle_preemptions(plan)
+        self.worker.submit_loads(plan)
         return self.finished()["r"]
 
     def finished(self) -> dict[str, LoadResult]:
@@ -165,20 +187,66 @@ class Rank:
         self.worker.stop()
 
 
+class Gpu:
+    """A fake one, with a stream that plays the engine's."""
+
+    def __init__(self, fake: FakeCuda, path: str) -> None:
+        self.fake, self.path = fake, path
+        self.driver = Driver(fake)
+        self.driver.begin()
+        self.stream = self.driver.stream()
+
+    def copiers(self, kv: Kv) -> GpuCopiers:
+        self.fake.adopt(kv.array)
+        gpu = _native.Gpu(0, str(self.fake.path))
+        gpu.load(FATBIN)
+        made = GpuCopiers(gpu, [kv], lambda: self.stream, 8, 1 << 20)  # type: ignore[list-item]
+        made.stage_stores = made.stage_loads = self.path == "staged"
+        return made
+
+    def close(self) -> None:
+        gc.collect()  # copiers and marks that a worker's threads have kept
+        self.driver.good(self.driver.stream_destroy(self.stream))
+        self.driver.good(self.driver.primary_release(0))
+
+
+@pytest.fixture(params=["host", "direct", "staged"])
+def gpu(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture) -> Iterator[Gpu | None]:
+    if request.param == "host":
+        yield None
+        return
+    if COMPILER is None:
+        pytest.skip("no C++ compiler for the fake driver")
+    with FakeCuda() as fake:
+        gpu = Gpu(fake, request.param)
+        yield gpu
+        caplog.get_records("call").clear()  # errors that were logged hold on to their frames
+        gpu.close()
+
+
 @pytest.fixture
-def start(run_dir: str) -> Iterator[Callable[..., Rank]]:
+def start(run_dir: str, gpu: Gpu | None) -> Iterator[Callable[..., Rank]]:
+    yield from starter(run_dir, gpu)
+
+
+@pytest.fixture
+def start_host(run_dir: str) -> Iterator[Callable[..., Rank]]:
+    yield from starter(run_dir, None)
+
+
+def starter(run_dir: str, gpu: Gpu | None) -> Iterator[Callable[..., Rank]]:
     with contextlib.ExitStack() as stack:
 
         def make(name: str = "a", seed: int = 1, **settings: object) -> Rank:
-            rank = Rank(name, run_dir, seed, **settings)
+            rank = Rank(name, run_dir, seed, gpu=gpu, **settings)  # type: ignore[arg-type]
             stack.callback(rank.close)
             return rank
 
         yield make
 
 
-def test_handshake_says_how_much_there_will_be_and_attach_how_much_there_is(start) -> None:
-    rank = start()
+def test_handshake_says_how_much_there_will_be_and_attach_how_much_there_is(start_host) -> None:
+    rank = start_host()
     info, slot = rank.hello["info"], rank.kv.slot
     assert rank.hello["slots"] == (1 << 28) // slot.slot_bytes
     assert rank.hello["payload_bytes"] == [slot.payload_bytes]
@@ -193,16 +261,16 @@ def test_handshake_says_how_much_there_will_be_and_attach_how_much_there_is(star
     assert versions == sorted(set(versions))
 
 
-def test_a_new_epoch_is_answered_with_the_state(start) -> None:
-    rank = start()
+def test_a_new_epoch_is_answered_with_the_state(start_host) -> None:
+    rank = start_host()
     before = rank.ready()
     rank.send(Attach("a", EPOCH + 1))
     after = rank.state(lambda s: s.epoch == EPOCH + 1)
     assert after.data_version >= before.data_version
 
 
-def test_frames_that_mean_nothing_are_passed_over(start) -> None:
-    rank = start()
+def test_frames_that_mean_nothing_are_passed_over(start_host) -> None:
+    rank = start_host()
     rank.agent.send_multipart([b"\xff\xff"])
     rank.agent.send_multipart([b""])
     rank.send(Ping(1))
@@ -342,33 +410,34 @@ def test_a_place_beyond_the_pool_is_gone_and_a_bad_block_is_no_crash(start) -> N
     ctypes.memmove(whole, rank.worker.pool.slot_address(place(1)), size)
     assert rank.load(last).result == PullResult.GONE
     result = rank.load(chunk(1, [0, 1]), chunk(1, [0, BLOCKS]))
-    assert (result.good, result.result) == (1, PullResult.MOVER_DOWN)
+    in_one_launch = rank.worker._copiers.at_once > 1
+    assert (result.good, result.result) == (0 if in_one_launch else 1, PullResult.MOVER_DOWN)
     rank.worker.submit_stores(StepPlan(EPOCH, [store(2, [0, BLOCKS])]))
     assert rank.stored() == (2, b"\x00")
     assert rank.load(chunk(1, [0, 1])).result == PullResult.GOOD  # the thread lives
 
 
 class Gate:
-    """A copier whose gathers wait at a gate, and whose second look may differ."""
+    """Copiers whose gathers wait at a gate, and whose second look may differ."""
 
-    def __init__(self, copier: _native.Copier, same: bool = True) -> None:
-        self.scatter = copier.scatter
-        self._copier, self._same = copier, same
+    def __init__(self, copiers: HostCopiers, same: bool = True) -> None:
+        self.mark, self.forget = copiers.mark, copiers.forget
+        self._copiers, self._same = copiers, same
         self.entered, self.open = threading.Event(), threading.Event()
 
     def gather(self, *arguments: object) -> None:
         self.entered.set()
         assert self.open.wait(DEADLINE)
-        self._copier.gather(*arguments)  # type: ignore[arg-type]
+        self._copiers.gather(*arguments)  # type: ignore[arg-type]
 
     def audit(self, *arguments: object) -> bool:
         return self._same
 
 
-def test_a_step_waits_for_a_gather_that_reads_its_blocks(start) -> None:
-    rank = start(copy_deadline=0.05)
+def test_a_step_waits_for_a_gather_that_reads_its_blocks(start_host) -> None:
+    rank = start_host(copy_deadline=0.05)
     rank.ready()
-    gate = rank.worker._copiers[0] = Gate(rank.worker._copiers[0])
+    gate = rank.worker._copiers = Gate(rank.worker._copiers)
     rank.worker.submit_stores(StepPlan(EPOCH, [store(n, [n, n + 1]) for n in (1, 2, 3)]))
     assert gate.entered.wait(DEADLINE)
     done = threading.Event()
@@ -387,10 +456,10 @@ def test_a_step_waits_for_a_gather_that_reads_its_blocks(start) -> None:
     assert sorted(rank.stored() for _ in range(3)) == [(1, b"\x01"), (2, b"\x00"), (3, b"\x01")]
 
 
-def test_an_audit_that_finds_a_difference_is_an_alarm(start) -> None:
-    rank = start(audit_every=2)
+def test_an_audit_that_finds_a_difference_is_an_alarm(start_host) -> None:
+    rank = start_host(audit_every=2)
     rank.ready()
-    gate = rank.worker._copiers[0] = Gate(rank.worker._copiers[0], same=False)
+    gate = rank.worker._copiers = Gate(rank.worker._copiers, same=False)
     gate.open.set()
     rank.save(1, [0, 1])
     rank.worker.submit_stores(StepPlan(EPOCH, [store(2, [2, 3])]))
@@ -402,26 +471,28 @@ def test_an_audit_that_finds_a_difference_is_an_alarm(start) -> None:
 
 
 class Fault:
-    """A copier after whose gathers something goes wrong; its audits are real ones."""
+    """Copiers after whose gathers something goes wrong; their audits are real ones."""
 
-    def __init__(self, copier: _native.Copier, fault: Callable[[int], None]) -> None:
-        self.scatter = copier.scatter
-        self._copier, self._fault = copier, fault
+    def __init__(self, copiers: HostCopiers, fault: Callable[[int], None]) -> None:
+        self.mark, self.forget = copiers.mark, copiers.forget
+        self._copiers, self._fault = copiers, fault
         self.audits = 0
 
-    def gather(self, address: int, *arguments: object) -> None:
-        self._copier.gather(address, *arguments)  # type: ignore[arg-type]
-        self._fault(address)
+    def gather(self, group: int, slots: Sequence[Slot], after: object = None) -> None:
+        self._copiers.gather(group, slots, after)
+        self._fault(slots[0].address)
 
     def audit(self, *arguments: object) -> bool:
         self.audits += 1
-        return self._copier.audit(*arguments)  # type: ignore[arg-type]
+        return self._copiers.audit(*arguments)  # type: ignore[arg-type]
 
 
-def test_the_audit_runs_once_in_so_many_stores_and_finds_nothing_where_nothing_is(start) -> None:
-    rank = start(audit_every=3)
+def test_the_audit_runs_once_in_so_many_stores_and_finds_nothing_where_nothing_is(
+    start_host,
+) -> None:
+    rank = start_host(audit_every=3)
     rank.ready()
-    fault = rank.worker._copiers[0] = Fault(rank.worker._copiers[0], lambda address: None)
+    fault = rank.worker._copiers = Fault(rank.worker._copiers, lambda address: None)
     for n in range(1, 8):
         rank.save(n, [n % BLOCKS, (n + 1) % BLOCKS])
     assert fault.audits == 2
@@ -429,9 +500,9 @@ def test_the_audit_runs_once_in_so_many_stores_and_finds_nothing_where_nothing_i
 
 
 @pytest.mark.parametrize("where", ["block", "table", "payload"])
-def test_a_fault_between_two_gathers_is_an_alarm_and_no_slot(start, where: str) -> None:
+def test_a_fault_between_two_gathers_is_an_alarm_and_no_slot(start_host, where: str) -> None:
     """A block that is overwritten while it is gathered, or a bit of the pool that turns over."""
-    rank = start(audit_every=1)
+    rank = start_host(audit_every=1)
     rank.ready()
     offset = {"table": 64 + 9, "payload": rank.kv.slot.payload_offset + 9000}
 
@@ -441,7 +512,7 @@ def test_a_fault_between_two_gathers_is_an_alarm_and_no_slot(start, where: str) 
         else:
             ctypes.c_uint8.from_address(address + offset[where]).value ^= 1
 
-    rank.worker._copiers[0] = Fault(rank.worker._copiers[0], fault)
+    rank.worker._copiers = Fault(rank.worker._copiers, fault)
     rank.worker.submit_stores(StepPlan(EPOCH, [store(2, [2, 3])]))
     assert rank.stored() == (2, b"\x00")
     (alarm,) = [m for m, _ in rank.heard if isinstance(m, Alarm)]
@@ -451,8 +522,8 @@ def test_a_fault_between_two_gathers_is_an_alarm_and_no_slot(start, where: str) 
     assert rank.load(chunk(2, [0, 1])).result == PullResult.GONE  # nor is it there for a peer
 
 
-def test_a_killed_mover_is_told_and_the_next_one_too(start) -> None:
-    rank = start()
+def test_a_killed_mover_is_told_and_the_next_one_too(start_host) -> None:
+    rank = start_host()
     before = rank.ready()
     rank.save(1, [0, 1])
     os.kill(rank.worker.supervisor.pid, 9)
@@ -465,8 +536,8 @@ def test_a_killed_mover_is_told_and_the_next_one_too(start) -> None:
     assert rank.load(chunk(1, [2, 3])).result == PullResult.GOOD
 
 
-def test_stop_leaves_no_socket_and_no_process(start, run_dir: str) -> None:
-    rank = start()
+def test_stop_leaves_no_socket_and_no_process(start_host, run_dir: str) -> None:
+    rank = start_host()
     rank.ready()
     pid = rank.worker.supervisor.pid
     began = time.monotonic()
@@ -494,15 +565,15 @@ def test_what_the_host_lacks_is_one_line(
 
 
 def test_what_a_dead_peer_left_in_run_dir_is_cleared_away(
-    start: Callable[..., Rank], run_dir: str, monkeypatch: pytest.MonkeyPatch
+    start_host: Callable[..., Rank], run_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rank = start()
+    rank = start_host()
     rank.ready()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
         dead.bind(f"{run_dir}/89abcdef-0.worker")
     mine = set(os.listdir(run_dir)) - {"89abcdef-0.worker"}
-    rank.worker._drop_dead_peers()
+    rank.worker._look_after_peers()
     assert "89abcdef-0.worker" in os.listdir(run_dir), "nobody has died"
     monkeypatch.setattr(rank.worker._mapped, "drop_dead", lambda: 1)
-    rank.worker._drop_dead_peers()
+    rank.worker._look_after_peers()
     assert set(os.listdir(run_dir)) == mine

@@ -41,4 +41,7 @@ def test_the_settings_of_the_readme_have_these_defaults() -> None:
         "transfer": default.transfer,
         "pull": default.pull,
         "min_tokens": str(default.min_tokens),
+        "gpu_path": default.gpu_path,
+        "gpu_multiprocessors": str(default.gpu_multiprocessors),
+        "gpu_staging_mib": str(default.gpu_staging_mib),
     }

@@ -40,9 +40,10 @@ def answers_like_an_empty_cache(connector: Any) -> bool:
     )
 
 
-def test_a_cuda_engine_is_told_in_one_line_and_served(monkeypatch: pytest.MonkeyPatch) -> None:
-    off = connector(monkeypatch, "cuda")
-    assert "does not share on a CUDA engine yet" in off._off
+def test_another_device_is_told_in_one_line_and_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is refused on CUDA: test_cuda_connector.py."""
+    off = connector(monkeypatch, "xpu")
+    assert off._off == "opted_out: KV on xpu is not shared yet, only on a CPU or by CUDA"
     assert answers_like_an_empty_cache(off)
 
 

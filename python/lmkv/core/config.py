@@ -91,6 +91,15 @@ class InstanceConfig(Config, kw_only=True, frozen=True):
     pull: Annotated[
         Literal["auto", "always", "never"], Meta(description="auto, always or never")
     ] = "auto"
+    gpu_path: Annotated[
+        Literal["auto", "direct", "staged"], Meta(description="auto, direct or staged")
+    ] = "auto"
+    gpu_multiprocessors: Annotated[
+        int, Meta(ge=1, le=1024, description="a whole number from 1 to 1024")
+    ] = 8  # that copies take from the engine at most
+    gpu_staging_mib: Annotated[
+        int, Meta(ge=1, le=65536, description="MiB, a whole number from 1 to 65536")
+    ] = 64  # of the GPU's memory, for stores and again for loads; two slots at least
     data_interface: Annotated[
         str, Meta(pattern=r"^[A-Za-z0-9_.,:@-]{1,256}$", description="a network interface's name")
     ] = "lo"
