@@ -59,19 +59,25 @@ class Row:
         }
 
 
+def wall_seconds(function: Callable[[], object]) -> float:
+    begin = perf_counter()
+    function()
+    return perf_counter() - begin
+
+
 def measure(
     *functions: Callable[[], object],
     rounds: int = 11,
     figure: Callable[[float], float] = lambda seconds: seconds,
+    clock: Callable[[Callable[[], object]], float] = wall_seconds,
 ) -> list[Figure]:
-    """Time each function once a round, in turn; `figure` turns seconds into the row's unit."""
+    """Time each function once a round, in turn; `figure` turns seconds into the row's unit, and
+    `clock` takes the time of one function."""
     for function in functions:
         function()
     seconds: list[list[float]] = [[] for _ in functions]
     for _ in range(rounds):
         for function, times in zip(functions, seconds):
-            begin = perf_counter()
-            function()
-            times.append(perf_counter() - begin)
+            times.append(clock(function))
     values = [[figure(t) for t in times] for times in seconds]
     return [Figure(statistics.median(v), min(v), max(v)) for v in values]

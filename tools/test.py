@@ -1,8 +1,8 @@
 """`make test`: the tiers in turn, each with its time; red when any of them is.
 
 `python` has csrc's own tests under sanitizers too; `scalar` runs the native tests once more with
-the plain instruction set; `vllm` starts real engines and comes last. The last line says whether the
-GPU kernels, as they are, ever ran on a GPU.
+the plain instruction set; `vllm` starts real engines and comes last; `gpu` is there where a GPU is.
+The last line says whether the GPU kernels, as they are, ever ran on a GPU.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import certified  # tools/certified.py
+import gpu_here  # tools/gpu_here.py
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -22,8 +23,9 @@ PYTEST = [sys.executable, "-m", "pytest", "-q"]
 NATIVE = "key or slot or cop or digest or golden"  # what an instruction set could change
 
 TIERS: dict[str, list[list[str]]] = {
-    "python": [[*PYTEST, "-m", "not vllm", "tests"]],
-    "scalar": [[*PYTEST, "-m", "not vllm and not slow", "-k", NATIVE, "tests"]],
+    "python": [[*PYTEST, "-m", "not vllm and not gpu", "tests"]],
+    "scalar": [[*PYTEST, "-m", "not vllm and not gpu and not slow", "-k", NATIVE, "tests"]],
+    "gpu": [[*PYTEST, "-m", "gpu", "tests"]],
     "vllm": [[*PYTEST, "-m", "vllm", "tests"]],
 }
 
@@ -43,6 +45,9 @@ def main() -> int:
     parser.add_argument("--only", choices=TIERS, action="append", help="one tier; may be repeated")
     tiers = parser.parse_args().only or list(TIERS)
     lines = []
+    if "gpu" in tiers and (why := gpu_here.why_not()):
+        tiers.remove("gpu")
+        print(f"no tests on a GPU: {why}")
     for tier in tiers:
         print(f"\n==== {tier}", flush=True)
         begin = time.monotonic()
