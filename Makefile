@@ -3,9 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 CXX_FILES := $(shell find csrc kernels tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' 2>/dev/null)
 
-.PHONY: help setup demo test faults soak bench kernels lint format
+.PHONY: help setup demo test faults soak bench kernels dashboards lint format
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | while IFS='	' read -r name words; do printf '  make %-8s %s\n' "$$name" "$$words"; done
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | while IFS='	' read -r name words; do printf '  make %-10s %s\n' "$$name" "$$words"; done
 
 setup:  ## make .venv with all that demo, tests and benches need (again: a second)
 	@$(PYTHON) tools/setup.py
@@ -27,6 +27,9 @@ bench: setup  ## the microbenchmarks, and bench-report.json
 
 kernels:  ## compile the GPU kernels: ptxas's lines, then a table of registers, spills, 128-bit accesses
 	@$(firstword $(wildcard $(BIN)/python) $(PYTHON)) tools/nvcc.py
+
+dashboards: setup  ## Grafana's dashboards, Prometheus's rules, docs/metrics.md's tables, from one list
+	@$(BIN)/python -m tools.observability
 
 lint: setup  ## ruff, mypy, clang-format, clang-tidy
 	@$(BIN)/ruff check .

@@ -23,6 +23,7 @@ from prometheus_client import (
     generate_latest,
 )
 
+from tests.observability import lacking
 from tests.scrape import every_stat, families, scraped
 
 KINDS = (Counter, Gauge, Histogram)
@@ -61,6 +62,12 @@ def test_what_is_on_the_list_is_on_the_page_and_nothing_else() -> None:
             assert found[name] == ours | ({"le"} if name.endswith("_bucket") else set()), name
     help_texts = {name: text for name, (_, text) in families(page.text).items()}
     assert help_texts == {metric.name: metric.text for metric in INSTANCE}
+
+
+def test_what_dashboards_and_rules_ask_for_is_there() -> None:
+    page = Page()
+    page.metrics.observe(every_stat())
+    assert lacking(scraped(page.text), "vllm:") == []
 
 
 def test_whatever_may_count_is_there_with_zero() -> None:
