@@ -30,7 +30,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.logger import init_logger
 
 from lmkv.connector_metadata import LmkvHandshake, LmkvMetadata, LmkvWorkerMetadata
-from lmkv.connector_metrics import LmkvPromMetrics, LmkvStats
+from lmkv.connector_metrics import LmkvPromMetrics, LmkvStats, copies
 from lmkv.core import config as settings
 from lmkv.core import geometry
 from lmkv.core.messages import PullResult
@@ -72,9 +72,6 @@ def _guarded(default: Any = None) -> Callable[[F], F]:
 
 class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
     """`--kv-transfer-config '{"kv_connector": "LmkvConnector", "kv_role": "kv_both"}'`"""
-
-    if CacheHitSource is not None:
-        _cache_hit_source = CacheHitSource.P2P
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
@@ -361,6 +358,16 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
             tables = blocks.get_block_ids() if num_external_tokens else ()
             self._agent.allocated(request.request_id, tables, num_external_tokens)
 
+    @_guarded(dict)
+    def get_external_cache_hit_sources(
+        self, request: Any, num_external_tokens: int
+    ) -> dict[Any, int]:
+        """Of the load just allocated: `host` is the own pool, `p2p` peers', mapped or pulled."""
+        hits = self._agent.hit_tokens(request.request_id) if self._agent is not None else {}
+        own = hits.get("hit_pool", 0)
+        split = {CacheHitSource.HOST: own, CacheHitSource.P2P: num_external_tokens - own}
+        return {source: tokens for source, tokens in split.items() if tokens}
+
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
         return LmkvMetadata(self._step_plan(scheduler_output))
 
@@ -440,14 +447,12 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         self._requests.pop(request.request_id, None)
         return False, self._agent.finished(request.request_id)
 
+    @_guarded()
     def get_kv_connector_stats(self) -> LmkvStats | None:
-        if self._agent is None:
-            return None
-        taken = self._agent.stats.take()
-        if not taken:
-            return None
-        granules = self._agent.table.granules()
-        return LmkvStats({**taken, "granules": granules})
+        if self._worker is not None:
+            return copies(self._worker.take_stats())
+        taken = self._agent.take_stats() if self._agent is not None else {}
+        return LmkvStats(taken) if taken else None
 
     @_guarded(True)
     def reset_cache(self) -> bool | None:

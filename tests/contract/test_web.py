@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 from lmkv import __version__, _native
-from lmkv.core.messages import Heartbeat, HeartbeatOk, Resync
+from lmkv.core.messages import Heartbeat, HeartbeatOk, Refused, Resync
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.contract.test_controller import DEADLINE, Instance, until
 from tests.http_client import Stream
@@ -355,7 +356,7 @@ def test_metrics(web: Web, pair: tuple[Instance, Instance]) -> None:
     pool = a.stub.table.granules()
     told = Heartbeat(
         1, a.stub.number(), *a.stub.table.sums(), hit_tokens={"hit_peer": 7},
-        miss_tokens={"cold": 5, "invented": 2}, pool_granules={**pool, "admitted": 32},
+        miss_tokens={"cold": 5, "invented": 2}, pool_granules={**pool, "limbo": 32, "new": 3},
     )  # fmt: skip
     a.tell((told, ()))
     a.take(HeartbeatOk)
@@ -372,8 +373,12 @@ def test_metrics(web: Web, pair: tuple[Instance, Instance]) -> None:
     assert grown('lmkv_miss_tokens_total{cause="cold"}') == 5
     assert grown('lmkv_miss_tokens_total{cause="other"}') == 2
     assert after['lmkv_instances{state="live"}'] == 2
-    assert after['lmkv_pool_granules{state="admitted"}'] == 32
-    assert {n: after[f'lmkv_pool_granules{{state="{n}"}}'] for n in pool} == pool
+    assert after['lmkv_pool_granules{state="other"}'] == 3
+    told_pool = {n: after[f'lmkv_pool_granules{{state="{n}"}}'] for n in pool}
+    assert told_pool == pool | {"limbo": 32}
+    assert (after["lmkv_syncs"], after["lmkv_syncs_waiting"]) == (0, 0)
+    assert grown("lmkv_heartbeats_total") == 1
+    assert after['lmkv_miss_tokens_total{cause="digest"}'] == 0, "seen before it grows"
     assert after["lmkv_ready"] == 1
     assert 0 < after["lmkv_controller_process_resident_memory_bytes"] < 64 << 20
     assert after["lmkv_web_process_resident_memory_bytes"] > 0
@@ -382,19 +387,34 @@ def test_metrics(web: Web, pair: tuple[Instance, Instance]) -> None:
     assert keys(21).hex() not in answer.text
 
 
-def test_the_page_lists_what_a_scrape_and_the_api_have(
-    web: Web, pair: tuple[Instance, Instance]
-) -> None:
+def test_metrics_of_an_instance_by_name(web: Web, pair: tuple[Instance, Instance]) -> None:
     a, _ = pair
-    beat = Heartbeat(
-        1, a.stub.number(), *a.stub.table.sums(), hit_tokens={"hit_peer": 1},
-        miss_tokens={"cold": 1}, pool_granules={"free": 1},
-    )  # fmt: skip
-    a.tell((beat, ()))
+    store(a, keys(21, 22))
+    a.tell(*a.stub.retire(22))
+    pool = a.stub.table.granules()
+    a.tell((Heartbeat(1, a.stub.number(), *a.stub.table.sums(), pool_granules=pool), ()))
     a.take(HeartbeatOk)
+    odd = 'c"} 1\\n{\\'  # no line of it ends early
+    with Instance(StubInstance(odd, 3), web) as third:
+        third.join()
+        third.beat()
+        text = web.ask("/metrics").text
+        leave(third)
+    found = samples(text)
+    assert found['lmkv_instance_keys{peer="a"}'] == 1
+    assert found['lmkv_instance_pool_granules{peer="a",state="readable"}'] == 16
+    assert 0 <= found['lmkv_instance_heartbeat_age_seconds{peer="b"}'] < DEADLINE
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    told = {
+        sample.labels["peer"]: sample.value for sample in families["lmkv_instance_keys"].samples
+    }
+    assert told == {"a": 1, "b": 0, odd: 0}
+    with Instance(StubInstance("line\nfeed", 4), web) as fourth:
+        refused, _ = fourth.state.ask(fourth.stub.registration)
+        assert isinstance(refused, Refused) and refused.field == "instance"
+
+
+def test_the_page_lists_what_the_api_has(web: Web) -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "rest.md").read_text()
-    told = set(re.findall(r"`(lmkv_\w+)(?:\{[\w,]+\})?`", page))
-    live = {name.partition("{")[0] for name in samples(web.ask("/metrics").text)}
-    assert told == {name for name in live if "_process_" not in name}
     paths = {path.replace("{instance}", "NAME") for path in web.ask("/openapi.json").json["paths"]}
     assert set(re.findall(r"^\| `(?:GET|POST) ([^`?]+)", page, re.MULTILINE)) == paths

@@ -346,6 +346,9 @@ def test_refusals_name_what_differs() -> None:
     assert "1 to 1" in refused.message
     refused = refusal(StubInstance("a", layout="rubbish"))
     assert (refused.code, refused.field) == ("field", "layouts")
+    refused = refusal(StubInstance("a\nb"))  # it would stand in metrics and on pages
+    assert (refused.code, refused.field) == ("field", "instance")
+    assert "'a\\nb'" in refused.message
     refused, _ = story.registry.locate(Locate(1, "blue", "a", 7), [keys(1)])
     assert isinstance(refused, Refused)
     assert refused.code == "cluster"

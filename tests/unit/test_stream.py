@@ -287,6 +287,7 @@ def test_a_full_outbox_is_dropped_and_only_a_full_sync_speaks_again() -> None:
     (beat,) = us.says()
     assert isinstance(beat, Heartbeat)
     assert beat.seq == OUTBOX + 5  # after three of the settling, and 257 that were dropped
+    assert us.stats.take()["outbox_overflows"] == 1
     us.hear(Resync(9, "gap"))
     assert us.kinds() == [Ranks, SyncSlice, SyncEnd]
     us.hold(3)

@@ -146,6 +146,30 @@ def test_one_instance_and_what_it_differs_from() -> None:
     assert refused(story, Instances(1, instance="x")) == ("unknown_instance", "instance")
 
 
+def test_syncs_that_wait_are_told_apart() -> None:
+    story = Story(syncs_at_once=1)
+    for name in ("a", "b", "c"):
+        story.join(StubInstance(name), sync=False)
+    told = story.ask(Status(1, brief=True))
+    assert isinstance(told, StatusInfo)
+    assert (told.syncs, told.syncs_waiting) == (3, 2)
+
+
+def test_a_brief_status_may_have_those_with_the_most_keys() -> None:
+    story = Story()
+    for name, chunks in (("a", 1), ("b", 3), ("c", 2)):
+        hold(story, StubInstance(name), TOKENS[: 16 * chunks])
+    b = story.registry.instances["b"]
+    told = story.ask(Status(1, brief=True, top=2))
+    assert isinstance(told, StatusInfo)
+    assert [(each.instance, each.keys) for each in told.instances] == [("b", 3), ("c", 2)]
+    assert (told.announced_keys, told.retracted_keys) == (6, 0)
+    b.state, b.number = "dead", -1
+    told = story.ask(Status(1, brief=True, top=1 << 31))
+    assert isinstance(told, StatusInfo)
+    assert [each.instance for each in told.instances] == ["c", "a"]
+
+
 def test_a_brief_status_counts_what_the_whole_one_lists() -> None:
     story = Story(syncs_at_once=3)
     a = story.join(StubInstance("a"))
@@ -156,7 +180,7 @@ def test_a_brief_status_counts_what_the_whole_one_lists() -> None:
     assert brief.instances == []
     assert brief.states == {"live": 1, "incompatible": 1, "syncing": 1}
     assert sorted(each.state for each in whole.instances) == sorted(brief.states)
-    assert (brief.syncs, brief.lag) == (1, 0)
+    assert (brief.syncs, brief.syncs_waiting, brief.lag) == (1, 0, 0)
     story.wait(2, a)
     controllers = story.ask(Controllers(1))
     assert isinstance(controllers, ControllersInfo)

@@ -84,5 +84,12 @@ def reset_cache(llm: Any) -> bool:
     return bool(_connector(llm).reset_cache())
 
 
+def scrape(llm: Any) -> str:
+    """vLLM's own `/metrics`."""
+    from prometheus_client import generate_latest
+
+    return generate_latest().decode()
+
+
 def close_agent(llm: Any) -> None:
     _connector(llm)._agent.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,11 +11,10 @@ vllm = pytest.importorskip("vllm", reason="vllm is not installed")
 
 from lmkv.connector import LmkvConnector  # noqa: E402
 from lmkv.connector_metadata import LmkvHandshake, LmkvWorkerMetadata  # noqa: E402
-from lmkv.connector_metrics import LmkvStats  # noqa: E402
 from lmkv.core.messages import PullResult  # noqa: E402
 from lmkv.core.steps import LoadResult  # noqa: E402
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram  # noqa: E402
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole  # noqa: E402
+from vllm.v1.metrics.cache_hit_source import CacheHitSource  # noqa: E402
 
 
 def connector(monkeypatch: pytest.MonkeyPatch, device: str = "cpu", **parallel: int) -> Any:
@@ -102,21 +100,21 @@ def test_the_handshake_of_another_connector_is_not_ours(monkeypatch: pytest.Monk
     assert answers_like_an_empty_cache(one)
 
 
-def test_alarms_are_counted_in_vllms_metrics_and_log() -> None:
-    registry = CollectorRegistry()
-    types = {kind: partial(kind, registry=registry) for kind in (Counter, Gauge, Histogram)}
-    config = SimpleNamespace(kv_transfer_config=SimpleNamespace())
-    metrics = LmkvConnector.build_prom_metrics(config, types, ["engine"], {0: ["0"]})
-    stats = LmkvStats({"alarms": {"audit": 1}, "hit": {}, "miss": {}})
-    stats.aggregate(LmkvStats({"alarms": {"audit": 1, "peer": 3}}))
-    metrics.observe(stats.data)
-    metrics.observe({})
+def test_vllm_is_told_which_tokens_came_from_here_and_which_from_peers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, request = connector(monkeypatch), SimpleNamespace(request_id="r")
+    host, p2p = CacheHitSource.HOST, CacheHitSource.P2P
 
-    def count(kind: str) -> float | None:
-        return registry.get_sample_value("vllm:lmkv_alarms_total", {"engine": "0", "kind": kind})
+    def split(**hits: int) -> dict[Any, int]:
+        one._agent = SimpleNamespace(hit_tokens=lambda request: hits)
+        return one.get_external_cache_hit_sources(request, sum(hits.values()))
 
-    assert (count("audit"), count("peer"), count("message")) == (2, 3, 0)
-    assert stats.reduce() == {"alarms": 5}
+    assert split(hit_pool=256, hit_mapped=512, hit_peer=256) == {host: 256, p2p: 768}
+    assert split(hit_pool=256) == {host: 256}
+    assert split(hit_peer=1) == {p2p: 1}
+    one._agent = SimpleNamespace(hit_tokens=lambda request: 1 // 0)
+    assert one.get_external_cache_hit_sources(request, 7) == {}  # vLLM counts it as unspecified
 
 
 def test_a_load_counts_as_far_as_every_rank_got() -> None:

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lmkv.core.metrics import INSTANCE
 
+from tests.scrape import families, scraped
 from tests.vllm.cluster import MAPPED, NIXL, Cluster, hits, misses
 from tests.vllm.engine import Engine
 from tests.vllm.models import prompt
@@ -114,6 +116,40 @@ def test_causes_are_in_vllms_metrics(cluster: Cluster, pair: tuple[Engine, Engin
     cluster.settle(a)
     b.generate(prompt(80, 700))
     assert b.tokens_by_cause()["hit_mapped"] == before + 512
+    page = b.call("tests.vllm.inside:scrape")
+    listed = {metric.name: metric.kind for metric in INSTANCE}
+    assert {n: kind for n, (kind, _) in families(page).items() if ":lmkv_" in n} == listed
+    labels = scraped(page)
+    for metric in INSTANCE:
+        for name in metric.series:
+            if name in labels:  # those of peers are there once they count
+                le = {"le"} if name.endswith("_bucket") else set()
+                assert labels[name] == {"model_name", "engine", *metric.labels} | le, name
+    [name] = {each["peer"] for n, each, _ in a.metrics() if n == "vllm:lmkv_instance_info"}
+    told = {
+        (n, each.get("peer"), each.get("cause") or each.get("source") or each.get("kind")): value
+        for n, each, value in b.metrics()
+    }
+    assert told["vllm:lmkv_peer_hit_tokens_total", name, "hit_mapped"] >= 512
+    assert told["vllm:prompt_tokens_cached_by_source_total", None, "p2p"] >= 512
+    assert told["vllm:lmkv_copied_bytes_total", None, "load"] > 0
+
+
+def test_vllm_counts_what_came_from_the_own_pool_as_the_hosts(
+    cluster: Cluster, pair: tuple[Engine, Engine]
+) -> None:
+    a, _ = pair
+
+    def hosts() -> float:
+        found = ((n, labels.get("source"), value) for n, labels, value in a.metrics())
+        name = "vllm:prompt_tokens_cached_by_source_total"
+        return sum(value for n, source, value in found if (n, source) == (name, "host"))
+
+    a.generate(prompt(81, 700))
+    cluster.settle(a)
+    before = hosts()
+    assert hits(a.generate(prompt(81, 700))) == {"hit_pool": 512}
+    assert hosts() == before + 512
 
 
 def test_vllm_never_loads_nixl_or_ucx(pair: tuple[Engine, Engine]) -> None:

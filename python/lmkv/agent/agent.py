@@ -19,6 +19,7 @@ from lmkv import __version__, _native
 from lmkv.agent.background import Background
 from lmkv.agent.controllers import Controllers
 from lmkv.agent.engine import Engine
+from lmkv.agent.gauges import Gauges
 from lmkv.agent.group_reader import GroupReader
 from lmkv.agent.links import Link
 from lmkv.agent.locator import Locator
@@ -140,6 +141,9 @@ class Agent:
         )
         self.reader.epoch = self.epoch
         self.pulls.attach(self.attach())
+        self._gauges = Gauges(
+            engine.instance, self.table, self.streams, self.locator, self.pulls, self.rates, clock
+        )
         self._requests: dict[str, RequestState] = {}
         self._mapped_keys: OrderedDict[bytes, None] = OrderedDict()
         self._step = _Step()
@@ -247,6 +251,11 @@ class Agent:
         load = self.reader.load(state, tables, tokens)
         self._step.loads.append(load)
         self._step.blocks += [b for chunk in load.chunks for b in chunk.blocks if b != SKIPPED]
+
+    def hit_tokens(self, request: str) -> dict[str, int]:
+        """By cause, those of the load that vLLM has just allocated blocks for."""
+        state = self._requests.get(request)
+        return self.reader.planned(state) if state is not None else {}
 
     def plan(self, request: str, tokens: Sequence[int], confirmed: int) -> tuple[int, int]:
         """Chunks [first, last) that become storable when `confirmed` tokens are computed."""
@@ -385,6 +394,10 @@ class Agent:
         return {"lmkv": {"hit_tokens": dict(state.hits), "miss_tokens": dict(state.misses)}}
 
     # ------------------------------------------------------------ life
+
+    def take_stats(self) -> dict[str, Any]:
+        """What was counted since the last call, and once a second how things stand."""
+        return {**self.stats.take(), **self._gauges.take()}
 
     def reset(self) -> None:
         """vLLM's caches were reset, perhaps since the weights changed: a new epoch."""

@@ -246,12 +246,20 @@ class GroupReader(Reader):
                 state.parts[chunk.group].mapped.add(number)
         return state.end - state.first
 
-    def _cause(self, state: RequestState, i: int) -> str:
-        number = state.first + i
-        if any(number in part.mapped for part in state.parts):
-            return "hit_mapped"
-        pulled = any(number in part.pulled for part in state.parts)
-        return "hit_peer" if pulled else "hit_pool"
+    def _origins(self, state: RequestState) -> Iterator[tuple[str, str]]:
+        peers = zip(self._numbers(state), state.chunk_peers, strict=True)
+        mapped = {number: peer for number, peer in peers if peer}
+        for number in range(state.first, state.end):
+            if number in mapped:
+                yield "hit_mapped", mapped[number]
+            elif any(number in part.pulled for part in state.parts):
+                yield "hit_peer", self._holder(state, number)
+            else:
+                yield "hit_pool", ""
+
+    def _holder(self, state: RequestState, number: int) -> str:
+        sources = (part.sources.get(number) for part in state.parts)
+        return next((source.peer for source in sources if source is not None), "")
 
     def end(self, state: RequestState) -> None:
         for part in state.parts:

@@ -10,7 +10,8 @@ the background thread, under `lock`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from lmkv import _native
 from lmkv.agent.locator import Locator
@@ -320,27 +321,52 @@ class Reader:
         state.accounted = True
         size = self._chunk_tokens
         whole = self._last(state.prompt_tokens) * size
-        state.hits["hit_vllm"] += state.computed
+        counts = Counter({("hit_vllm", ""): state.computed})
         at = state.computed
-        for i in range(good):
-            end = (state.first + i + 1) * size
-            state.hits[self._cause(state, i)] += end - at
-            at = end
+        for cause, peer, tokens in self._hits(state, good):
+            counts[cause, peer] += tokens
+            at += tokens
         if at < whole:
-            state.misses[state.miss] += whole - at
+            counts[state.miss, self._holder(state, at // size)] += whole - at
             at = whole
-        state.misses["opted_out" if state.chain is None else "too_short"] += (
-            state.prompt_tokens - at
-        )
-        for counts in (state.hits, state.misses):
-            for cause, tokens in counts.items():
-                self._stats.tokens(cause, tokens)
+        rest = "opted_out" if state.chain is None else "too_short"
+        counts[rest, ""] += state.prompt_tokens - at
+        for (cause, peer), tokens in counts.items():
+            told = state.hits if cause.startswith("hit_") else state.misses
+            told[cause] += tokens
+            self._stats.tokens(cause, tokens, peer)
 
-    def _cause(self, state: RequestState, i: int) -> str:
-        """Of the hit of chunk number `i` of the load."""
-        if state.chunk_peers[i]:
-            return "hit_mapped"
-        return "hit_peer" if state.first + i in state.pulled else "hit_pool"
+    def planned(self, state: RequestState) -> Counter[str]:
+        """Tokens of a load that has begun, by the cause that they are to count under."""
+        found: Counter[str] = Counter()
+        for cause, _, tokens in self._hits(state, state.end - state.first):
+            found[cause] += tokens
+        return found
+
+    def _hits(self, state: RequestState, good: int) -> Iterator[tuple[str, str, int]]:
+        """(cause, peer, tokens) of each of a load's first `good` chunks."""
+        at = state.computed
+        for number, (cause, peer) in zip(
+            range(state.first, state.first + good), self._origins(state)
+        ):
+            end = (number + 1) * self._chunk_tokens
+            yield cause, peer, end - at
+            at = end
+
+    def _origins(self, state: RequestState) -> Iterator[tuple[str, str]]:
+        """(cause of a hit, peer or "") of each chunk of the load, in order."""
+        for number, peer in zip(range(state.first, state.end), state.chunk_peers):
+            if peer:
+                yield "hit_mapped", peer
+            elif number in state.pulled:
+                yield "hit_peer", self._holder(state, number)
+            else:
+                yield "hit_pool", ""
+
+    def _holder(self, state: RequestState, number: int) -> str:
+        """The peer that this chunk came from, or was to come from; "" for none."""
+        source = state.sources.get(number)
+        return source.peer if source is not None else ""
 
     def end(self, state: RequestState) -> None:
         """The request is over, with or without a load."""

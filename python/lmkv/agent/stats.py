@@ -1,10 +1,16 @@
-"""What an instance counts: tokens by cause, pulls, alarms. Taken by steps, told in heartbeats."""
+"""What an instance counts, by the keys of `core/metrics.py`. Taken by steps, told in heartbeats.
+
+A count is a number, or by labels: `{"pull_bytes": 512, "hit_tokens": {"hit_peer": 256}}`; observed
+values, of histograms, are lists. Plain data: vLLM carries it between processes.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from typing import Any
+
+KEPT = 1024  # observed values between two steps; of more, the last ones
 
 
 class Stats:
@@ -12,25 +18,41 @@ class Stats:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts = _empty()
+        self._counts = _none()
+        self._observed: dict[str, deque[float]] = {}
         self._totals: dict[str, Counter[str]] = {"hit": Counter(), "miss": Counter()}
 
-    def tokens(self, cause: str, tokens: int) -> None:
+    def count(self, key: str, *labels: str, by: float = 1) -> None:
+        names = (key, *labels)
+        with self._lock:
+            self._counts[names] += by
+
+    def observe(self, key: str, value: float) -> None:
+        with self._lock:
+            self._observed.setdefault(key, deque(maxlen=KEPT)).append(value)
+
+    def tokens(self, cause: str, tokens: int, peer: str = "") -> None:
+        """`peer`: who brought them, or had announced what was then computed."""
         if tokens <= 0:
             return
         kind = "hit" if cause.startswith("hit_") else "miss"
         with self._lock:
-            self._counts[kind][cause] += tokens
             self._totals[kind][cause] += tokens
+            self._counts[f"{kind}_tokens", cause] += tokens
+            if peer:
+                self._counts[f"peer_{kind}_tokens", peer, cause] += tokens
 
-    def pull(self, seconds: float, pulled: int) -> None:
-        with self._lock:
-            self._counts["pull_seconds"].append(seconds)
-            self._counts["pull_bytes"] += pulled
+    def pull(self, peer: str, seconds: float, pulled: int) -> None:
+        """One that brought something."""
+        self.observe("pull_seconds", seconds)
+        if seconds > 0:
+            self.observe("pull_bytes_per_second", pulled / seconds)
+        self.count("pull_bytes", by=pulled)
+        self.count("peer_pull_bytes", peer, by=pulled)
+        self.count("peer_pull_seconds", peer, by=seconds)
 
     def alarm(self, kind: str) -> None:
-        with self._lock:
-            self._counts["alarms"][kind] += 1
+        self.count("alarms", kind)
 
     def totals(self) -> dict[str, Counter[str]]:
         """`hit` and `miss` tokens by cause."""
@@ -40,12 +62,17 @@ class Stats:
     def take(self) -> dict[str, Any]:
         """Counts since the last call; empty dict when there are none."""
         with self._lock:
-            taken, self._counts = self._counts, _empty()
-        if not (taken["hit"] or taken["miss"] or taken["pull_seconds"] or taken["alarms"]):
-            return {}
-        return {**taken, **{kind: dict(taken[kind]) for kind in ("hit", "miss", "alarms")}}
+            counts, self._counts = self._counts, _none()
+            observed, self._observed = self._observed, {}
+        taken: dict[str, Any] = {key: list(values) for key, values in observed.items()}
+        for (key, *labels), amount in counts.items():
+            at, names = taken, [key, *labels]
+            for name in names[:-1]:
+                at = at.setdefault(name, {})
+            at[names[-1]] = amount
+        return taken
 
 
-def _empty() -> dict[str, Any]:
-    counted = {"hit": Counter[str](), "miss": Counter[str](), "alarms": Counter[str]()}
-    return {**counted, "pull_seconds": [], "pull_bytes": 0}
+def _none() -> defaultdict[tuple[str, ...], float]:
+    """Counts by key and labels."""
+    return defaultdict(int)

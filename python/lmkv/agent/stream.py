@@ -36,6 +36,7 @@ from lmkv.core.messages import (
     Touched,
     Welcome,
 )
+from lmkv.core.metrics import OTHER, SYNC_REASONS
 
 SLICES_A_PUMP = 4
 OUTBOX = 256  # messages that wait for the link, of 112 KiB at most
@@ -85,6 +86,17 @@ class Stream:
     def ready(self) -> bool:
         """Whether the controller is there and may be asked."""
         return self._welcome is not None and self._clock() - self._heard < SILENCE
+
+    @property
+    def state(self) -> str:
+        """One of `core/metrics.py`'s."""
+        if self.ready:
+            return "warming" if self.warming else "ready"
+        return "refused" if self.refused else "silent"
+
+    @property
+    def syncing(self) -> bool:
+        return self._sync is not None
 
     @property
     def welcome(self) -> Welcome | None:
@@ -137,6 +149,7 @@ class Stream:
         if len(self.outbox) > OUTBOX:  # the next number that arrives shows the gap
             self.outbox.clear()
             self._deaf, self._sync, self._beat = True, None, None
+            self._stats.count("outbox_overflows")
 
     def _registration(self, now: float) -> None:
         if now < self._next_register:
@@ -211,7 +224,8 @@ class Stream:
                 self._refuse("message", f"welcome of {message.controller}: {wrong}")
         elif isinstance(message, Resync) and self._welcome is not None:
             # Something was lost, and perhaps the ranks were.
-            self._sync, self._deaf, self._data_version = (message.sync, 0), False, -1
+            self._deaf, self._data_version = False, -1
+            self._begin_sync(message.sync, message.reason)
         elif isinstance(message, Probe):
             self.outbox.appendleft(wire.encode(ProbeOk(epoch)))
         elif isinstance(message, HeartbeatOk):
@@ -224,14 +238,20 @@ class Stream:
         old = self._welcome
         if old is None:
             self._seq, self._next_heartbeat, self._deaf = 0, 0.0, False
-            self._sync = (0, 0) if message.sync else None
+            self._sync = None
+            if message.sync:
+                self._begin_sync(0, "new")
         elif message.sync and not old.sync:
-            self._sync = (0, 0)
+            self._begin_sync(0, "new")
         elif message.epoch == old.epoch:
             return
         # A registration that was repeated is answered repeatedly. Each of them came there before
         # the stream began, so its numbers go on.
         self._welcome = message
+
+    def _begin_sync(self, number: int, reason: str) -> None:
+        self._sync = number, 0
+        self._stats.count("syncs", reason if reason in SYNC_REASONS else OTHER)
 
     def _beat_answered(self, message: HeartbeatOk) -> None:
         if self._welcome is not None and message.epoch != self._welcome.epoch:
@@ -240,6 +260,7 @@ class Stream:
         self.warming = message.state != "ready"
         if self._beat is not None and self._beat_sent is not None and message.seq == self._beat[0]:
             taken, self._beat, self._beat_sent = self._clock() - self._beat_sent, None, None
+            self._stats.observe("heartbeat_seconds", taken)
             if self.round_trip is None:
                 self.round_trip = taken
             self.round_trip += (taken - self.round_trip) * SMOOTHING

@@ -7,13 +7,17 @@ thread reads it, all else is the background thread's. `news()` is what people sh
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from lmkv import _native
 from lmkv.agent.refusals import Refuse, ignore
 from lmkv.agent.stats import Stats
 from lmkv.agent.stream import Stream
+from lmkv.core import wire
 from lmkv.core.messages import Register
+from lmkv.core.metrics import CONTROLLER_STATES
 
 QUIET = 5.0  # seconds after which people are told that a controller does not answer
 STANDSTILL = 1.0  # between two turns: the process was stopped, or nearly
@@ -59,6 +63,9 @@ class Streams:
     def turn(self) -> None:
         """One round, after what has arrived was heard: every stream's outbox gets what is due."""
         changes = self._table.take_changes()
+        for announced, keys, *_ in changes:
+            which = "announced_keys" if announced else "retracted_keys"
+            self._stats.count(which, by=len(keys) // wire.KEY_BYTES)
         for stream in self._streams.values():
             stream.pump(changes)
 
@@ -85,6 +92,16 @@ class Streams:
 
         streams = self._streams
         return sorted((a for a, stream in streams.items() if stream.ready), key=rank)
+
+    def gauges(self) -> dict[str, Any]:
+        """How the streams stand; any thread may ask."""
+        streams = list(self._streams.values())
+        states = Counter(stream.state for stream in streams)
+        return {
+            "controllers": {state: states[state] for state in CONTROLLER_STATES},
+            "outbox_messages": max((len(stream.outbox) for stream in streams), default=0),
+            "open_syncs": sum(stream.syncing for stream in streams),
+        }
 
     def news(self) -> list[tuple[bool, str]]:
         """(whether it is bad, sentence) of each change since the last call."""

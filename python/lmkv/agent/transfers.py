@@ -8,6 +8,7 @@ the speed of memory, and always taken.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from lmkv.agent.stats import Stats
 from lmkv.core import wire
 from lmkv.core.config import InstanceConfig
 from lmkv.core.messages import PullPeer, PullResult, RankInfo
+from lmkv.core.metrics import PULL_RESULTS
 from lmkv.core.parts import parts
 
 KEY, COUNTER = wire.KEY_BYTES, wire.COUNTER_BYTES
@@ -196,7 +198,9 @@ class Transfers:
         """Called by `pulls` at the end of each job."""
         results = set(job.results)
         if job.good:
-            self._stats.pull(job.seconds, job.bytes)
+            self._stats.pull(job.peer, job.seconds, job.bytes)
+        for result, chunks in Counter(job.results).items():
+            self._stats.count("pulled_chunks", PULL_RESULTS[result], by=chunks)
         whole = all(r in (PullResult.GOOD, PullResult.TIMEOUT) for r in job.results)
         brought = job.bytes if whole else 0
         self._rates.ended(job.peer, job.size, brought, job.begin, job.seconds)

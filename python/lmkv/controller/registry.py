@@ -71,6 +71,9 @@ class Registry:
         self.drifts = 0
         self.resyncs = 0
         self.bad_messages = 0  # that were none of ours
+        self.heartbeats = 0
+        self.announced_keys = 0
+        self.retracted_keys = 0
         self.hit_tokens: dict[str, int] = {}  # of all instances, since the start
         self.miss_tokens: dict[str, int] = {}
         self.query_port = query_port or config.query_port or config.port + 1
@@ -103,6 +106,10 @@ class Registry:
     def syncs(self) -> int:
         """Full syncs that run or wait."""
         return len(self._syncs)
+
+    @property
+    def syncs_waiting(self) -> int:
+        return len(self._syncs) - self._syncs.running
 
     def first(self, instance: Instance) -> Instance:
         """The one of its model that has been here longest: with it others are compared."""
@@ -199,6 +206,9 @@ class Registry:
         if here is not None and here.name != message.instance:
             text = f"instance {message.instance!r}: this connection is {here.name!r}'s"
             return Refused("field", text, "instance")
+        if not message.instance.isprintable():  # it is shown to people and in metrics
+            text = f"instance {message.instance!r}: its name must have printable characters only"
+            return Refused("field", text, "instance")
         for field, texts in (("namespace", [message.namespace]), ("layouts", message.layouts)):
             if (wrong := unreadable(texts)) is not None:
                 return Refused("field", f"{field}: {wrong}", field)
@@ -249,12 +259,12 @@ class Registry:
     # ------------------------------------------------------------ the stream
 
     def _announce(self, instance: Instance, message: Announce, frames: list[bytes]) -> list[Out]:
-        wire.counts(frames, KEY, PLACE, COUNTER)
+        self.announced_keys += wire.counts(frames, KEY, PLACE, COUNTER)
         self.placement.directory.announce(instance.number, *frames)
         return []
 
     def _retract(self, instance: Instance, message: Retract, frames: list[bytes]) -> list[Out]:
-        wire.counts(frames, KEY, PLACE, COUNTER)
+        self.retracted_keys += wire.counts(frames, KEY, PLACE, COUNTER)
         self.placement.directory.retract(instance.number, *frames)
         return []
 
@@ -274,6 +284,7 @@ class Registry:
         return []
 
     def _heartbeat(self, instance: Instance, beat: Heartbeat, frames: list[bytes]) -> list[Out]:
+        self.heartbeats += 1
         instance.count(beat)
         add(self.hit_tokens, beat.hit_tokens)
         add(self.miss_tokens, beat.miss_tokens)

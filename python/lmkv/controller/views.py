@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from heapq import nsmallest
+from heapq import nlargest, nsmallest
 
 from lmkv import __version__
 from lmkv.controller.instance import Instance, add, differs
@@ -77,7 +77,9 @@ def status(registry: Registry, message: Status) -> StatusInfo:
     for instance in alive:
         if instance.heartbeat is not None:
             add(granules, instance.heartbeat.pool_granules)
-    everyone = [] if message.brief else registry.instances.values()
+    shown: Iterable[Instance] = registry.instances.values()
+    if message.brief:
+        shown = nlargest(min(message.top, PAGE), alive, key=viewer.keys)
     return StatusInfo(
         message.request,
         registry.config.cluster,
@@ -92,7 +94,7 @@ def status(registry: Registry, message: Status) -> StatusInfo:
         placement.locate_keys,
         registry.drifts,
         registry.resyncs,
-        [viewer.instance(instance) for instance in everyone],
+        [viewer.instance(instance) for instance in shown],
         registry.config.max_frame_bytes,
         dict(Counter(viewer.state(instance) for instance in registry.instances.values())),
         placement.located_keys,
@@ -102,6 +104,10 @@ def status(registry: Registry, message: Status) -> StatusInfo:
         registry.hit_tokens,
         registry.miss_tokens,
         granules,
+        registry.heartbeats,
+        registry.announced_keys,
+        registry.retracted_keys,
+        registry.syncs_waiting,
     )
 
 
@@ -174,9 +180,13 @@ class _Viewer:
             return "syncing"
         return "incompatible" if self._compared(instance)[1] else "live"
 
+    def keys(self, instance: Instance) -> int:
+        number = instance.number
+        return self._registry.placement.directory.sums(number)[0] if number >= 0 else 0
+
     def instance(self, instance: Instance) -> InstanceState:
         registry, registration, beat = self._registry, instance.registration, instance.heartbeat
-        number, (first, differing) = instance.number, self._compared(instance)
+        first, differing = self._compared(instance)
         return InstanceState(
             instance.name,
             instance.epoch,
@@ -184,7 +194,7 @@ class _Viewer:
             registration.model,
             registration.serving_url,
             len(registration.ranks),
-            registry.placement.directory.sums(number)[0] if number >= 0 else 0,
+            self.keys(instance),
             max(0.0, registry.clock() - instance.heard),
             instance.pullable,
             registration.version,

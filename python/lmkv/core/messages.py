@@ -306,7 +306,8 @@ class Status(Message, tag="status"):
     """The cluster in one answer."""
 
     request: U64 = 0
-    brief: bool = False  # without the list of instances
+    brief: bool = False  # without the list of instances,
+    top: U32 = 0  # but for so many of those that are not dead, the ones with the most keys
 
 
 class InstanceState(msgspec.Struct, omit_defaults=True):
@@ -361,6 +362,10 @@ class StatusInfo(Message, tag="status_info"):
     hit_tokens: dict[str, U64] = {}
     miss_tokens: dict[str, U64] = {}
     pool_granules: dict[str, U64] = {}  # of the instances that are not dead
+    heartbeats: U64 = 0
+    announced_keys: U64 = 0
+    retracted_keys: U64 = 0
+    syncs_waiting: U32 = 0  # of `syncs`
 
 
 class Lookup(Message, tag="lookup"):

@@ -67,7 +67,7 @@ def _health(view: ClusterView, controller_pid: int) -> APIRouter:
 
     @router.get("/metrics", summary="For Prometheus", response_class=PlainTextResponse)
     async def scrape() -> Response:
-        text = metrics.page(await view.status(), controller_pid)
+        text = metrics.page(await view.status(top=metrics.INSTANCES), controller_pid)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     return router

@@ -46,8 +46,9 @@ class ClusterView:
         self._client = client
         self._max_frame_bytes = 0  # 0: not told yet
 
-    async def status(self, deadline: float | None = None) -> StatusInfo:
-        info = await self._ask(Status(brief=True), StatusInfo, deadline=deadline)
+    async def status(self, deadline: float | None = None, top: int = 0) -> StatusInfo:
+        """With so many of its instances."""
+        info = await self._ask(Status(brief=True, top=top), StatusInfo, deadline=deadline)
         self._max_frame_bytes = info.max_frame_bytes
         return info
 

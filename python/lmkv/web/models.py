@@ -57,7 +57,11 @@ class Cluster(Answer):
     located_keys: int
     drifts: int
     resyncs: int
-    syncs: int
+    syncs: int = Field(description="that run or wait")
+    syncs_waiting: int
+    heartbeats: int
+    announced_keys: int
+    retracted_keys: int
     bad_messages: int
     lag: float = Field(description="the age of the oldest heartbeat of those that are not dead")
     max_frame_bytes: int
