@@ -29,6 +29,7 @@ from mover_instance import (
     key,
     payload,
     place,
+    stop,
 )
 
 GOOD, TIMEOUT = PullResult.GOOD, PullResult.TIMEOUT
@@ -149,7 +150,7 @@ class Stopped:
         self.pid = pid
 
     def __enter__(self) -> Stopped:
-        os.kill(self.pid, signal.SIGSTOP)
+        stop(self.pid)
         return self
 
     def wake(self) -> None:

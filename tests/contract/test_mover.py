@@ -46,6 +46,7 @@ from mover_instance import (
     payload,
     place,
     pulled,
+    stop,
 )
 
 from tests.ports import busy_ports
@@ -191,7 +192,7 @@ def test_a_stopped_holder_costs_the_deadline_and_puts_the_places_in_limbo(tcp_pa
     a.write(0, n=0, counter=1)
     b.pull(1, a.peer(), [(0, 0, 1)], [(0, 1)])
     assert pulled(b, 1)[1] == [GOOD]  # connected
-    os.kill(a.supervisor.pid, signal.SIGSTOP)
+    stop(a.supervisor.pid)
     try:
         b.pull(2, a.peer(), [(0, 0, 1)] * 2, [(1, 1), (2, 1)], deadline=0.3)
         assert pulled(b, 2)[1] == [TIMEOUT] * 2
@@ -218,7 +219,7 @@ def test_a_holder_that_dies_under_a_read_is_named_at_once(tcp_pair):
     a.write(0, n=0, counter=1)
     b.pull(1, a.peer(), [(0, 0, 1)], [(0, 1)])
     assert pulled(b, 1)[1] == [GOOD]
-    os.kill(a.supervisor.pid, signal.SIGSTOP)
+    stop(a.supervisor.pid)
     b.pull(2, a.peer(), [(0, 0, 1)], [(1, 1)], deadline=60.0)
     b.send(Ping(1))
     assert b.receive()[0] == Pong(1)  # so the pull has been posted
@@ -235,7 +236,7 @@ def test_too_much_limbo_replaces_the_mover(run_dir, capfd):
         a.write(0, n=0, counter=1)
         b.pull(1, a.peer(), [(0, 0, 1)], [(0, 1)])
         assert pulled(b, 1)[1] == [GOOD]
-        os.kill(a.supervisor.pid, signal.SIGSTOP)
+        stop(a.supervisor.pid)
         try:
             b.pull(2, a.peer(), [(0, 0, 1)] * 2, [(1, 1), (2, 1)], deadline=0.2)
             assert pulled(b, 2)[1] == [TIMEOUT] * 2

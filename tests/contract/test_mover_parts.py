@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from lmkv.core.messages import LimboEnded
-from mover_instance import Instance, pulled
+from mover_instance import Instance, pulled, stop
 
 GOOD, GONE, DIGEST, INCOMPATIBLE, TIMEOUT, PEER_DEAD, MOVER_DOWN = range(7)
 pytestmark = pytest.mark.nixl
@@ -103,7 +103,7 @@ def test_a_stopped_rank_s_bytes_land_in_a_slot_that_nobody_has(tcp_split) -> Non
     others = [two[1].peer()]
     one.pull(1, two[0].peer(), [(1, 1, 1)], [(1, 1)], others=others)  # connected, both
     assert pulled(one, 1)[1] == [GOOD]
-    os.kill(two[1].supervisor.pid, signal.SIGSTOP)
+    stop(two[1].supervisor.pid)
     try:
         chunks, own = [(0, 0, 1), (2, 2, 1)], [(0, 2), (2, 2)]
         one.pull(2, two[0].peer(), chunks, own, deadline=0.3, others=others)
