@@ -3,6 +3,7 @@
 follow(addresses) -> turn() -> for each stream: flush, hear. A controller that comes or goes does
 not disturb the others. `order()` names those that may be asked, the nearest first; the scheduler
 thread reads it, all else is the background thread's. `news()` is what people should know.
+`listener` hears each change of the table too, whether or not there is a controller.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable
 from lmkv import _native
 from lmkv.agent.refusals import Refuse, ignore
 from lmkv.agent.stats import Stats
-from lmkv.agent.stream import Stream
+from lmkv.agent.stream import Changes, Stream
 from lmkv.core.messages import Register
 
 QUIET = 5.0  # seconds after which people are told that a controller does not answer
@@ -28,8 +29,10 @@ class Streams:
         stats: Stats,
         clock: Callable[[], float],
         refuse: Refuse = ignore,
+        listener: Callable[[Changes], None] | None = None,
     ) -> None:
         self._refuse = refuse
+        self._listener = listener
         self._table = table
         self._register = register
         self._stats = stats
@@ -61,6 +64,8 @@ class Streams:
         changes = self._table.take_changes()
         for stream in self._streams.values():
             stream.pump(changes)
+        if changes and self._listener is not None:
+            self._listener(changes)
 
     def woke(self) -> None:
         """To be called before anything is heard: silence while this process was stopped is nobody's
