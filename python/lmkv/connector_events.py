@@ -121,7 +121,7 @@ class PoolEvents:
         more = more if isinstance(more, _More) else _More(None, None, None, None)
         return BlockStored(
             block_hashes=hashes,
-            parent_block_hash=maybe_convert_block_hash(facts.parent) if facts.parent else None,
+            parent_block_hash=self._told(facts.parent) if facts.parent else None,
             token_ids=list(array("I", facts.tokens)),
             block_size=facts.block_tokens,
             lora_id=more.lora_id,
@@ -138,4 +138,7 @@ class PoolEvents:
     def _hashes(self, facts: BlockFacts) -> list[int | bytes]:
         size = len(facts.hashes) // self._groups[facts.group].slot_blocks
         parts = (facts.hashes[at : at + size] for at in range(0, len(facts.hashes), size))
-        return [maybe_convert_block_hash(part) for part in parts]
+        return [self._told(part) for part in parts]
+
+    def _told(self, kept: bytes) -> int | bytes:
+        return int.from_bytes(kept, "big") if self._hash_bytes else kept

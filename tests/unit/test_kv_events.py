@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from lmkv.agent.kv_events import CHUNKS_A_TAKE, BlockFacts, KvEvents
+from lmkv.agent.kv_events import REMOVED_A_TAKE, STORED_A_TAKE, BlockFacts, KvEvents
 from lmkv.core.messages import Announce, PullResult, Retract
 
 from tests.fake_links import CHUNK, CONTROLLER, World
@@ -175,7 +175,7 @@ def test_one_that_shares_no_more_takes_back_what_it_told() -> None:
 
 
 def test_a_take_is_bounded_and_a_prompts_chunks_are_in_their_order() -> None:
-    table, n = make(400), 300
+    table, n = make(900), 600
     events = KvEvents(lambda _, __, chunk: BlockFacts(0, chunk, 1, b"h%d" % chunk, b"", b"", None))
     for i in reversed(range(n)):
         at = store(table, i)
@@ -185,12 +185,12 @@ def test_a_take_is_bounded_and_a_prompts_chunks_are_in_their_order() -> None:
     while events.pending:
         removed, stored = events.take()
         assert not removed
-        assert len(stored) <= CHUNKS_A_TAKE
+        assert len(stored) <= STORED_A_TAKE
         told += [f.first_token for f in stored]
     assert told == list(range(n))
     table.begin_epoch()
     events.changed(table.take_changes())
-    assert [len(events.take()[0]) for _ in range(3)] == [CHUNKS_A_TAKE, n - CHUNKS_A_TAKE, 0]
+    assert [len(events.take()[0]) for _ in range(3)] == [REMOVED_A_TAKE, n - REMOVED_A_TAKE, 0]
 
 
 def test_the_same_key_under_other_hashes_is_told_as_two() -> None:

@@ -19,7 +19,9 @@ from lmkv.agent.stream import Changes
 from lmkv.core import wire
 
 KEY, PLACE = wire.KEY_BYTES, wire.PLACE_BYTES
-CHUNKS_A_TAKE = 256  # of each kind: a step is not to wait for the events of a whole pool
+# Chunks a take: a step is not to wait for the events of a whole pool. One that is stored has its
+# tokens told too.
+STORED_A_TAKE, REMOVED_A_TAKE = 64, 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +106,13 @@ class KvEvents:
         if not self.pending:
             return [], []
         with self._lock:
-            gone = list(islice(self._gone.items(), CHUNKS_A_TAKE))
+            gone = list(islice(self._gone.items(), REMOVED_A_TAKE))
             for key, _ in gone:
                 del self._gone[key], self._told[key]
             new: list[tuple[bytes, BlockFacts]] = []
             if not self._gone:
                 first = sorted(self._new.items(), key=lambda item: item[1].first_token)
-                new = first[:CHUNKS_A_TAKE]
+                new = first[:STORED_A_TAKE]
             for key, facts in new:
                 del self._new[key]
                 self._told[key] = facts
