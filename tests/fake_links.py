@@ -128,9 +128,14 @@ class World:
                 for i, info in enumerate(own)
             ],
         )
+        describe = settings.pop("describe", None)
         inline = {"min_tokens": 1, **settings}
         self.agent = Agent(
-            config.load(config.InstanceConfig, inline), engine, self.clock, self._connect
+            config.load(config.InstanceConfig, inline),
+            engine,
+            self.clock,
+            self._connect,
+            describe=describe,
         )
         self.agent.background.open()
         self.turn()

@@ -38,6 +38,7 @@ from lmkv.core.steps import LoadResult, StepPlan
 
 if TYPE_CHECKING:
     from lmkv.agent.agent import Agent
+    from lmkv.connector_events import PoolEvents
     from lmkv.worker.worker import Worker
 
 try:
@@ -77,6 +78,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         super().__init__(vllm_config, role, kv_cache_config)
         self._agent: Agent | None = None
         self._worker: Worker | None = None
+        self._events: PoolEvents | None = None  # where vLLM's KV events are on
         self._config: settings.InstanceConfig | None = None
         self._off = ""  # why nothing is shared
         self._requests: dict[str, Any] = {}  # vLLM's, by id
@@ -305,10 +307,24 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
             return
         instance, engine_id = self._instance()
         engine = engine_of(self._vllm_config, groups, chunk, ranks, instance, engine_id, named)
-        self._agent = Agent(config, engine)
+        self._events = self._pool_events(chunk)
+        describe = self._events.describe if self._events is not None else None
+        self._agent = Agent(config, engine, describe=describe)
         self._agent.start()
         atexit.register(self._agent.close)
         logger.info("lmkv: instance %s shares chunks of %d tokens", engine.instance, chunk)
+
+    def _pool_events(self, chunk_tokens: int) -> PoolEvents | None:
+        config = getattr(self._vllm_config, "kv_events_config", None)
+        if config is None or not config.enable_kv_cache_events:
+            return None
+        try:
+            from lmkv.connector_events import PoolEvents
+
+            return PoolEvents(self._kv_cache_config, chunk_tokens, self._requests)
+        except Exception:  # sharing does not depend on it
+            logger.warning("lmkv: routers hear nothing of the pool", exc_info=True)
+            return None
 
     def _expect_drafts(self, speculative: Any, block_tokens: int) -> None:
         """Draft heads (EAGLE, MTP) may go back to the last block of a request that decodes."""
@@ -453,6 +469,21 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
             return copies(self._worker.take_stats())
         taken = self._agent.take_stats() if self._agent is not None else {}
         return LmkvStats(taken) if taken else None
+
+    @_guarded(list)
+    def take_events(self) -> Iterable[Any]:
+        """What vLLM publishes of the pool, beside the events of its own blocks."""
+        if self._events is None or self._agent is None or self._agent.events is None:
+            return ()
+        if self._off:
+            self._agent.events.end()
+        return list(self._events.events(*self._agent.events.take()))
+
+    @_guarded(False)
+    def has_pending_push_work(self) -> bool:
+        """Events leave with steps: an engine that has just become idle makes those that its last
+        stores need, as vLLM's own offloading does."""
+        return not self._off and self._agent is not None and self._agent.must_step()
 
     @_guarded(True)
     def reset_cache(self) -> bool | None:

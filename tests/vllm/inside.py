@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +94,20 @@ def scrape(llm: Any) -> str:
 
 def close_agent(llm: Any) -> None:
     _connector(llm)._agent.close()
+
+
+def told(llm: Any) -> dict[str, int] | None:
+    """What is kept for vLLM's KV events; None: nothing."""
+    connector = _connector(llm)
+    assert (connector._agent.events is None) == (connector._events is None)
+    return None if connector._agent.events is None else connector._agent.events.sizes()
+
+
+def idle(llm: Any) -> int:
+    """The steps that an engine of a server makes once it has nothing to do; how many."""
+    core, steps = llm.llm_engine.engine_core.engine_core, 0
+    while core.scheduler.has_requests():
+        core.step_fn()
+        time.sleep(0.001)  # as vLLM's busy loop
+        steps += 1
+    return steps

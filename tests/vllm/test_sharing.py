@@ -157,6 +157,12 @@ def test_vllm_never_loads_nixl_or_ucx(pair: tuple[Engine, Engine]) -> None:
         assert engine.call("tests.vllm.inside:libraries") == []
 
 
+def test_without_vllms_kv_events_nothing_is_kept_for_them(pair: tuple[Engine, Engine]) -> None:
+    for engine in pair:
+        assert engine.call("tests.vllm.inside:told") is None
+        assert engine.call("tests.vllm.inside:idle") <= 1, "the one that is vLLM's own"
+
+
 def test_a_third_instance_joins_and_hits_and_leaves(
     cluster: Cluster, pair: tuple[Engine, Engine]
 ) -> None:

@@ -21,9 +21,10 @@ from lmkv.agent.controllers import Controllers
 from lmkv.agent.engine import Engine
 from lmkv.agent.gauges import Gauges
 from lmkv.agent.group_reader import GroupReader
+from lmkv.agent.kv_events import Describe, KvEvents
 from lmkv.agent.links import Link
 from lmkv.agent.locator import Locator
-from lmkv.agent.pulls import Pulls
+from lmkv.agent.pulls import Job, Pulls
 from lmkv.agent.rates import Rates
 from lmkv.agent.reader import NULL_BLOCK, Reader
 from lmkv.agent.refusals import Refusals
@@ -41,6 +42,7 @@ from lmkv.core.steps import SKIPPED, Load, LoadResult, StepPlan, Store
 log = logging.getLogger("lmkv.agent")
 
 MAPPED_REMEMBERED = 1 << 16  # keys
+STEP_FOR_EVENTS = 1.0  # seconds that an idle engine steps on, to tell what it did last
 
 
 @dataclass
@@ -79,12 +81,15 @@ class Agent:
         clock: Callable[[], float] = time.monotonic,
         connect: Callable[[str], Link] = Link,
         addresses: Addresses | None = None,
+        describe: Describe | None = None,
     ) -> None:
+        """With `describe` vLLM's KV events are fed; without it they cost nothing."""
         self._config = config
         self._engine = engine
         self._clock = clock
         self.stats = Stats()
         self.refuse = Refusals(self.stats)
+        self.events = KvEvents(describe, self.refuse) if describe is not None else None
 
         def linked(address: str) -> Link:
             link = connect(address)
@@ -99,7 +104,10 @@ class Agent:
         self.infos = [rank.info for rank in engine.ranks]
         self.data_version = 0
         self._info_lock = threading.Lock()
-        self.streams = Streams(self.table, self.registration, self.stats, clock, self.refuse)
+        listener = self.events.changed if self.events is not None else None
+        self.streams = Streams(
+            self.table, self.registration, self.stats, clock, self.refuse, listener
+        )
         addresses = addresses or Addresses(config.controllers, clock)
         self._controllers = Controllers(addresses, self.streams, linked, clock)
         self.locator = Locator(config.cluster, engine.instance, clock, self.refuse)
@@ -108,7 +116,7 @@ class Agent:
             [rank.fingerprints for rank in engine.ranks],
             linked,
             clock,
-            lambda job: self.transfers.ended(job),  # noqa: PLW0108 (made below)
+            self._pulled,
             config.limbo_seconds,
             config.limbo_share * engine.slots,
             self.refuse,
@@ -127,6 +135,7 @@ class Agent:
             self.stats,
             [rank.info for rank in engine.ranks],
             clock,
+            self.events,
         )
         whole = geometry.loads_whole([group.window for group in engine.groups])
         self.reader = (GroupReader if whole else Reader)(
@@ -147,6 +156,7 @@ class Agent:
         self._requests: dict[str, RequestState] = {}
         self._mapped_keys: OrderedDict[bytes, None] = OrderedDict()
         self._step = _Step()
+        self._step_until = float("-inf")  # see `must_step`
         self._told_incompatible = False
         self.background = Background(
             self, self._controllers, [rank.control for rank in engine.ranks], linked, clock
@@ -351,7 +361,16 @@ class Agent:
                 del self._mapped_keys[key]  # computed here: no peer had it any more
             if key not in (k for k, _ in chunks):
                 chunks.append((key, mine))
-        return self.stores.plan(chunks, self._clock(), part.group) if chunks else []
+        if not chunks:
+            return []
+        stores = self.stores.plan(chunks, self._clock(), part.group)
+        if self.events is not None:
+            numbers = {part.keys(chunk, chunk + 1): chunk for chunk in range(first, last)}
+            for store in stores:
+                number = numbers[store.key]
+                self.events.reserved(state.id, part.group, number, store.key, store.place)
+            self._step_until = self._clock() + STEP_FOR_EVENTS
+        return stores
 
     def loaded(self, request: str, result: LoadResult) -> None:
         """Every rank has reported a load."""
@@ -393,6 +412,12 @@ class Agent:
                 self.table.lookup(part.keys(first, end))
         return {"lmkv": {"hit_tokens": dict(state.hits), "miss_tokens": dict(state.misses)}}
 
+    def _pulled(self, job: Job) -> None:
+        """A pull has ended, on either thread."""
+        self.transfers.ended(job)
+        if self.events is not None:
+            self.background.wake()
+
     # ------------------------------------------------------------ life
 
     def take_stats(self) -> dict[str, Any]:
@@ -410,9 +435,20 @@ class Agent:
             log.info("lmkv: caches were reset; the pool is empty, its namespace stays")
         self._namespace()
         self._mapped_keys.clear()
+        self._step_until = self._clock() + STEP_FOR_EVENTS
         with self.reader.lock:
             self.pulls.attach(self.attach())
         self.background.restart()
+
+    def must_step(self) -> bool:
+        """Whether vLLM's KV events lack something that only a step of the engine can tell them."""
+        if self.events is None:
+            return False
+        # Asked in the order in which a report is heard, so that nothing falls between.
+        soon = self._clock() < self._step_until and (
+            self.stores.open > 0 or self.background.turning
+        )
+        return soon or self.events.pending
 
     @property
     def pending(self) -> dict[str, int]:

@@ -50,6 +50,7 @@ class Background:
         self._next_attach = 0.0
         self._next_replace = 0.0
         self._restart = False
+        self._in_turn = False
         self._said: set[str] = set()
         self._stopping = threading.Event()
         self._wake_read, self._wake_write = socket.socketpair()
@@ -61,6 +62,11 @@ class Background:
     def ready(self) -> bool:
         """Whether a controller may be asked."""
         return bool(self._agent.streams.order())
+
+    @property
+    def turning(self) -> bool:
+        """Whether what was reported, or reset, is about to be told."""
+        return self._restart or self._in_turn
 
     def start(self) -> None:
         self._thread.start()
@@ -109,6 +115,13 @@ class Background:
 
     def turn(self) -> None:
         """One round: hear all, then say what is due."""
+        self._in_turn = True
+        try:
+            self._turn()
+        finally:
+            self._in_turn = False
+
+    def _turn(self) -> None:
         if self._restart:
             self._restart, self._states, self._next_attach = False, {}, 0.0
             self._agent.streams.restart()

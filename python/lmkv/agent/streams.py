@@ -3,6 +3,7 @@
 follow(addresses) -> turn() -> for each stream: flush, hear. A controller that comes or goes does
 not disturb the others. `order()` names those that may be asked, the nearest first; the scheduler
 thread reads it, all else is the background thread's. `news()` is what people should know.
+`listener` hears each change of the table too, whether or not there is a controller.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from lmkv import _native
 from lmkv.agent.refusals import Refuse, ignore
 from lmkv.agent.stats import Stats
-from lmkv.agent.stream import Stream
+from lmkv.agent.stream import Changes, Stream
 from lmkv.core import wire
 from lmkv.core.messages import Register
 from lmkv.core.metrics import CONTROLLER_STATES
@@ -32,8 +33,10 @@ class Streams:
         stats: Stats,
         clock: Callable[[], float],
         refuse: Refuse = ignore,
+        listener: Callable[[Changes], None] | None = None,
     ) -> None:
         self._refuse = refuse
+        self._listener = listener
         self._table = table
         self._register = register
         self._stats = stats
@@ -68,6 +71,8 @@ class Streams:
             self._stats.count(which, by=len(keys) // wire.KEY_BYTES)
         for stream in self._streams.values():
             stream.pump(changes)
+        if changes and self._listener is not None:
+            self._listener(changes)
 
     def woke(self) -> None:
         """To be called before anything is heard: silence while this process was stopped is nobody's

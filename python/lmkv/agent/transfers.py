@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lmkv import _native
+from lmkv.agent.kv_events import KvEvents
 from lmkv.agent.locator import Locator
 from lmkv.agent.pulls import Job, Pulls
 from lmkv.agent.rates import Rates
@@ -24,7 +25,7 @@ from lmkv.core.messages import PullPeer, PullResult, RankInfo
 from lmkv.core.metrics import PULL_RESULTS
 from lmkv.core.parts import parts
 
-KEY, COUNTER = wire.KEY_BYTES, wire.COUNTER_BYTES
+KEY, PLACE, COUNTER = wire.KEY_BYTES, wire.PLACE_BYTES, wire.COUNTER_BYTES
 READABLE, RESERVED = 1, 2
 PEERS = 4096  # whose ranks are remembered
 FAILURES = 1 << 14  # chunks whose pull failed that are remembered
@@ -68,7 +69,9 @@ class Transfers:
         stats: Stats,
         ranks: list[RankInfo],
         clock: Callable[[], float],
+        events: KvEvents | None = None,
     ) -> None:
+        self._events = events
         self._config = config
         self._groups = groups
         self._table = table
@@ -169,6 +172,10 @@ class Transfers:
         if own is None:
             state.miss = "no_room"
             return False
+        if self._events is not None:
+            for at, (chunk, _) in enumerate(batch):
+                key, place = keys[at * KEY : (at + 1) * KEY], own[0][at * PLACE : (at + 1) * PLACE]
+                self._events.reserved(state.id, state.group, chunk, key, place)
         remote = (
             b"".join(source.place for _, source in batch),
             b"".join(source.counter.to_bytes(COUNTER, "little") for _, source in batch),

@@ -21,6 +21,7 @@ CAUSES = HIT_CAUSES + MISS_CAUSES
 
 # What must not happen and did, counted and logged apart from tokens.
 ALARMS = (
+    "events",  # a readable chunk that vLLM's KV events cannot name
     "audit",  # a store that differs when it is gathered twice
     "message",  # what came was no message, or its contents contradict themselves
     "peer",  # a peer's announcement is proved untrue
