@@ -1,4 +1,4 @@
-"""What REST takes and gives, as OpenAPI has it. Answers have the names of `core/messages.py`.
+"""What REST takes and gives, as OpenAPI has it. Answers have the names of `core/messages/`.
 
 Durations are seconds, except where a name ends in `_ms`. An epoch is 16 hex digits, since it has
 more bits than JavaScript's numbers.

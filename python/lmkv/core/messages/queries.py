@@ -1,0 +1,246 @@
+"""Clients to the controller: what people, routers and the web process ask."""
+
+from __future__ import annotations
+
+from typing import Union
+
+import msgspec
+
+from lmkv.core.messages.base import U32, U64, Message, Seconds
+
+
+class Status(Message, tag="status"):
+    """The cluster in one answer."""
+
+    request: U64 = 0
+    brief: bool = False  # without the list of instances,
+    top: U32 = 0  # but for so many of those that are not dead, the ones with the most keys
+
+
+class InstanceState(msgspec.Struct, omit_defaults=True):
+    """`state`: `live`, `suspect`, `dead`, `syncing`, `incompatible`."""
+
+    instance: str
+    epoch: U64
+    state: str
+    model: str = ""
+    serving_url: str = ""
+    ranks: U32 = 0
+    keys: U64 = 0
+    heartbeat_age: Seconds = 0.0
+    pullable: bool = False
+    version: str = ""
+    differs: str = ""  # the field in which it differs from the first instance of its model
+    data_version: U64 = 0
+    hit_tokens: dict[str, U64] = {}
+    miss_tokens: dict[str, U64] = {}
+    pool_granules: dict[str, U64] = {}
+    differs_from: str = ""  # that first instance
+    dp_rank: int = 0
+    running: U32 = 0  # requests, by its last heartbeat
+    waiting: U32 = 0
+    load: float = 0.0  # by which holders are weighed; 1 is sixteen requests
+
+
+class StatusInfo(Message, tag="status_info"):
+    """Tokens are counted since the controller began; `lag` is the age of the oldest heartbeat
+    among the instances that are not dead: what the controller knows is at most that old."""
+
+    request: U64
+    cluster: str
+    controller: str
+    epoch: U64
+    state: str
+    version: str
+    uptime: Seconds
+    keys: U64
+    directory_bytes: U64
+    locates: U64
+    locate_keys: U64
+    drifts: U64
+    resyncs: U64
+    instances: list[InstanceState] = []
+    max_frame_bytes: U64 = 0  # the connection of whoever sends a larger frame is dropped
+    states: dict[str, U32] = {}  # instances by state
+    located_keys: U64 = 0  # of `locate_keys`, those that somebody had
+    syncs: U32 = 0  # full syncs that run or wait
+    bad_messages: U64 = 0
+    lag: Seconds = 0.0
+    hit_tokens: dict[str, U64] = {}
+    miss_tokens: dict[str, U64] = {}
+    pool_granules: dict[str, U64] = {}  # of the instances that are not dead
+    heartbeats: U64 = 0
+    announced_keys: U64 = 0
+    retracted_keys: U64 = 0
+    syncs_waiting: U32 = 0  # of `syncs`
+
+
+class Lookup(Message, tag="lookup"):
+    """Holders per chunk. Frames: keys; or no frame, and tokens (keys are made by the controller
+    with the namespace and group spec of `like`, or of the only class of instances there is)."""
+
+    request: U64 = 0
+    tokens: list[U32] = []
+    text: str = ""
+    messages: list[dict[str, str]] = []
+    salt: str = ""
+    lora: str = ""
+    like: str = ""  # an instance whose namespace counts
+
+
+class LookupInfo(Message, tag="lookup_info"):
+    """`holders[i]` lists the instances that have chunk i, `matched` counts whole-prefix tokens."""
+
+    request: U64
+    chunk_tokens: U32
+    keys: list[str]  # hex
+    holders: list[list[str]]
+    matched: dict[str, U32]
+    incompatible: dict[str, str] = {}  # other instances of the model, and the field that differs
+
+
+class Route(Message, tag="route"):
+    """Which instances have the longest prefix of these tokens? For routers; nothing is handed out.
+
+    `model` may be left out where all instances serve the same one.
+    """
+
+    request: U64 = 0
+    tokens: list[U32] = []
+    model: str = ""
+    salt: str = ""
+    limit: U32 = 16
+
+
+class Candidate(msgspec.Struct, omit_defaults=True):
+    """An instance that could serve a prompt; it has the first `tokens` of it."""
+
+    instance: str
+    serving_url: str = ""
+    dp_rank: int = 0
+    tokens: U32 = 0
+    load: float = 0.0
+    heartbeat_age: Seconds = 0.0
+
+
+class Routed(Message, tag="routed"):
+    """Live instances of the model: most tokens first, then least load."""
+
+    request: U64
+    candidates: list[Candidate] = []
+
+
+class Instances(Message, tag="instances"):
+    """A page of instances by name, from the one after `after` on; or `instance` alone."""
+
+    request: U64 = 0
+    after: str = ""
+    limit: U32 = 100
+    instance: str = ""
+
+
+class InstancesInfo(Message, tag="instances_info"):
+    request: U64
+    instances: list[InstanceState] = []
+    next: str = ""  # ask again with `after` of this; "": there are no more
+
+
+class Controllers(Message, tag="controllers"):
+    request: U64 = 0
+
+
+class ControllerState(msgspec.Struct, omit_defaults=True):
+    """`lag`, `syncs`: as in `StatusInfo`; `instances` counts those that are not dead."""
+
+    controller: str
+    epoch: U64
+    state: str
+    version: str = ""
+    uptime: Seconds = 0.0
+    keys: U64 = 0
+    directory_bytes: U64 = 0
+    instances: U32 = 0
+    syncs: U32 = 0
+    drifts: U64 = 0
+    resyncs: U64 = 0
+    lag: Seconds = 0.0
+
+
+class ControllersInfo(Message, tag="controllers_info"):
+    """The controllers that this one knows: itself."""
+
+    request: U64
+    controllers: list[ControllerState] = []
+
+
+class Prefixes(Message, tag="prefixes"):
+    """The `top` prefixes that were located most of late and that somebody holds."""
+
+    request: U64 = 0
+    top: U32 = 20
+
+
+class Prefix(msgspec.Struct, omit_defaults=True):
+    """`hits` are locates that ended at this key; one counts half ten minutes later. `holders` are
+    the first few of `copies`."""
+
+    key: str  # hex, of the last chunk
+    model: str = ""
+    tokens: U32 = 0
+    hits: float = 0.0
+    copies: U32 = 0
+    holders: list[str] = []
+
+
+class PrefixesInfo(Message, tag="prefixes_info"):
+    request: U64
+    prefixes: list[Prefix] = []
+
+
+class Subscribe(Message, tag="subscribe"):
+    """Events after `after`: answered by `Events` as soon as there are any, and after `wait` at the
+    latest. Who wants more asks again. A connection has one such question at a time."""
+
+    request: U64 = 0
+    after: U64 = 0
+    wait: Seconds = 0.0
+
+
+class Event(msgspec.Struct, omit_defaults=True):
+    """`kind` is `registered`, `suspect`, `dead`, `back`, `left`, `drift`, `resync` or
+    `incompatible`."""
+
+    id: U64
+    kind: str
+    instance: str = ""
+    text: str = ""
+    age: Seconds = 0.0  # when it was sent
+
+
+class Events(Message, tag="events"):
+    """Ids count from 1 on in each life (`epoch`) of a controller, which keeps the last few
+    thousand, from `first` to `last`."""
+
+    request: U64
+    epoch: U64
+    first: U64 = 1
+    last: U64 = 0
+    events: list[Event] = []
+
+
+QueryMessage = Union[
+    Status,
+    StatusInfo,
+    Lookup,
+    LookupInfo,
+    Route,
+    Routed,
+    Instances,
+    InstancesInfo,
+    Controllers,
+    ControllersInfo,
+    Prefixes,
+    PrefixesInfo,
+    Subscribe,
+    Events,
+]
