@@ -1,7 +1,7 @@
 """The CLI's questions over REST: the same answers as over the controller's own socket.
 
-`Http(address).ask(message, kind)`: NoAnswer when nobody answers in time, Wrong with one sentence
-when the answer is an error or none of lmkv's.
+`Http(address).ask(message, kind)`: NoAnswer when nobody answers in time, Denied without access,
+Wrong with one sentence when the answer is another error or none of lmkv's.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ class NoAnswer(Exception):
 
 class Wrong(Exception):
     """What is answered is an error."""
+
+
+class Denied(Wrong):
+    """Whoever asks has no access, or not enough."""
 
 
 class Http:
@@ -95,6 +99,8 @@ class Http:
             raise Wrong(f"{self._address} is no lmkv controller's web process (status {status})")
         if status == 503:
             raise NoAnswer(str(said))
+        if status in (401, 403):
+            raise Denied(str(said))
         if status != 200:
             raise Wrong(str(said))
         return found
