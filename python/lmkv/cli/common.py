@@ -6,9 +6,14 @@ Data goes to stdout, words to stderr. Exit status: 0 done, 1 failed, 2 usage, 3 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
+
+from lmkv.cli import access
+
+if TYPE_CHECKING:
+    from lmkv.core.client import Client
 
 FAILED, USAGE, UNREACHABLE, REFUSED = 1, 2, 3, 4
 DEFAULT_CONTROLLER = "tcp://127.0.0.1:7550"
@@ -20,7 +25,7 @@ ControllerOption = Annotated[
         "--controller",
         envvar="LMKV_CONTROLLER",
         metavar="ADDRESS",
-        help="The controller's state socket, tcp://HOST:PORT, or its web process, http://HOST:PORT.",
+        help="The controller's state socket, tcp://HOST:PORT, or its web process, http(s)://HOST:PORT.",
     ),
 ]
 OutputOption = Annotated[
@@ -35,18 +40,14 @@ def fail(sentence: str, status: int) -> NoReturn:
 
 def ask(controller: str, message: Any, answer: type[M], *arrays: bytes) -> M:
     """The controller's answer; ends the command with a sentence when there is none."""
-    from lmkv.core.client import Client, Unreachable
+    from lmkv.core.client import Unreachable
     from lmkv.core.messages import Refused, Unsupported
     from lmkv.core.wire import WireError
 
     if speaks_http(controller):
         return _ask_http(controller, message, answer)
     try:
-        client = Client(controller)
-    except ValueError as error:
-        fail(f"--controller or LMKV_CONTROLLER: {error}", USAGE)
-    try:
-        with client:
+        with client_of(controller) as client:
             found, _ = client.ask(message, *arrays)
     except Unreachable as error:
         fail(str(error), UNREACHABLE)
@@ -59,6 +60,19 @@ def ask(controller: str, message: Any, answer: type[M], *arrays: bytes) -> M:
     if not isinstance(found, answer):
         fail(f"{controller} answered {type(found).__name__}", FAILED)
     return found
+
+
+def client_of(controller: str) -> Client:
+    """With the keys that were given."""
+    from lmkv.core.client import Client
+    from lmkv.core.keyfiles import BadKeys
+
+    try:
+        return Client(controller, keys=access.client_keys())
+    except BadKeys as error:
+        fail(f"--keys or LMKV_KEYS: {error}", USAGE)
+    except ValueError as error:
+        fail(f"--controller or LMKV_CONTROLLER: {error}", USAGE)
 
 
 def speaks_http(controller: str) -> bool:
@@ -77,7 +91,7 @@ def _ask_http(controller: str, message: Any, answer: type[M]) -> M:
     except Wrong as error:
         fail(str(error), FAILED)
     except ValueError as error:
-        fail(f"--controller or LMKV_CONTROLLER: {error}", USAGE)
+        fail(f"--controller, LMKV_CONTROLLER, LMKV_TOKEN or LMKV_CACERT: {error}", USAGE)
 
 
 def check_output(output: str) -> None:

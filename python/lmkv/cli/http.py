@@ -15,6 +15,7 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
+from lmkv.cli import access
 from lmkv.core.messages import Lookup, Message, Status
 
 DEADLINE = 5.0  # seconds
@@ -37,15 +38,20 @@ class Denied(Wrong):
 
 
 class Http:
-    """`address` is http://HOST:PORT; ValueError if not."""
+    """`address` is http://HOST:PORT or https://HOST:PORT; ValueError if not, or for access that is
+    none."""
 
     def __init__(self, address: str) -> None:
         parts = urlsplit(address)
         parts.port  # noqa: B018 (ValueError unless it is a port)
         if not parts.hostname or parts.query or parts.fragment or parts.path not in ("", "/"):
-            raise ValueError(f"{address!r} is not http://HOST:PORT")
+            raise ValueError(f"{address!r} is not http://HOST:PORT or https://HOST:PORT")
         self._address = address.rstrip("/")
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+        if parts.scheme == "https":
+            handlers.append(urllib.request.HTTPSHandler(context=access.tls()))
+        self._opener = urllib.request.build_opener(*handlers)
+        self._headers = access.headers() | {"Content-Type": "application/json"}
 
     def ask(self, message: Message, kind: type[M]) -> M:
         if isinstance(message, Status):
@@ -73,9 +79,7 @@ class Http:
     def _get(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """POST when there is a body."""
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            self._address + path, data, {"Content-Type": "application/json"}
-        )
+        request = urllib.request.Request(self._address + path, data, self._headers)
         try:
             with self._opener.open(request, timeout=DEADLINE) as answer:
                 text, status = answer.read(MOST_BYTES), 200
