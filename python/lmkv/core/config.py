@@ -107,6 +107,13 @@ class InstanceConfig(Config, kw_only=True, frozen=True):
     data_interface: Annotated[
         str, Meta(pattern=r"^[A-Za-z0-9_.,:@-]{1,256}$", description="a network interface's name")
     ] = "lo"
+    control_interface: Annotated[
+        str,
+        Meta(
+            pattern=r"^[A-Za-z0-9_.:@\[\]-]{0,256}$",
+            description="empty, a network interface's name, or an address",
+        ),
+    ] = ""  # of control sockets, for ranks on several hosts; "": unix sockets in run_dir
     data_ports: Annotated[
         str,
         Meta(

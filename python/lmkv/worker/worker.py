@@ -30,6 +30,7 @@ from lmkv.core.messages import (
     Stored,
     WorkerState,
 )
+from lmkv.core.rank_sockets import place
 from lmkv.core.steps import Load, LoadResult, StepPlan, Store
 from lmkv.worker.control import Control
 from lmkv.worker.copiers import Copiers, HostCopiers, Slot
@@ -86,6 +87,7 @@ class Worker:
         self._config = config
         self._rank = rank
         self._pages = list(pages)
+        where = place(config)
         folder = identity.run_dir(config.run_dir or None)
         slot = max((group.slot for group in pages), key=lambda slot: slot.granule_bytes)
         slots = pool_size.pool_slots(config.pool_gib, ranks_on_host, slot.slot_bytes)
@@ -116,6 +118,7 @@ class Worker:
             UCX_TLS[config.nixl_tls],
             limbo_seconds=config.limbo_seconds,
             limbo_share=config.limbo_share,
+            control=where,
         )
         tag = name.partition("-")[0]
         self._run_dir = str(folder)
@@ -147,6 +150,7 @@ class Worker:
             self._on_attach,
             self._mapped.forget,
             self.supervisor.replace,
+            where=where,
         )
 
     def _say_what_is_lacking(self, pool_bytes: int) -> None:
@@ -346,7 +350,7 @@ class Worker:
             epoch,
             version,
             info,
-            f"ipc://{self.supervisor.control_socket}" if mover else "",
+            mover.control if mover else "",
             self.supervisor.generation,
             local_segments=self.pool.segments,
             error=error,
