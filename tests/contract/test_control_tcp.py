@@ -28,7 +28,7 @@ class TcpRank(Rank):
     """Its agent has `given` keys."""
 
     def __init__(self, run_dir: str, given: ClientKeys | None, **inline: object) -> None:
-        super().__init__("a", run_dir, 1, control_interface=HOST, **inline)
+        super().__init__("a", run_dir, 1, **{"control_interface": HOST, **inline})
         self.agent.close()
         self.agent = Link(self.hello["control"], given, short=False).socket
 
