@@ -16,7 +16,11 @@ from pathlib import Path
 
 import pytest
 import zmq
+from lmkv.agent.controllers import Controllers
 from lmkv.agent.links import Link
+from lmkv.agent.resolve import Addresses
+from lmkv.agent.stats import Stats
+from lmkv.agent.streams import Streams
 from lmkv.core import keyfiles, tokens
 from lmkv.core.client import Client, Unreachable
 from lmkv.core.messages import Lookup, Refused, Register, Status, StatusInfo, Welcome
@@ -369,3 +373,31 @@ def test_what_never_stands_in_a_log(keys: Path) -> None:
     said = web.line + web.end()[1]
     assert "listening at" in said and "read again" in said
     assert [each for each in secrets if each in said] == []
+
+
+# ------------------------------------------------------------------ agents
+
+
+def test_an_agent_whose_key_comes_later(locked: Controller, keys: Path, tmp_path: Path) -> None:
+    """It is refused, tries again on new connections, and is welcome once it is known."""
+    keyfiles.make_client(keys, "late", tmp_path / "late", data=True)
+    stub = StubInstance("late")
+    made = []
+
+    def connect(address: str) -> Link:
+        made.append(Link(address, keyfiles.read_client(tmp_path / "late")))
+        return made[-1]
+
+    stats = Stats()
+    streams = Streams(stub.table, lambda: stub.registration, stats, time.monotonic)
+    controllers = Controllers(
+        Addresses([locked.state], time.monotonic), streams, connect, time.monotonic
+    )
+    controllers.open()
+    try:
+        until(lambda: bool(controllers.turn() or len(made) > 1))  # the first one was refused
+        assert not streams.order()
+        locked.process.send_signal(signal.SIGHUP)
+        until(lambda: bool(controllers.turn() or streams.order()))
+    finally:
+        controllers.leave(stub.epoch)
