@@ -8,8 +8,12 @@ from __future__ import annotations
 import typer
 
 from lmkv.cli.controller import controller
+from lmkv.cli.describe import describe
+from lmkv.cli.events import events
+from lmkv.cli.get import get
 from lmkv.cli.lookup import lookup
 from lmkv.cli.status import status
+from lmkv.cli.top import top
 from lmkv.cli.version import version
 
 app = typer.Typer(
@@ -21,7 +25,11 @@ app = typer.Typer(
 )
 app.command()(controller)
 app.command()(status)
+app.command()(top)
+app.add_typer(get, name="get")
+app.add_typer(describe, name="describe")
 app.command()(lookup)
+app.command()(events)
 app.command()(version)
 
 
