@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import typer
 
+from lmkv.cli.config import config
 from lmkv.cli.controller import controller
 from lmkv.cli.describe import describe
 from lmkv.cli.events import events
@@ -30,6 +31,7 @@ app.add_typer(get, name="get")
 app.add_typer(describe, name="describe")
 app.command()(lookup)
 app.command()(events)
+app.add_typer(config, name="config")
 app.command()(version)
 
 

@@ -186,6 +186,28 @@ def load(
     return config
 
 
+def problems(kind: type[C], file: Mapping[str, Any], file_name: str) -> list[str]:
+    """Every reason for which `load` would not take this file, one sentence each."""
+    found = []
+    for name, value in file.items():
+        try:
+            _known(kind, name, file_name)
+            _convert(kind, name, value, file_name)
+        except ConfigError as error:  # noqa: PERF203
+            found.append(str(error))
+    if not found:
+        try:
+            load(kind, file=file, file_name=file_name)
+        except ConfigError as error:
+            found.append(str(error))
+    return found
+
+
+def allowed(kind: type[Config], name: str) -> str:
+    """What a setting may be, in words."""
+    return _description(typing.get_type_hints(kind, include_extras=True)[name])
+
+
 def read(
     kind: type[C],
     inline: Mapping[str, Any] | None = None,
