@@ -223,3 +223,22 @@ def test_events_are_followed_over_a_controllers_restart(socket: str) -> None:
             assert running.wait(DEADLINE) == 0
     finally:
         web.end()
+
+
+# ------------------------------------------------------------------ doctor
+
+
+@pytest.mark.nixl
+def test_doctor_finds_what_is_wrong(web: Web, trio: list[Instance]) -> None:
+    for address in (web.state, web.http):
+        out, err = lmkv("doctor", "-o", "json", "--controller", address)
+        assert err == ""
+        found = json.loads(out)
+        level = {each["name"]: each["level"] for each in found}
+        assert (level["package"], level["NIXL"], level["UCX"]) == ("OK", "OK", "OK")
+        assert (level["controller"], level["versions"], level["fingerprint"]) == (
+            "OK", "OK", "WARN",
+        )  # fmt: skip
+        assert all(bool(each["fix"]) == (each["level"] != "OK") for each in found)
+    out, _ = lmkv("doctor", "--controller", f"tcp://127.0.0.1:{free_port()}", status=1)
+    assert out.splitlines()[-2].startswith("FAIL  controller   no controller listens")

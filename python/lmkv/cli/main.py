@@ -10,6 +10,7 @@ import typer
 from lmkv.cli.config import config
 from lmkv.cli.controller import controller
 from lmkv.cli.describe import describe
+from lmkv.cli.doctor import doctor
 from lmkv.cli.events import events
 from lmkv.cli.get import get
 from lmkv.cli.lookup import lookup
@@ -32,6 +33,7 @@ app.add_typer(describe, name="describe")
 app.command()(lookup)
 app.command()(events)
 app.add_typer(config, name="config")
+app.command()(doctor)
 app.command()(version)
 
 
