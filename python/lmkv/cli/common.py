@@ -8,9 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
+
+from lmkv.cli import access
+
+if TYPE_CHECKING:
+    from lmkv.core.client import Client
 
 FAILED, USAGE, UNREACHABLE, REFUSED = 1, 2, 3, 4
 DEFAULT_CONTROLLER = "tcp://127.0.0.1:7550"
@@ -22,7 +27,7 @@ ControllerOption = Annotated[
         "--controller",
         envvar="LMKV_CONTROLLER",
         metavar="ADDRESS",
-        help="The controller's state socket, tcp://HOST:PORT, or its web process, http://HOST:PORT.",
+        help="The controller's state socket, tcp://HOST:PORT, or its web process, http(s)://HOST:PORT.",
     ),
 ]
 OutputOption = Annotated[
@@ -55,9 +60,7 @@ def question(controller: str, message: Any, answer: type[M], *arrays: bytes) -> 
     """The controller's answer, over either socket. Raises Trouble."""
     if speaks_http(controller):
         return _over_http(controller, message, answer)
-    from lmkv.core.client import Client
-
-    with troubles(), Client(controller) as client:
+    with troubles(), client_of(controller) as client:
         found, _ = client.ask(message, *arrays)
     return expected(controller, found, answer)
 
@@ -73,6 +76,19 @@ def expected(controller: str, found: Any, answer: type[M]) -> M:
     if not isinstance(found, answer):
         raise Trouble(f"{controller} answered {type(found).__name__}", FAILED)
     return found
+
+
+def client_of(controller: str) -> Client:
+    """With the keys that were given. Raises Trouble."""
+    from lmkv.core.client import Client
+    from lmkv.core.keyfiles import BadKeys
+
+    try:
+        return Client(controller, keys=access.client_keys())
+    except BadKeys as error:
+        raise Trouble(f"--keys or LMKV_KEYS: {error}", USAGE) from None
+    except ValueError as error:
+        raise Trouble(f"--controller or LMKV_CONTROLLER: {error}", USAGE) from None
 
 
 def speaks_http(controller: str) -> bool:
@@ -106,7 +122,8 @@ def troubles() -> Iterator[None]:
             f"what answers is no lmkv controller's state socket: {error}", FAILED
         ) from None
     except ValueError as error:
-        raise Trouble(f"--controller or LMKV_CONTROLLER: {error}", USAGE) from None
+        text = f"--controller, LMKV_CONTROLLER, LMKV_TOKEN or LMKV_CACERT: {error}"
+        raise Trouble(text, USAGE) from None
 
 
 def check_output(output: str) -> None:

@@ -24,6 +24,7 @@ from lmkv.cli.common import (
     OutputOption,
     Trouble,
     check_output,
+    client_of,
     expected,
     fail,
     print_json,
@@ -155,10 +156,9 @@ class _Zmq:
         return Mark(found.epoch, found.last)
 
     def since(self, mark: Mark | None, forever: bool) -> Iterator[Happened]:
-        from lmkv.core.client import Client
         from lmkv.core.messages import Events, Subscribe
 
-        with troubles(), Client(self._controller) as client:
+        with troubles(), client_of(self._controller) as client:
             epoch, number = mark or Mark(0, 0)
             wait = 0.0  # at first: whether it answers should be known soon
             for request in count(1):

@@ -16,6 +16,7 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
+from lmkv.cli import access
 from lmkv.core.messages import Controllers, Instances, Lookup, Message, Prefixes, Status
 
 DEADLINE = 5.0  # seconds
@@ -38,15 +39,20 @@ class Denied(Wrong):
 
 
 class Http:
-    """`address` is http://HOST:PORT; ValueError if not."""
+    """`address` is http://HOST:PORT or https://HOST:PORT; ValueError if not, or for access that is
+    none."""
 
     def __init__(self, address: str) -> None:
         parts = urlsplit(address)
         parts.port  # noqa: B018 (ValueError unless it is a port)
         if not parts.hostname or parts.query or parts.fragment or parts.path not in ("", "/"):
-            raise ValueError(f"{address!r} is not http://HOST:PORT")
+            raise ValueError(f"{address!r} is not http://HOST:PORT or https://HOST:PORT")
         self._address = address.rstrip("/")
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+        if parts.scheme == "https":
+            handlers.append(urllib.request.HTTPSHandler(context=access.tls()))
+        self._opener = urllib.request.build_opener(*handlers)
+        self._headers = access.headers() | {"Content-Type": "application/json"}
 
     def ask(self, message: Message, kind: type[M]) -> M:
         body = self._body(message)
@@ -112,9 +118,7 @@ class Http:
     ) -> http.client.HTTPResponse:
         """An answer of any status."""
         more = {name.replace("_", "-"): value for name, value in headers.items()}
-        request = urllib.request.Request(
-            self._address + path, data, {"Content-Type": "application/json", **more}
-        )
+        request = urllib.request.Request(self._address + path, data, {**self._headers, **more})
         try:
             opened: http.client.HTTPResponse = self._opener.open(request, timeout=timeout)
         except urllib.error.HTTPError as error:

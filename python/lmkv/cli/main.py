@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import typer
 
+from lmkv.cli import access, keys
 from lmkv.cli.config import config
 from lmkv.cli.controller import controller
 from lmkv.cli.describe import describe
@@ -25,6 +26,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.callback()(access.options)
+app.add_typer(keys.app, name="keys")
 app.command()(controller)
 app.command()(status)
 app.command()(top)
