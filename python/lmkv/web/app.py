@@ -8,7 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from lmkv import __version__, _native
 from lmkv.core.messages import PROTOCOL_MAX, PROTOCOL_MIN
-from lmkv.web import docs_page, errors, metrics, models, rest
+from lmkv.web import docs_page, errors, metrics, models, operations, rest
 from lmkv.web.cluster_view import HEALTH_DEADLINE, ClusterView
 from lmkv.web.errors import Problem
 from lmkv.web.events import Hub
@@ -31,6 +31,7 @@ def build(view: ClusterView, hub: Hub, controller_pid: int) -> FastAPI:
     errors.install(app)
     app.add_middleware(BodyLimit)
     app.include_router(_health(view, controller_pid))
+    app.include_router(operations.routes(view))  # its paths end those of instances
     app.include_router(rest.routes(view, hub))
 
     @app.get("/docs", include_in_schema=False)
