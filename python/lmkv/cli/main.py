@@ -1,4 +1,4 @@
-"""`lmkv controller | status | lookup | version`.
+"""`lmkv controller | status | lookup | sim | version`.
 
 Data goes to stdout, words to stderr. Exit status: 0 done, 1 failed, 2 usage, 3 unreachable.
 Imports are inside the commands, so that each starts fast.
@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 
 from lmkv import __version__
+from lmkv.cli.sim import sim
 
 FAILED, USAGE, UNREACHABLE = 1, 2, 3
 COMMAND_LINE = "command line"  # where a setting came from
@@ -26,6 +27,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.command()(sim)
 
 ControllerOption = Annotated[
     str,

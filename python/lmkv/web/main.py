@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import resource
 import socket
 import sys
 from types import FrameType
@@ -18,6 +17,7 @@ import uvicorn
 
 from lmkv import _native
 from lmkv.core.async_client import AsyncClient
+from lmkv.core.limits import descriptors
 from lmkv.web.app import build
 from lmkv.web.cluster_view import ClusterView
 from lmkv.web.connections import Connection
@@ -73,8 +73,7 @@ def main(arguments: list[str]) -> int:
     _native.die_with_parent()
     if os.getppid() != given.parent:  # it was gone before that
         return 1
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, DESCRIPTORS)), hard))
+    descriptors(DESCRIPTORS)
     listener = socket.socket(fileno=given.fd)
     asyncio.run(serve(given.controller, listener, given.parent))
     return 0
