@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zmq
 
-from lmkv.core.limits import descriptors
+from lmkv.core.descriptors import allow_descriptors
 
 A_CONTROLLER = 3  # sockets of an instance: its stream's, and two for questions
 A_SOCKET = 2  # descriptors
@@ -25,7 +25,7 @@ def make_room(instances: int, controllers: int) -> None:
             f"{instances} instances at {controllers} controllers need {sockets} sockets, "
             f"and ZMQ has at most {most}"
         )
-    if (allowed := descriptors(needed)) < needed:
+    if (allowed := allow_descriptors(needed)) < needed:
         raise TooMany(
             f"{instances} instances at {controllers} controllers need {needed} open descriptors, "
             f"and {allowed} are allowed: ulimit -n {needed}"

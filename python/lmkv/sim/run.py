@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lmkv.core.config import split_address
-from lmkv.core.limits import descriptors
+from lmkv.core.descriptors import allow_descriptors
 from lmkv.sim import trace
 from lmkv.sim.controllers import ControllerProcess, status
 from lmkv.sim.instance import CHUNK, Shape
@@ -111,7 +111,7 @@ def _one(options: Options, asked: list[trace.Asked], pool: int) -> Run:
     simulation: Simulation | None = None
     try:
         if isinstance(where, int):
-            descriptors(DESCRIPTORS)  # inherited
+            allow_descriptors(DESCRIPTORS)  # inherited
             while len(started) < where:
                 started.append(ControllerProcess())
             where = [process.address for process in started]

@@ -17,7 +17,7 @@ import uvicorn
 
 from lmkv import _native
 from lmkv.core.async_client import AsyncClient
-from lmkv.core.limits import descriptors
+from lmkv.core.descriptors import allow_descriptors
 from lmkv.web.app import build
 from lmkv.web.cluster_view import ClusterView
 from lmkv.web.connections import Connection
@@ -61,6 +61,7 @@ async def serve(controller: str, listener: socket.socket, controller_pid: int) -
         await Server(config, hub).serve(sockets=[listener])
     finally:
         following.cancel()
+        await view.close()
         await client.close()
 
 
@@ -73,7 +74,7 @@ def main(arguments: list[str]) -> int:
     _native.die_with_parent()
     if os.getppid() != given.parent:  # it was gone before that
         return 1
-    descriptors(DESCRIPTORS)
+    allow_descriptors(DESCRIPTORS)
     listener = socket.socket(fileno=given.fd)
     asyncio.run(serve(given.controller, listener, given.parent))
     return 0

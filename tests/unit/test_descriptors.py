@@ -9,10 +9,10 @@ from lmkv.sim.room import A_SOCKET, OTHERS
 
 LIMITED = """
 import resource, os
-from lmkv.core.limits import descriptors
+from lmkv.core.descriptors import allow_descriptors
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 128))
 os.setresuid(65534, 65534, 65534) if os.getuid() == 0 else None
-print(descriptors(100), descriptors(50), descriptors(1000), resource.getrlimit(7))
+print(allow_descriptors(100), allow_descriptors(50), allow_descriptors(1000), resource.getrlimit(7))
 """
 TOO_MANY = """
 import resource, os
