@@ -6,6 +6,7 @@ import os
 import select
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -21,10 +22,13 @@ class NoController(Exception):
 
 
 class ControllerProcess:
-    """A real controller without web, at any free ports; `settings` are ControllerConfig's."""
+    """A real controller without web, at any free ports; `settings` are ControllerConfig's, and
+    `before` is put before its command line."""
 
-    def __init__(self, settings: dict[str, str] | None = None, port: int = 0) -> None:
-        words = [sys.executable, "-m", "lmkv.controller.main", "--port", str(port)]
+    def __init__(
+        self, settings: dict[str, str] | None = None, port: int = 0, before: Sequence[str] = ()
+    ) -> None:
+        words = [*before, sys.executable, "-m", "lmkv.controller.main", "--port", str(port)]
         for name, value in {"web": "false", **(settings or {})}.items():
             words += [f"--{name.replace('_', '-')}", value]
         self._process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)

@@ -18,8 +18,9 @@ from lmkv.agent.agent import Agent, Options
 from lmkv.agent.engine import Engine, Rank
 from lmkv.agent.links import Link
 from lmkv.agent.transfers import Geometry
+from lmkv.core.clock import Clock
 from lmkv.core.config import InstanceConfig
-from lmkv.core.messages import AnyMessage, Locate, Located, Message, Refused
+from lmkv.core.messages import AnyMessage, Locate, Located, Message
 from lmkv.core.steps import LoadResult
 from lmkv.sim.hub import Hub, HubLink
 from lmkv.sim.worker import CONTROL, Rates, Worker
@@ -60,37 +61,62 @@ class Seen:
     """What all instances of a run have met, in seconds."""
 
     locates: deque[float] = field(default_factory=lambda: deque(maxlen=1 << 20))
+    switched: deque[float] = field(default_factory=lambda: deque(maxlen=1 << 20))  # of them, resent
     waits: deque[float] = field(default_factory=lambda: deque(maxlen=1 << 20))  # until known
-    locates_sent: int = 0  # those asked again of the next controller too
+    locates_sent: int = 0
+    resent: int = 0  # of them, to the next controller
     begun: int = 0
     ended: int = 0
 
 
-class AskingLink(HubLink):
-    """Times what is located over it."""
+class Questions:
+    """An instance's locates that are not answered yet, and when they were first asked."""
 
-    def __init__(self, address: str, hub: Hub, wake: Callable[[], None], seen: Seen, urgent: bool):
-        super().__init__(address, hub, wake, urgent)
+    KEPT = 1024
+
+    def __init__(self, clock: Clock, seen: Seen) -> None:
+        self._clock = clock
         self._seen = seen
-        self._asked: dict[int, float] = {}
+        self._asked: dict[int, tuple[float, bool]] = {}  # by request; True: again
+
+    def sent(self, message: Message) -> None:
+        if not isinstance(message, Locate):
+            return
+        self._seen.locates_sent += 1
+        again = message.request in self._asked
+        self._seen.resent += again
+        began = self._asked[message.request][0] if again else self._clock()
+        self._asked[message.request] = began, again
+        while len(self._asked) > self.KEPT:
+            del self._asked[next(iter(self._asked))]
+
+    def heard(self, message: AnyMessage) -> None:
+        if isinstance(message, Located) and message.request in self._asked:
+            began, again = self._asked.pop(message.request)
+            self._seen.locates.append(self._clock() - began)
+            if again:
+                self._seen.switched.append(self._clock() - began)
+
+
+class AskingLink(HubLink):
+    """Tells `questions` what passes over it."""
+
+    def __init__(
+        self, address: str, hub: Hub, wake: Callable[[], None], urgent: bool, questions: Questions
+    ) -> None:
+        super().__init__(address, hub, wake, urgent)
+        self._questions = questions
 
     def send(self, message: Message, *arrays: bytes) -> bool:
         sent = super().send(message, *arrays)
-        if sent and isinstance(message, Locate):
-            self._asked[message.request] = self._hub.clock()
-            self._seen.locates_sent += 1
+        if sent:
+            self._questions.sent(message)
         return sent
 
     def receive(self, limit: int = 256) -> Iterator[tuple[AnyMessage, list[bytes]]]:
         for message, frames in super().receive(limit):
-            self._answered(message)
+            self._questions.heard(message)
             yield message, frames
-
-    def _answered(self, message: AnyMessage) -> None:
-        if isinstance(message, (Located, Refused)):
-            began = self._asked.pop(message.request, None)
-            if began is not None and isinstance(message, Located):
-                self._seen.locates.append(self._hub.clock() - began)
 
 
 class Instance:
@@ -107,6 +133,7 @@ class Instance:
         self._shape = shape
         self._hub = hub
         self._seen = seen
+        self._questions = Questions(hub.clock, seen)
         self._controllers = set(config.controllers)
         self._links: list[HubLink] = []
         self._turn_at = float("inf")  # when the background is due, at the earliest
@@ -137,7 +164,7 @@ class Instance:
         query = address not in self._controllers
         wake = self._match_all if query else self._heard
         self._links = [link for link in self._links if not link.socket.closed]
-        link = AskingLink(address, self._hub, wake, self._seen, query)
+        link = AskingLink(address, self._hub, wake, query, self._questions)
         self._links.append(link)
         return link
 

@@ -57,8 +57,10 @@ class Run:
     pulled_chunks: dict[str, int]  # by result
     announced_chunks: int
     retracted_chunks: int
-    locates: int  # sent, again to the next controller too
-    locate: Latency
+    locates: int  # sent
+    resent: int  # of them, to the next controller, as one did not answer in its part of the time
+    locate: Latency  # from a question, first sent, to its answer
+    switched: Latency  # of those that were resent
     known: Latency  # from a request's arrival until it is known what is loaded
     visible: Latency  # from a stored chunk until a controller names its holder
     never_visible: int
