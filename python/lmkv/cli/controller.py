@@ -80,8 +80,8 @@ def controller(
     options = {
         "host": host, "port": port, "query_port": query_port, "cluster": cluster, "config": config,
         "http_host": http_host, "http_port": http_port, "web": "false" if no_web else None,
-        "peers": peers, "keys": keys, "tokens": tokens, "http_cert": http_cert, "http_key": http_key,
-        "insecure": "true" if insecure else None,
+        "keys": keys, "tokens": tokens, "http_cert": http_cert, "http_key": http_key,
+        "peers": peers, "insecure": "true" if insecure else None,
     }  # fmt: skip
     try:
         given = {name: value for name, value in options.items() if value is not None}
