@@ -144,6 +144,25 @@ def test_the_web_process_has_keys_of_its_own(keys: Path) -> None:
         running.end()
 
 
+def test_web_processes_ask_the_other_controllers(keys: Path) -> None:
+    first, second = Web("--keys", str(keys)), Web("--keys", str(keys))
+    given = keyfiles.read_client(keys)
+    stub = StubInstance("a")
+    stub.registration.controllers = [first.state, second.state]
+    try:
+        first.up()
+        second.up()
+        with Client(first.state, DEADLINE, given) as client:
+            answer, _ = client.ask(stub.registration)
+            assert isinstance(answer, Welcome)
+            seen = first.ask("/v1/controllers").json["controllers"]
+        assert [each["address"] for each in seen[1:]] == [second.state]
+        assert all(each["state"] in ("warming", "ready") for each in seen)
+    finally:
+        first.end()
+        second.end()
+
+
 # ------------------------------------------------------------------ tokens
 
 

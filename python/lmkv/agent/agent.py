@@ -17,7 +17,10 @@ from typing import Any
 
 from lmkv import __version__, _native
 from lmkv.agent.background import Background
+from lmkv.agent.checks import Checks
+from lmkv.agent.commands import Commands
 from lmkv.agent.controllers import Controllers
+from lmkv.agent.ended import Ended
 from lmkv.agent.engine import Engine
 from lmkv.agent.gauges import Gauges
 from lmkv.agent.group_reader import GroupReader
@@ -42,6 +45,7 @@ from lmkv.core.steps import SKIPPED, Load, LoadResult, StepPlan, Store
 log = logging.getLogger("lmkv.agent")
 
 MAPPED_REMEMBERED = 1 << 16  # keys
+CONTROLLERS_TOLD = 16
 STEP_FOR_EVENTS = 1.0  # seconds that an idle engine steps on, to tell what it did last
 
 
@@ -115,8 +119,14 @@ class Agent:
         self.streams = Streams(
             self.table, self.registration, self.stats, clock, self.refuse, listener
         )
+        self.ended = Ended(clock)
+        self.checks = Checks(self.table, len(engine.ranks), lambda: self.epoch, self._wake)
+        handlers = {"why": self.ended.why, "verify": self.checks.verify}
+        self.commands = Commands(handlers, self._wake, clock)
         addresses = addresses or Addresses(config.controllers, clock)
-        self._controllers = Controllers(addresses, self.streams, refusing(connect), clock)
+        self._controllers = Controllers(
+            addresses, self.streams, self.commands, refusing(connect), clock
+        )
         self.locator = Locator(config.cluster, engine.instance, clock, self.refuse)
         self.pulls = Pulls(
             self.table,
@@ -200,6 +210,7 @@ class Agent:
             dp_rank=self._engine.dp_rank,
             group_specs=self._engine.group_specs,
             version=__version__,
+            controllers=self.streams.addresses[:CONTROLLERS_TOLD],
         )
 
     def rank_changed(self, rank: int, info: RankInfo) -> None:
@@ -394,6 +405,7 @@ class Agent:
         if result.good < chunks:
             state.next_store = min(state.next_store, computed_from)
         if state.over:
+            self.ended.add(state)
             del self._requests[request]
 
     def finished(self, request: str) -> dict[str, Any] | None:
@@ -402,6 +414,8 @@ class Agent:
         if state is None:
             return None
         self.reader.end(state)
+        if state.accounted:  # a load that runs is accounted for at its end
+            self.ended.add(state)
         if state.missing == "incompatible" and not self._told_incompatible:
             self._told_incompatible = True
             log.warning(
@@ -419,11 +433,14 @@ class Agent:
                 self.table.lookup(part.keys(first, end))
         return {"lmkv": {"hit_tokens": dict(state.hits), "miss_tokens": dict(state.misses)}}
 
+    def _wake(self) -> None:
+        self.background.wake()
+
     def _pulled(self, job: Job) -> None:
         """A pull has ended, on either thread."""
         self.transfers.ended(job)
         if self.events is not None:
-            self.background.wake()
+            self._wake()
 
     # ------------------------------------------------------------ life
 

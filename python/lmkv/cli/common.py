@@ -6,6 +6,8 @@ Data goes to stdout, words to stderr. Exit status: 0 done, 1 failed, 2 usage, 3 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
@@ -38,60 +40,90 @@ def fail(sentence: str, status: int) -> NoReturn:
     raise typer.Exit(status)
 
 
+class Trouble(Exception):
+    """Why there is no answer, in one sentence, and the command's exit status for it."""
+
+    def __init__(self, sentence: str, status: int) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
 def ask(controller: str, message: Any, answer: type[M], *arrays: bytes) -> M:
     """The controller's answer; ends the command with a sentence when there is none."""
-    from lmkv.core.client import Unreachable
-    from lmkv.core.messages import Refused, Unsupported
-    from lmkv.core.wire import WireError
-
-    if speaks_http(controller):
-        return _ask_http(controller, message, answer)
     try:
-        with client_of(controller) as client:
-            found, _ = client.ask(message, *arrays)
-    except Unreachable as error:
-        fail(str(error), UNREACHABLE)
-    except WireError as error:
-        fail(f"{controller} is no lmkv controller's state socket: {error}", FAILED)
+        return question(controller, message, answer, *arrays)
+    except Trouble as trouble:
+        fail(str(trouble), trouble.status)
+
+
+def question(controller: str, message: Any, answer: type[M], *arrays: bytes) -> M:
+    """The controller's answer, over either socket. Raises Trouble."""
+    if speaks_http(controller):
+        return _over_http(controller, message, answer)
+    with troubles(), client_of(controller) as client:
+        found, _ = client.ask(message, *arrays)
+    return expected(controller, found, answer)
+
+
+def expected(controller: str, found: Any, answer: type[M]) -> M:
+    from lmkv.core.messages import Refused, Unsupported
+
     if isinstance(found, Refused):
-        fail(found.message, FAILED)
+        raise Trouble(found.message, FAILED)
     if isinstance(found, Unsupported):
-        fail(f"{controller} does not serve {found.name!r}: is it the query socket?", FAILED)
+        text = f"{controller} does not serve {found.name!r}: is it the query socket?"
+        raise Trouble(text, FAILED)
     if not isinstance(found, answer):
-        fail(f"{controller} answered {type(found).__name__}", FAILED)
+        raise Trouble(f"{controller} answered {type(found).__name__}", FAILED)
     return found
 
 
 def client_of(controller: str) -> Client:
-    """With the keys that were given."""
+    """With the keys that were given. Raises Trouble."""
     from lmkv.core.client import Client
     from lmkv.core.keyfiles import BadKeys
 
     try:
         return Client(controller, keys=access.client_keys())
     except BadKeys as error:
-        fail(f"--keys or LMKV_KEYS: {error}", USAGE)
+        raise Trouble(f"--keys or LMKV_KEYS: {error}", USAGE) from None
     except ValueError as error:
-        fail(f"--controller or LMKV_CONTROLLER: {error}", USAGE)
+        raise Trouble(f"--controller or LMKV_CONTROLLER: {error}", USAGE) from None
 
 
 def speaks_http(controller: str) -> bool:
     return controller.startswith(("http://", "https://"))
 
 
-def _ask_http(controller: str, message: Any, answer: type[M]) -> M:
-    from lmkv.cli.http import Denied, Http, NoAnswer, Wrong
+def _over_http(controller: str, message: Any, answer: type[M]) -> M:
+    from lmkv.cli.http import Http
+
+    with troubles():
+        return Http(controller).ask(message, answer)
+
+
+@contextmanager
+def troubles() -> Iterator[None]:
+    """What goes wrong over either socket, as Trouble."""
+    from lmkv.cli.http import Denied, NoAnswer, Wrong
+    from lmkv.core.client import Unreachable
+    from lmkv.core.wire import WireError
 
     try:
-        return Http(controller).ask(message, answer)
-    except NoAnswer as error:
-        fail(str(error), UNREACHABLE)
+        yield
+    except (NoAnswer, Unreachable) as error:
+        raise Trouble(str(error), UNREACHABLE) from None
     except Denied as error:
-        fail(str(error), REFUSED)
+        raise Trouble(str(error), REFUSED) from None
     except Wrong as error:
-        fail(str(error), FAILED)
+        raise Trouble(str(error), FAILED) from None
+    except WireError as error:
+        raise Trouble(
+            f"what answers is no lmkv controller's state socket: {error}", FAILED
+        ) from None
     except ValueError as error:
-        fail(f"--controller, LMKV_CONTROLLER, LMKV_TOKEN or LMKV_CACERT: {error}", USAGE)
+        text = f"--controller, LMKV_CONTROLLER, LMKV_TOKEN or LMKV_CACERT: {error}"
+        raise Trouble(text, USAGE) from None
 
 
 def check_output(output: str) -> None:
@@ -99,20 +131,21 @@ def check_output(output: str) -> None:
         fail(f"--output {output!r}: allowed is table or json", USAGE)
 
 
-def print_json(answer: Any) -> None:
+def print_json(answer: Any, indent: int | None = 2) -> None:
+    """`indent` None: a line."""
     import json
 
-    typer.echo(json.dumps(_plain(answer), indent=2))
+    typer.echo(json.dumps(plain(answer), indent=indent))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Dictionaries with every field, also those that are left out on the wire."""
     if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
+        return [plain(each) for each in value]
     names = getattr(value, "__struct_fields__", None)
     if names is None:
         return value
-    return {name: _plain(getattr(value, name)) for name in names if name != "request"}
+    return {name: plain(getattr(value, name)) for name in names if name != "request"}
 
 
 def check_text(option: str, text: str) -> None:

@@ -8,9 +8,16 @@ from __future__ import annotations
 import typer
 
 from lmkv.cli import access, keys
+from lmkv.cli.config import config
 from lmkv.cli.controller import controller
+from lmkv.cli.describe import describe
+from lmkv.cli.doctor import doctor
+from lmkv.cli.events import events
+from lmkv.cli.get import get
 from lmkv.cli.lookup import lookup
+from lmkv.cli.sim import sim
 from lmkv.cli.status import status
+from lmkv.cli.top import top
 from lmkv.cli.version import version
 
 app = typer.Typer(
@@ -24,7 +31,14 @@ app.callback()(access.options)
 app.add_typer(keys.app, name="keys")
 app.command()(controller)
 app.command()(status)
+app.command()(top)
+app.add_typer(get, name="get")
+app.add_typer(describe, name="describe")
 app.command()(lookup)
+app.command()(events)
+app.add_typer(config, name="config")
+app.command()(doctor)
+app.command()(sim)
 app.command()(version)
 
 

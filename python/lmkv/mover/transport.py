@@ -76,7 +76,7 @@ def _text(version: tuple[int, ...]) -> str:
 def check_ports(interface: str, ports: str) -> None:
     """UCX looks for a free port in `ports` (first-last) for ever when there is none: so look."""
     try:
-        address = _interface_address(interface)
+        address = interface_address(interface)
     except NixlError:
         return  # UCX, which knows more kinds of interfaces, is the one to say so
     first, last = map(int, ports.split("-"))
@@ -155,7 +155,7 @@ def check_listeners(interface: str, own: tuple[str, int] | None = None) -> None:
     control socket's."""
     allowed = {"127.0.0.1", "::1"}
     if interface != "lo":
-        allowed.add(_interface_address(interface))
+        allowed.add(interface_address(interface))
     for address, port in listeners():
         if address not in allowed and (address, port) != own:
             raise NixlError(
@@ -164,7 +164,8 @@ def check_listeners(interface: str, own: tuple[str, int] | None = None) -> None:
             )
 
 
-def _interface_address(interface: str) -> str:
+def interface_address(interface: str) -> str:
+    """Its IPv4 address. Raises NixlError."""
     try:
         return address_of(interface)
     except OSError as error:
