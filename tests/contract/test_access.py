@@ -16,17 +16,14 @@ from pathlib import Path
 
 import pytest
 import zmq
-from lmkv.agent.controllers import Controllers
 from lmkv.agent.links import Link
-from lmkv.agent.resolve import Addresses
-from lmkv.agent.stats import Stats
-from lmkv.agent.streams import Streams
 from lmkv.core import keyfiles, tokens
 from lmkv.core.client import Client, Unreachable
 from lmkv.core.messages import Lookup, Refused, Register, Status, StatusInfo, Welcome
 
 from tests import certificate
 from tests.contract.test_controller import DEADLINE, Controller, free_port, until
+from tests.contract.test_controllers import Instance as AgentInstance
 from tests.stub_instance import StubInstance
 from tests.web import TOKENS, Web
 
@@ -400,23 +397,17 @@ def test_what_never_stands_in_a_log(keys: Path) -> None:
 def test_an_agent_whose_key_comes_later(locked: Controller, keys: Path, tmp_path: Path) -> None:
     """It is refused, tries again on new connections, and is welcome once it is known."""
     keyfiles.make_client(keys, "late", tmp_path / "late", data=True)
-    stub = StubInstance("late")
     made = []
 
     def connect(address: str) -> Link:
         made.append(Link(address, keyfiles.read_client(tmp_path / "late")))
         return made[-1]
 
-    stats = Stats()
-    streams = Streams(stub.table, lambda: stub.registration, stats, time.monotonic)
-    controllers = Controllers(
-        Addresses([locked.state], time.monotonic), streams, connect, time.monotonic
-    )
-    controllers.open()
+    instance = AgentInstance("late", [locked.state], connect)
     try:
-        until(lambda: bool(controllers.turn() or len(made) > 1))  # the first one was refused
-        assert not streams.order()
+        until(lambda: len(made) > 1)  # the first one was refused
+        assert not instance.agent.background.ready
         locked.process.send_signal(signal.SIGHUP)
-        until(lambda: bool(controllers.turn() or streams.order()))
+        until(lambda: instance.agent.background.ready)
     finally:
-        controllers.leave(stub.epoch)
+        instance.agent.close()
