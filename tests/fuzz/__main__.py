@@ -18,7 +18,6 @@ from pathlib import Path
 
 from tests.fuzz import by_hypothesis, rest
 from tests.fuzz.targets import TARGETS
-from tests.web import Web
 
 ROOT = Path(__file__).resolve().parents[2]
 REST_EXAMPLES = 30  # of each operation and mode in a round
@@ -35,15 +34,10 @@ def by_atheris(name: str, seconds: float) -> str:
 
 def by_schemathesis(seconds: float) -> str:
     end, rounds, operations = time.monotonic() + seconds, 0, 0
-    web = Web("--http-rate", "1000000")
-    try:
-        web.up()
+    with rest.served() as web:
         while rounds == 0 or time.monotonic() < end:
             operations = rest.run(web, REST_EXAMPLES)
             rounds += 1
-    finally:
-        status, said = web.end()
-    assert (status, said) == (0, ""), said
     return f"{operations} operations, {rounds} rounds of {REST_EXAMPLES} in two modes"
 
 

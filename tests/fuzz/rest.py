@@ -4,7 +4,8 @@ that it allows and values that it does not. What is answered must be as describe
 from __future__ import annotations
 
 import random
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -12,10 +13,28 @@ from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 
 from tests import http_client
+from tests.contract.test_controller import Instance
+from tests.stub_instance import StubInstance
 from tests.web import Web
 
 ENDLESS = "/v1/events"
 DEADLINE = 20.0
+
+
+@contextmanager
+def served() -> Iterator[Web]:
+    """A controller with one instance, so that lookups have whom to ask about."""
+    web = Web("--http-rate", "1000000", "--dead-after-beats", "1000000")
+    try:
+        web.up()
+        with Instance(StubInstance("a"), web) as instance:
+            instance.join()
+            instance.tell(*instance.stub.store(1, 2, 3))
+            instance.beat()
+            yield web
+    finally:
+        status, said = web.end()
+    assert (status, said) == (0, ""), said
 
 
 def run(web: Web, examples: int, number: int | None = None) -> int:

@@ -7,7 +7,6 @@ import pytest
 from tests.fuzz import __main__ as fuzz
 from tests.fuzz import by_hypothesis, rest, targets
 from tests.fuzz.targets import TARGETS, seeds
-from tests.web import Web
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -25,12 +24,8 @@ def test_atheris(name: str) -> None:
 
 def test_rest() -> None:
     pytest.importorskip("schemathesis")
-    web = Web("--http-rate", "1000000")
-    try:
-        web.up()
+    with rest.served() as web:
         assert rest.run(web, 5, number=1) >= 10
-    finally:
-        assert web.end() == (0, "")
 
 
 def test_a_defect_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

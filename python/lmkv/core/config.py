@@ -39,7 +39,14 @@ Word = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,200}$", description=_word
 OptionalWord = Annotated[
     str, Meta(pattern=r"^[A-Za-z0-9._-]{0,200}$", description=f"empty, or {_word}")
 ]
-Text = Annotated[str, Meta(max_length=4096, description="a text of at most 4096 characters")]
+Text = Annotated[
+    str,
+    Meta(
+        pattern=r"\A[^\x00-\x1f\x7f\ud800-\udfff]*\Z",
+        max_length=4096,
+        description="a text of at most 4096 characters, none of them for control",
+    ),
+]
 
 
 class ConfigError(ValueError):
