@@ -81,7 +81,7 @@ def status(address: str, deadline: float = 5.0) -> StatusInfo:
     return info
 
 
-def whole(addresses: list[str], instances: int, least: int = 0) -> bool:
+def whole(addresses: Sequence[str], instances: int, least: int = 0) -> bool:
     """Whether each is ready and has all of so many instances, none in a sync."""
     for address in addresses:
         info = status(address)

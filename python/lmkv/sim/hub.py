@@ -34,7 +34,8 @@ class HubLink(Link):
         self.wake, self.urgent = wake, urgent
         self.waits = False  # its `wake` is about to be called
         self._hub = hub
-        self._used = self._full = False  # received from; could not send
+        self.full = False  # could not send
+        self._used = False  # received from
         descriptor = self.socket.getsockopt(zmq.FD)
         assert isinstance(descriptor, int)
         self.descriptor = descriptor
@@ -45,11 +46,11 @@ class HubLink(Link):
         """A message, or room where there was none."""
         events = self.socket.getsockopt(zmq.EVENTS)
         assert isinstance(events, int)
-        return bool(events & zmq.POLLIN or (self._full and events & zmq.POLLOUT))
+        return bool(events & zmq.POLLIN or (self.full and events & zmq.POLLOUT))
 
     def send_frames(self, frames: list[bytes]) -> bool:
-        self._full = not super().send_frames(frames)
-        return not self._full
+        self.full = not super().send_frames(frames)
+        return not self.full
 
     def receive(self, limit: int = 256) -> Iterator[tuple[AnyMessage, list[bytes]]]:
         self._used = True
@@ -58,7 +59,7 @@ class HubLink(Link):
     def look_again(self) -> None:
         """To be called after what may have used it: what has come meanwhile is not told again. What
         nobody has asked for since stays where it is."""
-        if (self._used or self._full) and not self.socket.closed:
+        if (self._used or self.full) and not self.socket.closed:
             self._used = False
             self._hub.look(self)
 
@@ -113,7 +114,7 @@ class Hub:
             self._wake(self._ready.popleft())
 
     def _wake(self, link: HubLink) -> None:
-        link.waits = False
+        link.waits = link.full = False  # who still has something to send finds out again
         if not link.socket.closed:
             link.wake()
 

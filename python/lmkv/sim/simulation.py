@@ -64,13 +64,13 @@ class Simulation:
 
     # ------------------------------------------------------------ the run
 
-    def open(self) -> None:
-        """Until all are registered everywhere. Raises NoController."""
+    def open(self, controllers: Sequence[str] | None = None) -> None:
+        """Until all are registered, at all controllers or at these. Raises NoController."""
         for instance in self.instances:
             instance.open()
             self.turn(0.0)
         until = Deadline(REGISTERED, self.hub.clock)
-        while not self.whole():
+        while not self.whole(controllers=controllers):
             if until.over:
                 raise NoController(
                     f"the controllers do not have all {len(self.instances)} instances "
@@ -80,9 +80,9 @@ class Simulation:
         self._began, self._use = self.hub.clock(), self._usages()
         self.hub.late.clear()
 
-    def whole(self, keys: int = 0) -> bool:
+    def whole(self, keys: int = 0, controllers: Sequence[str] | None = None) -> bool:
         """Whether each controller knows all instances and has at least so many keys."""
-        return whole(self.plan.controllers, len(self.instances), keys)
+        return whole(controllers or self.plan.controllers, len(self.instances), keys)
 
     def turn(self, longest: float = LONGEST) -> None:
         self.hub.turn(longest)
