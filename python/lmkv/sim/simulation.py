@@ -154,6 +154,7 @@ class Simulation:
             retracted_chunks=counts["retracted_keys"],
             locates=self.seen.locates_sent,
             resent=self.seen.resent,
+            late=self.seen.late,
             locate=latency(self.seen.locates),
             switched=latency(self.seen.switched),
             known=latency(self.seen.waits),
