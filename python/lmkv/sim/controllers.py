@@ -37,6 +37,7 @@ class ControllerProcess:
             self.end()
             raise NoController(f"a controller could not be started: {line.strip() or 'no answer'}")
         self.address = line.partition("listening at ")[2].partition(",")[0]
+        self.query = line.partition("queries at ")[2].strip()
         self.pid = self._process.pid
 
     def _line(self) -> str:
