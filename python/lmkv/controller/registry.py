@@ -360,8 +360,11 @@ class Registry:
                 instance.heard += now - self._ticked
         self._ticked = now
         out: list[Out] = []
+        fresh = now - self.config.suspect_after_beats * beat
         for instance in list(self.instances.values()):
-            out += self._age(instance, now)
+            # Nearly all of them: a tick between two locates looks at every one.
+            if instance.heard <= fresh or instance.probes or instance.state == "suspect":
+                out += self._age(instance, now)
         self._strangers = {c: told for c, told in self._strangers.items() if now - told < beat}
         self._warm(now)
         self.placement.hot.tick()
