@@ -31,6 +31,7 @@ INSTANCES = int(os.environ.get("RESTART_INSTANCES", "1000"))
 SLOTS = int(os.environ.get("RESTART_SLOTS", "32768"))
 STEADY = 10.0  # seconds
 PIECE = 4096
+FEW = 8
 KEYS = 64  # of a question
 DEADLINE = 180.0
 
@@ -129,6 +130,21 @@ def fill(instance: Instance) -> bytes:
     return first[: 16 * KEYS]
 
 
+def fill_all(simulation: Simulation) -> list[bytes]:
+    """A few at a time, so that what is announced is not more than controllers take."""
+    found = []
+    for instance in simulation.instances:
+        found.append(fill(instance))
+        instance.agent.background.turn()
+        simulation.run_for(0.02)  # the others' heartbeats
+        wait(simulation, lambda: told(simulation.instances[: len(found)][-FEW:]), 0.005)
+    return found
+
+
+def told(instances: list[Instance]) -> bool:
+    return not any(each.agent.streams.gauges()["outbox_messages"] for each in instances)
+
+
 def wait(simulation: Simulation, good: Callable[[], bool], every: float = 0.25) -> float:
     """Run until it is; the seconds."""
     began = time.monotonic()
@@ -147,7 +163,7 @@ def rows() -> list[Row]:
     prober: Prober | None = None
     try:
         simulation.open()
-        found = [fill(instance) for instance in simulation.instances]
+        found = fill_all(simulation)
         wait(simulation, lambda: simulation.whole(filled(simulation)))
         keys = filled(simulation)
         query = controller.query

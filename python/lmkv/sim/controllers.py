@@ -83,9 +83,13 @@ def status(address: str, deadline: float = 5.0) -> StatusInfo:
 
 
 def whole(addresses: Sequence[str], instances: int, least: int = 0) -> bool:
-    """Whether each is ready and has all of so many instances, none in a sync."""
+    """Whether each is ready and has all of so many instances, none in a sync. One that does not
+    answer at once is not."""
     for address in addresses:
-        info = status(address)
+        try:
+            info = status(address, 1.0)
+        except NoController:
+            return False
         alive = sum(info.states.get(state, 0) for state in ("live", "incompatible"))
         if info.state != "ready" or alive < instances or info.syncs or info.keys < least:
             return False
