@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from lmkv.cli.common import FAILED, UNREACHABLE, USAGE, OutputOption, check_output, fail
+
 
 def sim(
     trace: Annotated[
@@ -37,11 +39,10 @@ def sim(
     ] = 8000.0,
     kv_bytes: Annotated[int, typer.Option(metavar="BYTES", help="KV of one token.")] = 131_072,
     seed: Annotated[int, typer.Option(metavar="N", help="Of --route random.")] = 1,
-    output: Annotated[
-        str, typer.Option("-o", "--output", metavar="FORMAT", help="table or json.")
-    ] = "table",
+    output: OutputOption = "table",
 ) -> None:
     """Simulate a cluster: hit rates by cause and pool size, controllers' CPU, memory, latencies."""
+    check_output(output)
     from lmkv.sim.controllers import NoController
     from lmkv.sim.room import TooMany
     from lmkv.sim.run import Options, Usage, check, simulate
@@ -52,16 +53,14 @@ def sim(
         prefill_rate, kv_bytes, seed,
     )  # fmt: skip
     try:
-        if output not in ("table", "json"):
-            raise Usage(f"--output {output!r}: allowed is table or json")
         check(options)
         runs = simulate(options, lambda text: typer.echo(text, err=True))
     except (Usage, TraceError) as error:
-        raise _end(error, 2) from None
+        fail(str(error), USAGE)
     except NoController as error:
-        raise _end(error, 3) from None
+        fail(str(error), UNREACHABLE)
     except TooMany as error:
-        raise _end(error, 1) from None
+        fail(str(error), FAILED)
     if output == "json":
         import json
         from dataclasses import asdict
@@ -71,8 +70,3 @@ def sim(
     from lmkv.cli.sim_tables import show
 
     show(runs)
-
-
-def _end(error: Exception, status: int) -> typer.Exit:
-    typer.echo(f"lmkv: {error}", err=True)
-    return typer.Exit(status)

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from lmkv.cli.tables import _console
+from lmkv.cli.tables import console
 
 if TYPE_CHECKING:
     from lmkv.sim.report import Latency, Run
 
 
 def show(runs: Sequence[Run]) -> None:
-    console = _console()
-    console.print(_hits(runs))
-    console.print(_latencies(runs))
-    console.print(_controllers(runs))
+    out = console()
+    out.print(_hits(runs))
+    out.print(_latencies(runs))
+    out.print(_controllers(runs))
     for run in runs:
-        console.print(
+        out.print(
             f"pool {run.pool_chunks:,}: {run.instances:,} instances, {run.seconds:.0f} s; "
             f"the simulator itself: {run.simulator_cpu_percent:.0f} % of a core, "
             f"{run.simulator_rss_mib:,.0f} MiB, late by {run.simulator_late.p99:g} ms (p99)"

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 
 from lmkv.core.client import Client, Unreachable
+from lmkv.core.keyfiles import ClientKeys
 from lmkv.core.messages import AnyMessage, Controllers, ControllersInfo, ControllerState
 from lmkv.core.wire import WireError
 
@@ -63,14 +65,15 @@ def controllers(client: Client) -> list[ControllerState]:
     if not isinstance(answer, ControllersInfo) or not answer.controllers:
         raise Unreachable(f"{client.address} answered {type(answer).__name__}")
     roll = Roll(client.address, answer)
+    ask = partial(_ask, keys=client.keys)
     while addresses := roll.unasked():
         with ThreadPoolExecutor(len(addresses)) as pool:
-            for address, found in zip(addresses, pool.map(_ask, addresses), strict=True):
+            for address, found in zip(addresses, pool.map(ask, addresses), strict=True):
                 roll.answered(address, found)
     return roll.controllers
 
 
-def _ask(address: str) -> AnyMessage | None:
-    with suppress(Unreachable, WireError, ValueError), Client(address, DEADLINE) as client:
+def _ask(address: str, keys: ClientKeys | None) -> AnyMessage | None:
+    with suppress(Unreachable, WireError, ValueError), Client(address, DEADLINE, keys) as client:
         return client.ask(Controllers(1))[0]
     return None
