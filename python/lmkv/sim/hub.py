@@ -19,6 +19,7 @@ import zmq
 
 from lmkv.agent.links import Link
 from lmkv.core.clock import Clock
+from lmkv.core.keyfiles import ClientKeys
 from lmkv.core.messages import AnyMessage
 
 BATCH = 8  # ordinary jobs between two looks for urgent ones
@@ -30,7 +31,7 @@ class HubLink(Link):
     """A DEALER that a `Hub` waits for."""
 
     def __init__(self, address: str, hub: Hub, wake: Job, urgent: bool) -> None:
-        super().__init__(address)
+        super().__init__(address, hub.keys)
         self.wake, self.urgent = wake, urgent
         self.waits = False  # its `wake` is about to be called
         self._hub = hub
@@ -69,8 +70,10 @@ class HubLink(Link):
 
 
 class Hub:
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, keys: ClientKeys | None = None) -> None:
+        """`keys`: of all its links, where controllers ask for them."""
         self.clock = clock
+        self.keys = keys
         self.late: deque[float] = deque(maxlen=1 << 16)  # seconds that timed jobs waited too long
         self._epoll = select.epoll()
         self._links: dict[int, HubLink] = {}

@@ -14,6 +14,7 @@ from typing import Any
 
 from lmkv.core.clock import Clock, Deadline, monotonic
 from lmkv.core.config import InstanceConfig, load
+from lmkv.core.keyfiles import ClientKeys
 from lmkv.sim import trace
 from lmkv.sim.controllers import NoController, Usage, status, usage, whole
 from lmkv.sim.hub import Hub
@@ -39,13 +40,14 @@ class Plan:
     route: str = "round_robin"
     seed: int = 1
     settings: dict[str, Any] | None = None  # InstanceConfig's
+    keys: ClientKeys | None = None  # where controllers ask for them
 
 
 class Simulation:
     def __init__(self, plan: Plan, clock: Clock = monotonic) -> None:
         self.plan = plan
         self.seen = Seen()
-        self.hub = Hub(clock)
+        self.hub = Hub(clock, plan.keys)
         config = load(InstanceConfig, {"controllers": plan.controllers, **(plan.settings or {})})
         self.instances = [
             Instance(f"sim-{i:05d}", config, plan.shape, self.hub, self.seen, self._worker)
@@ -82,7 +84,8 @@ class Simulation:
 
     def whole(self, keys: int = 0, controllers: Sequence[str] | None = None) -> bool:
         """Whether each controller knows all instances and has at least so many keys."""
-        return whole(controllers or self.plan.controllers, len(self.instances), keys)
+        where = controllers or self.plan.controllers
+        return whole(where, len(self.instances), keys, self.plan.keys)
 
     def turn(self, longest: float = LONGEST) -> None:
         self.hub.turn(longest)
@@ -172,7 +175,7 @@ class Simulation:
     def _controller(
         self, i: int, address: str, used: Sequence[float], now: Sequence[Usage]
     ) -> ControllerUse:
-        info = status(address)
+        info = status(address, keys=self.plan.keys)
         use = ControllerUse(
             address,
             info.state,
