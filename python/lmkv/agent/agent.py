@@ -17,7 +17,9 @@ from typing import Any
 
 from lmkv import __version__, _native
 from lmkv.agent.background import Background
+from lmkv.agent.commands import Commands
 from lmkv.agent.controllers import Controllers
+from lmkv.agent.ended import Ended
 from lmkv.agent.engine import Engine
 from lmkv.agent.gauges import Gauges
 from lmkv.agent.group_reader import GroupReader
@@ -115,8 +117,12 @@ class Agent:
         self.streams = Streams(
             self.table, self.registration, self.stats, clock, self.refuse, listener
         )
+        self.ended = Ended(clock)
+        self.commands = Commands({"why": self.ended.why}, self._wake, clock)
         addresses = addresses or Addresses(config.controllers, clock)
-        self._controllers = Controllers(addresses, self.streams, refusing(connect), clock)
+        self._controllers = Controllers(
+            addresses, self.streams, self.commands, refusing(connect), clock
+        )
         self.locator = Locator(config.cluster, engine.instance, clock, self.refuse)
         self.pulls = Pulls(
             self.table,
@@ -394,6 +400,7 @@ class Agent:
         if result.good < chunks:
             state.next_store = min(state.next_store, computed_from)
         if state.over:
+            self.ended.add(state)
             del self._requests[request]
 
     def finished(self, request: str) -> dict[str, Any] | None:
@@ -402,6 +409,8 @@ class Agent:
         if state is None:
             return None
         self.reader.end(state)
+        if state.accounted:  # a load that runs is accounted for at its end
+            self.ended.add(state)
         if state.missing == "incompatible" and not self._told_incompatible:
             self._told_incompatible = True
             log.warning(
@@ -419,11 +428,14 @@ class Agent:
                 self.table.lookup(part.keys(first, end))
         return {"lmkv": {"hit_tokens": dict(state.hits), "miss_tokens": dict(state.misses)}}
 
+    def _wake(self) -> None:
+        self.background.wake()
+
     def _pulled(self, job: Job) -> None:
         """A pull has ended, on either thread."""
         self.transfers.ended(job)
         if self.events is not None:
-            self.background.wake()
+            self._wake()
 
     # ------------------------------------------------------------ life
 

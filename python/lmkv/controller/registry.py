@@ -119,6 +119,10 @@ class Registry:
                 return other
         return instance
 
+    def instance_at(self, connection: bytes) -> Instance | None:
+        """The one that has registered on it."""
+        return self._connections.get(connection)
+
     # ------------------------------------------------------------ in
 
     def hear(self, connection: bytes, message: AnyMessage, frames: list[bytes]) -> list[Out]:

@@ -17,6 +17,7 @@ import zmq
 
 from lmkv.controller import views
 from lmkv.controller.access import Access, reachable
+from lmkv.controller.commands import Commands
 from lmkv.controller.registry import Out, Registry, unsupported
 from lmkv.core import wire
 from lmkv.core.clock import Clock, monotonic
@@ -67,6 +68,7 @@ class Server:
         self.registry = Registry(config, clock, query_port)
         if not config.controller_id:
             self.registry.name = f"{sockets.gethostname()}-{port}"
+        self.commands = Commands(self.registry)
         self._next_tick = 0.0
 
     def _listen(self, host: str, port: int, setting: str) -> tuple[zmq.Socket[bytes], int]:
@@ -132,7 +134,7 @@ class Server:
         # Ageing comes after hearing what has arrived; under load it waits, though not for ever.
         if now >= self._next_tick and (not busy or now >= self._next_tick + beat / 2):
             self._next_tick = now + min(1.0, beat / TICKS)
-            self._send(self.registry.tick())
+            self._send(self.registry.tick() + self.commands.tick())
             tick()
         for connection, events in self.registry.history.due():
             reply(self._state, connection, events)
@@ -161,6 +163,8 @@ class Server:
     def _state_answer(self, frames: list[bytes]) -> None:
         message, arrays = wire.decode(frames[1:])
         out = views.ask(self.registry, frames[0], message, arrays)
+        if out is None:
+            out = self.commands.hear(frames[0], message, arrays)
         if out is None:
             out = self.registry.hear(frames[0], message, arrays)
         self._send(out)

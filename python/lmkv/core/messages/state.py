@@ -55,7 +55,8 @@ class Refused(Message, tag="refused"):
     """The answer to a message that cannot be served; `code` is stable, `message` is for people.
 
     Codes: `cluster`, `protocol`, `instance_alive`, `field`, `not_registered`, `too_large`,
-    `unknown_instance`, `unknown_model`, `warming`.
+    `unknown_instance`, `unknown_model`, `warming`; of commands also `unavailable`, `busy`,
+    `timeout`, `unasked`, `failed`, `unknown_request`.
     """
 
     code: str
