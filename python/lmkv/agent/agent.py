@@ -17,6 +17,7 @@ from typing import Any
 
 from lmkv import __version__, _native
 from lmkv.agent.background import Background
+from lmkv.agent.checks import Checks
 from lmkv.agent.commands import Commands
 from lmkv.agent.controllers import Controllers
 from lmkv.agent.ended import Ended
@@ -118,7 +119,9 @@ class Agent:
             self.table, self.registration, self.stats, clock, self.refuse, listener
         )
         self.ended = Ended(clock)
-        self.commands = Commands({"why": self.ended.why}, self._wake, clock)
+        self.checks = Checks(self.table, len(engine.ranks), lambda: self.epoch, self._wake)
+        handlers = {"why": self.ended.why, "verify": self.checks.verify}
+        self.commands = Commands(handlers, self._wake, clock)
         addresses = addresses or Addresses(config.controllers, clock)
         self._controllers = Controllers(
             addresses, self.streams, self.commands, refusing(connect), clock

@@ -18,8 +18,9 @@ import zmq
 
 from lmkv.agent.controllers import LEAVE_DEADLINE, Controllers
 from lmkv.agent.links import Link
+from lmkv.core import wire
 from lmkv.core.geometry import GRANULES_A_SLOT
-from lmkv.core.messages import Alarm, AnyMessage, Replace, Stored, StoredOk, WorkerState
+from lmkv.core.messages import Alarm, AnyMessage, Checked, Replace, Stored, StoredOk, WorkerState
 
 if TYPE_CHECKING:
     from lmkv.agent.agent import Agent
@@ -139,6 +140,7 @@ class Background:
             finally:
                 self._agent.reader.lock.release()
             self._replace(stuck)
+        self._agent.checks.send(self._workers)
         self._controllers.turn()
 
     def _replace(self, ranks: list[int]) -> None:
@@ -154,8 +156,16 @@ class Background:
             link.send(StoredOk(message.job))  # also when it was heard before
         elif isinstance(message, WorkerState):
             self._worker_state(message)
+        elif isinstance(message, Checked):
+            self._checked(message, frames)
         elif isinstance(message, Alarm):
             self._agent.refuse(message.kind, f"rank {message.rank}: {message.text}")
+
+    def _checked(self, message: Checked, frames: list[bytes]) -> None:
+        try:
+            self._agent.checks.heard(message, frames)
+        except wire.WireError as error:
+            self._agent.refuse("message", f"rank {message.rank}: {error}")
 
     def _worker_state(self, state: WorkerState) -> None:
         if state.rank >= len(self._workers):

@@ -5,7 +5,7 @@ asked hears exactly one answer: `then(answer, frames)` says what must be sent. T
 instance's (`Done`, `Refused`, `Unsupported`), or a `Refused` of this controller:
 `unknown_instance`, `unavailable` (suspect, dead, or gone since), `busy`, `too_large`, `timeout`.
 Nothing of a command is kept but who asked and until when; an answer that nobody waits for is
-refused (`unasked`).
+refused (`unasked`). What the controller does itself, alone or first, is a `Work`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Union
 
 import msgspec
 
+from lmkv.controller.checks import Answer, Sync, Verify, Work
 from lmkv.controller.instance import Instance
 from lmkv.controller.registry import Out, Registry
 from lmkv.core import wire
@@ -35,7 +35,8 @@ AT_ONCE = 256  # commands that are not answered
 EACH = 16  # of one instance
 DEADLINE, LONGEST = 30.0, 600.0  # seconds: where none is given, and at most
 
-Answer = Union[Done, Refused, Unsupported]
+WORKS: dict[str, type[Work]] = {"sync": Sync, "verify": Verify}
+
 Then = Callable[[Answer, list[bytes]], list[Out]]
 
 
@@ -46,6 +47,7 @@ class Asked:
     deadline: float  # seconds
     until: float
     then: Then
+    work: Work | None = None
 
 
 class Commands:
@@ -72,18 +74,26 @@ class Commands:
         refused = self._unfit(command)
         if refused is not None:
             return then(refused, [])
-        instance = self._registry.instances[command.instance]
-        deadline = min(command.deadline or DEADLINE, LONGEST)
-        number = self._number + 1
-        sent = msgspec.structs.replace(command, request=number, deadline=deadline)
-        size = sum(map(len, wire.encode(sent, *frames)))
+        size = sum(map(len, wire.encode(command, *frames)))
         if size > COMMAND_BYTES:
             text = f"arguments: a command of {size} bytes, at most {COMMAND_BYTES} are allowed"
             return then(Refused("too_large", text, "arguments"), [])
-        self._number = number
+        instance = self._registry.instances[command.instance]
+        deadline = min(command.deadline or DEADLINE, LONGEST)
         until = self._registry.clock() + deadline
-        self._asked[number] = Asked(instance, command.operation, deadline, until, then)
-        return [(instance.connection, sent, tuple(frames))]
+        self._number += 1
+        asked = Asked(instance, command.operation, deadline, until, then)
+        self._asked[self._number] = asked
+        if command.operation in WORKS:
+            asked.work = WORKS[command.operation](self._registry, instance, command)
+            return asked.work.begin()
+        return self._pass_on(self._number, command, frames)
+
+    def _pass_on(self, number: int, command: Command, frames: list[bytes]) -> list[Out]:
+        asked = self._asked[number]
+        left = max(0.0, asked.until - self._registry.clock())
+        sent = msgspec.structs.replace(command, request=number, deadline=left)
+        return [(asked.instance.connection, sent, tuple(frames))]
 
     def _unfit(self, command: Command) -> Refused | None:
         name = command.instance
@@ -95,6 +105,10 @@ class Commands:
             silence = self._registry.clock() - instance.heard
             text = f"instance {name!r} is {instance.state}: it was not heard for {silence:.1f} s"
             return Refused("unavailable", text, "instance")
+        works = [a for a in self._asked.values() if a.work is not None and a.instance is instance]
+        if any(asked.operation == command.operation for asked in works):
+            text = f"instance {name!r}: another {command.operation} of it runs: try again later"
+            return Refused("busy", text, "instance")
         if len(self._asked) >= AT_ONCE:
             text = f"{AT_ONCE} commands are not answered yet, which is the most: try again later"
             return Refused("busy", text)
@@ -111,13 +125,12 @@ class Commands:
                 refused = Refused("unasked", text, request=answer.request)
                 return [(instance.connection, refused, ())]
             return []
-        del self._asked[answer.request]
         size = sum(map(len, frames)) + len(getattr(answer, "result", b""))
         if size > RESULT_BYTES:
             text = f"instance {instance.name!r} answered {asked.operation} with {size} bytes, "
-            answer = Refused("too_large", text + f"at most {RESULT_BYTES} are passed on")
-            frames = []
-        return asked.then(answer, frames)
+            said, frames = Refused("too_large", text + f"at most {RESULT_BYTES} are passed on"), []
+            return self._end(answer.request, said, frames)
+        return self._end(answer.request, answer, frames)
 
     def tick(self) -> list[Out]:
         """To be called a few times a heartbeat: who waits for one that is gone, or too long."""
@@ -134,9 +147,22 @@ class Commands:
                 text = f"instance {name!r} did not answer {asked.operation} "
                 refused = Refused("timeout", text + f"in {asked.deadline:g} s", "instance")
             if refused is not None:
-                del self._asked[number]
-                out += asked.then(refused, [])
+                out += self._end(number, refused, [])
+            elif asked.work is not None:
+                out += self._go_on(number, asked.work)
         return out
+
+    def _go_on(self, number: int, work: Work) -> list[Out]:
+        found = work.poll()
+        if isinstance(found, Command):
+            return self._pass_on(number, found, [])
+        return [] if found is None else self._end(number, found, [])
+
+    def _end(self, number: int, answer: Answer, frames: list[bytes]) -> list[Out]:
+        asked = self._asked.pop(number)
+        if asked.work is not None:
+            answer = asked.work.end(answer)
+        return asked.then(answer, frames)
 
 
 def relay(connection: bytes, request: int) -> Then:

@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from lmkv import __version__, _native
 from lmkv.core.messages import PROTOCOL_MAX, PROTOCOL_MIN
-from lmkv.web import docs_page, errors, metrics, models, rest
+from lmkv.web import docs_page, errors, metrics, models, operations, rest
 from lmkv.web.auth import Gate, Tokens, needs
 from lmkv.web.cluster_view import HEALTH_DEADLINE, ClusterView
 from lmkv.web.errors import Problem
@@ -37,6 +37,7 @@ def build(
     app.add_middleware(BodyLimit)
     app.add_middleware(Gate, known=tokens, buckets=buckets)  # the last one is the first
     app.include_router(_health(view, controller_pid))
+    app.include_router(operations.routes(view))  # its paths end those of instances
     app.include_router(rest.routes(view, hub))
 
     @app.get("/openapi.json", include_in_schema=False, dependencies=[needs("read")])

@@ -6,16 +6,21 @@ What the controller refuses is raised as `Problem`, its silence as `Unreachable`
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Sequence
 from typing import TypeVar
+
+import msgspec
 
 from lmkv.core import wire
 from lmkv.core.async_client import AsyncClient
 from lmkv.core.client import Unreachable
 from lmkv.core.messages import (
     Candidate,
+    Command,
     Controllers,
     ControllersInfo,
+    Done,
     Events,
     Instances,
     InstancesInfo,
@@ -36,8 +41,11 @@ from lmkv.core.messages import (
 from lmkv.web.errors import Problem, refused, unserved
 
 M = TypeVar("M", bound=Message)
+R = TypeVar("R", bound=msgspec.Struct)
 
 HEALTH_DEADLINE = 1.0
+COMMAND_DEADLINE = 10.0
+COMMANDS = 32  # at once, so that other questions have room
 SPARE = 1.0  # seconds that an answer which waits may take beyond its wait
 
 
@@ -45,6 +53,7 @@ class ClusterView:
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
         self._max_frame_bytes = 0  # 0: not told yet
+        self._commands = 0  # that wait for instances
 
     async def status(self, deadline: float | None = None, top: int = 0) -> StatusInfo:
         """With so many of its instances."""
@@ -88,6 +97,36 @@ class ClusterView:
             await self._check_size(question)
         asked = [self._ask(question, Routed) for question in questions]
         return [answer.candidates for answer in await asyncio.gather(*asked)]
+
+    async def command(
+        self,
+        instance: str,
+        operation: str,
+        kind: type[R],
+        arguments: dict[str, str] | None = None,
+        deadline: float = COMMAND_DEADLINE,
+    ) -> R:
+        """What the instance answers when it has carried it out, within `deadline` seconds."""
+        name = secrets.token_hex(8)
+        question = Command(name, operation, instance, deadline=deadline)
+        question.arguments = arguments or {}
+        answer = await self._wait(question, Done, deadline)
+        try:
+            return msgspec.msgpack.decode(answer.result, type=kind)
+        except msgspec.MsgspecError as error:
+            text = f"instance {instance!r} answered {operation} with no result: {error}"
+            raise Problem(502, "failed", text) from None
+
+    async def _wait(self, question: Message, kind: type[M], deadline: float) -> M:
+        """An answer that an instance has its part in."""
+        if self._commands >= COMMANDS:
+            text = f"{COMMANDS} requests wait for instances, which is the most: try again later"
+            raise Problem(429, "busy", text)
+        self._commands += 1
+        try:
+            return await self._ask(question, kind, deadline=deadline + SPARE)
+        finally:
+            self._commands -= 1
 
     async def _check_size(self, question: Message) -> None:
         """A controller drops a connection that sends it too much, without a word."""

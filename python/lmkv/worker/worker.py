@@ -3,7 +3,8 @@
 start() -> the agent attaches -> plans are carried out, step by step -> stop(). The pool's segments
 are made in the background and become usable one by one; vLLM's thread only queues copies, and waits
 only where it is about to overwrite a block that is still being read. Threads: filler (segments,
-and later the maps of dead peers), control (the agent's socket), copies, and the supervisor's.
+and later the maps of dead peers), control (the agent's socket), copies, the checker's once it is
+asked, and the supervisor's.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ from lmkv.core.geometry import GRANULES_A_SLOT
 from lmkv.core.messages import (
     Alarm,
     Attach,
+    Checked,
     MoverState,
     RankInfo,
     Stored,
     WorkerState,
 )
 from lmkv.core.steps import Load, LoadResult, StepPlan, Store
+from lmkv.worker.checker import Checker
 from lmkv.worker.control import Control
 from lmkv.worker.copiers import Copiers, HostCopiers, Slot
 from lmkv.worker.copies import Copies, Once
@@ -131,6 +134,7 @@ class Worker:
             self._copiers.at_once,
             self._copiers.apart,
         )
+        self._checker = Checker(self.pool, [group.slot for group in pages], self._checked)
         self._lock = threading.Lock()  # of the state below
         self._attached = Attach(instance, 0)
         self._data_version = 0
@@ -146,6 +150,7 @@ class Worker:
             self._on_attach,
             self._mapped.forget,
             self.supervisor.replace,
+            self._checker.ask,
         )
 
     def _say_what_is_lacking(self, pool_bytes: int) -> None:
@@ -179,6 +184,7 @@ class Worker:
             return
         self._stopping.set()
         ended = self._copies.stop(STOP_DEADLINE)
+        ended &= self._checker.stop(STOP_DEADLINE)
         self.supervisor.stop()
         ended &= self._control.stop(STOP_DEADLINE)
         if self._filler.ident is not None:
@@ -280,6 +286,9 @@ class Worker:
         result = b"\x01" if good else b"\x00"
         report = Stored(self._rank, store.job, seconds)
         self._control.report(store.job, report, store.place, counter, result)
+
+    def _checked(self, job: int, results: bytes) -> None:
+        self._control.send(Checked(self._rank, job), results)
 
     # ------------------------------------------------------------ filler, supervisor, control
 

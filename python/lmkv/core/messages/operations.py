@@ -64,6 +64,52 @@ class Jobs(Message, tag="jobs"):
     after: str = ""
 
 
+class SyncResult(msgspec.Struct, omit_defaults=True):
+    """Of `sync`, which the controller carries out: its chunks of the instance before and after, and
+    the drift that was mended: chunks that it lacked, had elsewhere, or had and the instance not."""
+
+    instance: str
+    keys_before: U64 = 0
+    keys_after: U64 = 0
+    missing: U64 = 0
+    moved: U64 = 0
+    gone: U64 = 0
+    seconds: Seconds = 0.0
+
+
+class Differing(msgspec.Struct, omit_defaults=True):
+    """`how`: `missing`, `moved`, `gone` (the directory against the slot table, as in `SyncResult`);
+    `digest`, `header` (a slot of rank `rank` against itself)."""
+
+    key: str  # hex
+    how: str
+    rank: U32 = 0
+
+
+class SlotsResult(msgspec.Struct, omit_defaults=True):
+    """Of an instance's part of `verify` (argument `sample`): so many of its readable slots, chosen
+    at random, were digested again in every rank."""
+
+    slots: U64 = 0
+    sampled: U32 = 0
+    wrong: list[Differing] = []
+
+
+class VerifyResult(msgspec.Struct, omit_defaults=True):
+    """Of `verify`: the directory against the instance's slot table at a heartbeat, and slots
+    against their digests. Counts are exact; `differing` has the first 256 of each kind."""
+
+    instance: str
+    keys: U64 = 0  # in the directory
+    slots: U64 = 0  # in the slot table
+    missing: U64 = 0
+    moved: U64 = 0
+    gone: U64 = 0
+    sampled: U32 = 0
+    wrong: U32 = 0
+    differing: list[Differing] = []
+
+
 class WhyEntry(msgspec.Struct, omit_defaults=True):
     """One request that has ended: `matched` of its prompt's `tokens` were not computed; tokens by
     cause, and by the peer that brought them. `opted_out` says why, for people."""

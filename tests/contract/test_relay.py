@@ -11,12 +11,24 @@ from typing import Any
 import msgspec
 import pytest
 from lmkv.core.client import Client
-from lmkv.core.messages import Command, Done, Refused, Unsupported, WhyResult
+from lmkv.core.messages import (
+    Command,
+    Done,
+    Located,
+    Refused,
+    Resync,
+    Status,
+    StatusInfo,
+    SyncResult,
+    Unsupported,
+    WhyResult,
+)
+from msgspec.structs import replace
 
 from tests.contract.test_controller import DEADLINE, Controller, free_port, until
 from tests.contract.test_controller import Instance as Stub
 from tests.contract.test_controllers import Instance, knows
-from tests.stub_instance import StubInstance
+from tests.stub_instance import StubInstance, keys
 
 PROMPT = list(range(8))  # two chunks of 4
 
@@ -109,3 +121,51 @@ def test_an_instance_that_does_not_know_commands(controller: Controller) -> None
         late = old.take(Refused)
         assert isinstance(late, Refused)
         assert late.code == "unasked"
+
+
+def test_a_sync(controller: Controller, pair: tuple[Instance, Instance]) -> None:
+    us, _ = pair
+    us.hold(PROMPT)
+    until(lambda: knows(controller, 2))
+    answer = ask(controller, Command("x", "sync", "us", request=3))
+    assert isinstance(answer, Done), answer
+    result = msgspec.msgpack.decode(answer.result, type=SyncResult)
+    assert replace(result, seconds=0.0) == SyncResult("us", 2, 2)
+
+
+def test_lookups_go_on_while_drift_is_mended(controller: Controller) -> None:
+    """Of three chunks the directory lacks one; until the last slice is there, the two others are
+    found, and so is what is stored meanwhile."""
+    stubs = StubInstance("a", 1), StubInstance("b", 2)
+    with Stub(stubs[0], controller) as a, Stub(stubs[1], controller) as b:
+        a.join()
+        b.join()
+        a.tell(*a.stub.store(1, 2))
+        a.beat()
+        a.stub.store(3)
+        a.stub.seq -= 1  # lost, and nobody notices
+        a.beat()
+        resync = a.take(Resync)
+        assert isinstance(resync, Resync)
+        assert resync.reason == "drift"
+        assert b.found(1, 2, 3) == 2
+        first, second, end = a.stub.sync(resync.sync)
+        a.stub.seq -= 2
+        a.tell(first)
+        a.beat()
+        found = b.locate(1, 2, 3)
+        assert isinstance(found, Located)
+        assert found.found == 3  # all are in the first half of the pool
+        assert tuple(b.arrays) == a.stub.table.places(keys(1, 2, 3))[:2]
+        a.tell(*a.stub.store(4))
+        a.beat()
+        assert b.found(1, 2, 3, 4) == 4
+        for message, _ in (second, end):
+            message.seq = a.stub.number()  # type: ignore[attr-defined]
+        a.tell(second, end)
+        a.beat()
+        assert b.found(1, 2, 3, 4) == 4
+        with Client(controller.state) as client:
+            status, _ = client.ask(Status())
+        assert isinstance(status, StatusInfo)
+        assert (status.drifts, status.syncs, status.keys) == (1, 0, 4)
