@@ -18,6 +18,7 @@ from lmkv.cli.lookup import lookup
 from lmkv.cli.status import status
 from lmkv.cli.top import top
 from lmkv.cli.version import version
+from lmkv.cli.why import why
 
 app = typer.Typer(
     help="lmkv: vLLM instances share their KV caches.",
@@ -34,6 +35,7 @@ app.command()(top)
 app.add_typer(get, name="get")
 app.add_typer(describe, name="describe")
 app.command()(lookup)
+app.command()(why)
 app.command()(events)
 app.add_typer(config, name="config")
 app.command()(doctor)
