@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from lmkv.cli.main import app
 from lmkv.cli.top import rates
 from lmkv.core.messages import InstanceState, StatusInfo
+from typer.testing import CliRunner
 
 from tests.contract.test_controller import DEADLINE, Instance, free_port, until
 from tests.contract.test_controllers import Instance as Agent
@@ -119,6 +121,16 @@ def test_instances_are_chosen_and_paged(web: Web, trio: list[Instance]) -> None:
     assert lmkv(*words, "--limit", "3")[1] == ""
     assert lmkv(*words, "-l", "model=n") == ("", "no instances\n")
     assert "allowed is NAME=VALUE" in lmkv(*words, "-l", "load=1", status=2)[1]
+
+
+def test_all_pages_are_asked_for(
+    web: Web, trio: list[Instance], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmkv.cli.get.PAGE", 1)
+    for address in (web.state, web.http):
+        words = ["get", "instances", "-o", "json", "--controller", address]
+        found = json.loads(CliRunner().invoke(app, words).stdout)
+        assert [each["instance"] for each in found] == ["a", "b", "z"]
 
 
 def test_tables(web: Web, trio: list[Instance]) -> None:

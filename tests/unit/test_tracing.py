@@ -20,6 +20,7 @@ from lmkv.core.steps import LoadResult
 from tests.fake_links import World
 from tests.otlp import DEADLINE, HEADERS, PARENT, TRACE, Collector, Span
 from tests.scripted_vllm import Vllm
+from tests.unit.test_agent_groups import FULL, WINDOW, Groups
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD, GONE = PullResult.GOOD, PullResult.GONE
@@ -144,6 +145,30 @@ def test_a_scripted_engine(collector: Collector) -> None:
     assert Counter(span.name for span in spans) == {"lmkv.lookup": 2, "lmkv.load": 1}
     [load] = [span for span in spans if span.name == "lmkv.load"]
     assert load.attributes["lmkv.hit_tokens.hit_pool"] == 8
+
+
+def test_each_cache_groups_pull_has_a_span(collector: Collector) -> None:
+    world = Groups(tracer=lambda clock: tracing.tracer(collector.endpoint, "us", clock))
+    prompt = world.prompt(3)
+    world.begin("a", prompt, headers=HEADERS)
+    (full, _), (window, _) = world.locates()[-2:]
+    world.located_in(full, (0, 3))
+    world.located_in(window, (1, 3))
+    assert world.match("a", prompt) is None
+    world.peer_info()
+    assert world.match("a", prompt) is None
+    for group, n in ((FULL, 3), (WINDOW, 2)):
+        ((pull, _),) = world.pulls_of(group)
+        world.ended(pull, *[GOOD] * n)
+    assert world.match("a", prompt) == 12
+    world.load("a", 12)
+    world.agent.loaded("a", LoadResult(5))
+    world.over("a")
+    close(world)
+    named = Counter(span.name for span in collector.wait(5))
+    assert named == {"lmkv.locate": 1, "lmkv.pull": 2, "lmkv.load": 1, "lmkv.lookup": 1}
+    [locate] = [span for span in collector.spans if span.name == "lmkv.locate"]
+    assert locate.attributes["lmkv.chunks"] == 5
 
 
 @pytest.mark.parametrize(
