@@ -291,6 +291,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
 
     @_guarded()
     def _begin(self, ranks: list[dict[str, Any]]) -> None:
+        from lmkv.agent import tracing
         from lmkv.agent.agent import Agent
         from lmkv.agent.engine import engine_of
         from lmkv.agent.links import Link
@@ -323,7 +324,16 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         describe = self._events.describe if self._events is not None else None
         connect = functools.partial(Link, keys=self._keys)
         to_ranks = functools.partial(Link, keys=self._rank_keys, short=False)
-        self._agent = Agent(config, engine, connect=connect, ranks=to_ranks, describe=describe)
+        observability = getattr(self._vllm_config, "observability_config", None)
+        endpoint = getattr(observability, "otlp_traces_endpoint", None)
+        self._agent = Agent(
+            config,
+            engine,
+            connect=connect,
+            ranks=to_ranks,
+            describe=describe,
+            tracer=tracing.tracer(endpoint, engine.instance),
+        )
         self._agent.start()
         atexit.register(self._agent.close)
         logger.info("lmkv: instance %s shares chunks of %d tokens", engine.instance, chunk)
@@ -360,6 +370,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
             chunks,
             Options.of(request.kv_transfer_params),
             why,
+            getattr(request, "trace_headers", None),
         )
 
     def _extras(self, request: Any, why: str = "") -> tuple[bytes, Mapping[int, bytes], str]:
