@@ -83,10 +83,12 @@ class Agent:
         engine: Engine,
         clock: Callable[[], float] = time.monotonic,
         connect: Callable[[str], Link] = Link,
+        ranks: Callable[[str], Link] | None = None,
         addresses: Addresses | None = None,
         describe: Describe | None = None,
     ) -> None:
-        """With `describe` vLLM's KV events are fed; without it they cost nothing."""
+        """`connect` makes links to controllers, `ranks` those to workers and movers (by default it
+        does too). With `describe` vLLM's KV events are fed; without it they cost nothing."""
         self._config = config
         self._engine = engine
         self._clock = clock
@@ -94,10 +96,15 @@ class Agent:
         self.refuse = Refusals(self.stats)
         self.events = KvEvents(describe, self.refuse) if describe is not None else None
 
-        def linked(address: str) -> Link:
-            link = connect(address)
-            link.refuse = self.refuse
-            return link
+        def refusing(make: Callable[[str], Link]) -> Callable[[str], Link]:
+            def linked(address: str) -> Link:
+                link = make(address)
+                link.refuse = self.refuse
+                return link
+
+            return linked
+
+        to_ranks = refusing(ranks or connect)
 
         self.epoch = identity.new_epoch()
         self._isolation = ""
@@ -116,12 +123,14 @@ class Agent:
         handlers = {"why": self.ended.why, "verify": self.checks.verify}
         self.commands = Commands(handlers, self._wake, clock)
         addresses = addresses or Addresses(config.controllers, clock)
-        self._controllers = Controllers(addresses, self.streams, self.commands, linked, clock)
+        self._controllers = Controllers(
+            addresses, self.streams, self.commands, refusing(connect), clock
+        )
         self.locator = Locator(config.cluster, engine.instance, clock, self.refuse)
         self.pulls = Pulls(
             self.table,
             [rank.fingerprints for rank in engine.ranks],
-            linked,
+            to_ranks,
             clock,
             self._pulled,
             config.limbo_seconds,
@@ -166,7 +175,7 @@ class Agent:
         self._step_until = float("-inf")  # see `must_step`
         self._told_incompatible = False
         self.background = Background(
-            self, self._controllers, [rank.control for rank in engine.ranks], linked, clock
+            self, self._controllers, [rank.control for rank in engine.ranks], to_ranks, clock
         )
 
     def _namespace(self) -> None:

@@ -15,6 +15,8 @@ from lmkv.controller.instance import Instance, add, differs
 from lmkv.controller.prompts import lookup, route
 from lmkv.controller.registry import Out, Registry
 from lmkv.core.messages import (
+    PROTOCOL_MAX,
+    PROTOCOL_MIN,
     AnyMessage,
     Controllers,
     ControllersInfo,
@@ -108,6 +110,8 @@ def status(registry: Registry, message: Status) -> StatusInfo:
         registry.announced_keys,
         registry.retracted_keys,
         registry.syncs_waiting,
+        PROTOCOL_MIN,
+        PROTOCOL_MAX,
     )
 
 

@@ -59,6 +59,8 @@ class Cluster(Answer):
     resyncs: int
     syncs: int = Field(description="that run or wait")
     syncs_waiting: int
+    protocol_min: int
+    protocol_max: int
     heartbeats: int
     announced_keys: int
     retracted_keys: int

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 
 from lmkv.core import messages
 from lmkv.web import models
+from lmkv.web.auth import needs
 from lmkv.web.cluster_view import ClusterView
 from lmkv.web.rest import ERRORS, Errors, Name
 
@@ -15,7 +16,7 @@ UNANSWERED: Errors = {
     status: {"model": models.Error, "description": text}
     for status, text in {
         409: "the instance is suspect or dead, or ended meanwhile",
-        429: "too many commands are not answered, or this one runs",
+        429: "too many requests, too many commands that are not answered, or this one runs",
         501: "the instance's release does not know the operation",
         504: "the instance did not answer in time",
     }.items()
@@ -26,7 +27,11 @@ Deadline = Annotated[float, Query(gt=0, le=600, description="seconds that the in
 def routes(view: ClusterView) -> APIRouter:
     router = APIRouter(prefix="/v1/instances", responses={**ERRORS, **UNANSWERED})
 
-    @router.post("/{instance:path}/sync", summary="A full sync, and the drift that it mended")
+    @router.post(
+        "/{instance:path}/sync",
+        summary="A full sync, and the drift that it mended",
+        dependencies=[needs("operate")],
+    )
     async def sync(instance: Name, deadline: Deadline = 30.0) -> models.Synced:
         found = await view.command(instance, "sync", messages.SyncResult, deadline=deadline)
         return models.Synced.model_validate(found)
@@ -34,6 +39,7 @@ def routes(view: ClusterView) -> APIRouter:
     @router.post(
         "/{instance:path}/verify",
         summary="The directory against the slot table, and sampled slots against their digests",
+        dependencies=[needs("operate")],
     )
     async def verify(
         instance: Name, body: models.Verify | None = None, deadline: Deadline = 30.0
@@ -45,6 +51,7 @@ def routes(view: ClusterView) -> APIRouter:
     @router.get(
         "/{instance:path}/why",
         summary="The last requests that ended there, and why their tokens hit or missed",
+        dependencies=[needs("read")],
     )
     async def why(
         instance: Name,

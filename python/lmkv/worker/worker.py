@@ -20,7 +20,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import msgspec
 
 from lmkv import _native
-from lmkv.core import geometry, identity, pool_size
+from lmkv.core import geometry, identity, pool_size, ucx
 from lmkv.core.config import InstanceConfig
 from lmkv.core.geometry import GRANULES_A_SLOT
 from lmkv.core.messages import (
@@ -46,7 +46,6 @@ log = logging.getLogger("lmkv.worker")
 
 STOP_DEADLINE = 2.0
 LOOK_EVERY = 5.0  # seconds between looks for peers that have died
-UCX_TLS = {"": "", "tcp": "tcp,self", "cma": "cma,tcp,self"}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -116,7 +115,7 @@ class Worker:
             tuple(group.layout for group in pages),
             config.data_interface,
             config.data_ports,
-            UCX_TLS[config.nixl_tls],
+            ucx.TLS[config.nixl_tls],
             limbo_seconds=config.limbo_seconds,
             limbo_share=config.limbo_share,
         )

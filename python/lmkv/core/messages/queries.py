@@ -73,6 +73,8 @@ class StatusInfo(Message, tag="status_info"):
     announced_keys: U64 = 0
     retracted_keys: U64 = 0
     syncs_waiting: U32 = 0  # of `syncs`
+    protocol_min: U32 = 0  # versions that it speaks; 0: a release that does not say
+    protocol_max: U32 = 0
 
 
 class Lookup(Message, tag="lookup"):
