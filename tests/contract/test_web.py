@@ -87,6 +87,7 @@ def test_the_cluster_and_its_instances(web: Web, pair: tuple[Instance, Instance]
     assert (alone["keys"], alone["dp_rank"], alone["epoch"]) == (3, 3, f"{1:016x}")
     assert alone["serving_url"] == "http://127.0.0.1:8000"
     [controller] = web.ask("/v1/controllers").json["controllers"]
+    assert controller["address"] == web.state
     assert (controller["epoch"], controller["keys"]) == (cluster["epoch"], 3)
     assert (controller["instances"], controller["drifts"]) == (2, 0)
     assert 0 <= controller["lag"] < DEADLINE

@@ -243,3 +243,14 @@ def test_a_file_that_is_not_there(path: Path) -> None:
 def test_a_path_that_is_no_path() -> None:
     with pytest.raises(ConfigError, match="allowed is the path"):
         read(InstanceConfig, {"config": 3}, {})
+
+
+def test_peers_of_a_controller() -> None:
+    config = load(ControllerConfig, {"peers": "tcp://a:1, tcp://b:2"})
+    assert config.peers == ["tcp://a:1", "tcp://b:2"]
+    assert load(ControllerConfig).peers == []
+    for wrong in ("udp://a:1", "dns+tcp://a:1", "tcp://a", ["tcp://a:1"] * 17):
+        with pytest.raises(
+            ConfigError, match=r"peers = .*allowed is up to 16 addresses tcp://HOST"
+        ):
+            load(ControllerConfig, {"peers": wrong})

@@ -45,6 +45,7 @@ from lmkv.core.steps import SKIPPED, Load, LoadResult, StepPlan, Store
 log = logging.getLogger("lmkv.agent")
 
 MAPPED_REMEMBERED = 1 << 16  # keys
+CONTROLLERS_TOLD = 16
 STEP_FOR_EVENTS = 1.0  # seconds that an idle engine steps on, to tell what it did last
 
 
@@ -209,6 +210,7 @@ class Agent:
             dp_rank=self._engine.dp_rank,
             group_specs=self._engine.group_specs,
             version=__version__,
+            controllers=self.streams.addresses[:CONTROLLERS_TOLD],
         )
 
     def rank_changed(self, rank: int, info: RankInfo) -> None:

@@ -44,6 +44,13 @@ def controller(
         str | None,
         typer.Option(metavar="PORT", help="HTTP; by default the one after --query-port."),
     ] = None,
+    peers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESSES",
+            help="Other controllers, tcp://HOST:PORT,...; instances name them too.",
+        ),
+    ] = None,
     keys: Annotated[
         str | None,
         typer.Option(metavar="DIR", help="Keys: only clients that are named there are let in."),
@@ -74,7 +81,7 @@ def controller(
         "host": host, "port": port, "query_port": query_port, "cluster": cluster, "config": config,
         "http_host": http_host, "http_port": http_port, "web": "false" if no_web else None,
         "keys": keys, "tokens": tokens, "http_cert": http_cert, "http_key": http_key,
-        "insecure": "true" if insecure else None,
+        "peers": peers, "insecure": "true" if insecure else None,
     }  # fmt: skip
     try:
         given = {name: value for name, value in options.items() if value is not None}

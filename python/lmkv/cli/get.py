@@ -11,15 +11,19 @@ from lmkv.cli.common import (
     USAGE,
     ControllerOption,
     OutputOption,
+    Trouble,
     ask,
     check_output,
     check_text,
+    client_of,
     fail,
     print_json,
+    speaks_http,
+    troubles,
 )
 
 if TYPE_CHECKING:
-    from lmkv.core.messages import InstanceState
+    from lmkv.core.messages import ControllerState, InstanceState
 
 PAGE = 250
 FILTERS = ("model", "state", "version")
@@ -86,16 +90,27 @@ def controllers(
     controller: ControllerOption = DEFAULT_CONTROLLER, output: OutputOption = "table"
 ) -> None:
     """Controllers, with how far behind each is."""
-    from lmkv.core.messages import Controllers, ControllersInfo
-
     check_output(output)
-    info = ask(controller, Controllers(1), ControllersInfo)
+    found = _controllers(controller)
     if output == "json":
-        print_json(info.controllers)
+        print_json(found)
         return
     from lmkv.cli.tables import controllers_table
 
-    controllers_table(info.controllers)
+    controllers_table(found)
+
+
+def _controllers(controller: str) -> list[ControllerState]:
+    from lmkv.core import cluster
+    from lmkv.core.messages import Controllers, ControllersInfo
+
+    if speaks_http(controller):  # the web process asks the others
+        return ask(controller, Controllers(1), ControllersInfo).controllers
+    try:
+        with troubles(), client_of(controller) as client:
+            return cluster.controllers(client)
+    except Trouble as trouble:
+        fail(str(trouble), trouble.status)
 
 
 @get.command()

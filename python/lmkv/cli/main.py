@@ -15,6 +15,7 @@ from lmkv.cli.doctor import doctor
 from lmkv.cli.events import events
 from lmkv.cli.get import get
 from lmkv.cli.lookup import lookup
+from lmkv.cli.sim import sim
 from lmkv.cli.status import status
 from lmkv.cli.top import top
 from lmkv.cli.version import version
@@ -37,6 +38,7 @@ app.command()(lookup)
 app.command()(events)
 app.add_typer(config, name="config")
 app.command()(doctor)
+app.command()(sim)
 app.command()(version)
 
 

@@ -20,15 +20,15 @@ from lmkv.controller.server import CannotListen, Server
 from lmkv.controller.web import WebProcess, listen, missing
 from lmkv.core import log
 from lmkv.core.config import ConfigError, ControllerConfig, read
+from lmkv.core.descriptors import allow_descriptors
 from lmkv.core.keyfiles import BadKeys
-from lmkv.core.limits import descriptors
 
 DESCRIPTORS = 65_536  # an instance has three connections
 
 
 def run(config: ControllerConfig) -> int:
     """The process's exit status: 0 after a signal, 1 when it cannot listen, 2 when it may not."""
-    descriptors(DESCRIPTORS)
+    allow_descriptors(DESCRIPTORS)
     ended = hung_up = False
 
     def end(number: int, frame: object) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from lmkv.controller.events import History
 from lmkv.controller.instance import Drift, Instance, add, differs, group, hosts, unreadable
+from lmkv.controller.peers import Peers
 from lmkv.controller.placement import Placement
 from lmkv.controller.syncs import Syncs
 from lmkv.core import wire
@@ -67,6 +68,7 @@ class Registry:
         self.epoch = new_epoch()
         self.placement = Placement(clock)
         self.history = History(self.epoch, clock)
+        self.peers = Peers(config.peers)
         self.instances: dict[str, Instance] = {}  # by id, dead ones too
         self.drifts = 0
         self.resyncs = 0
@@ -223,6 +225,7 @@ class Registry:
     def _welcome(self, instance: Instance) -> list[Out]:
         config = self.config
         self._connections[instance.connection] = instance
+        self.peers.use(instance.name, instance.registration.controllers)
         self._strangers.pop(instance.connection, None)
         instance.synced = False
         if self._warming and self.clock() - self.started < config.warming_least:
@@ -339,6 +342,7 @@ class Registry:
         registration = instance.registration
         moved = hosts(registration.ranks) != hosts(message.ranks)
         registration.data_version, registration.ranks = message.data_version, message.ranks
+        self.peers.use(instance.name, message.controllers)
         if moved:  # the directory has the host of each instance: begin with another number
             self.placement.drop(instance)
             if not self.placement.add(instance):
@@ -358,6 +362,7 @@ class Registry:
         instance.state = "dead"
         self.placement.drop(instance)
         self._connections.pop(instance.connection, None)
+        self.peers.drop(instance.name)
         self._syncs.drop(instance.name)
         self._awaited.discard(instance.name)
 

@@ -63,7 +63,8 @@ def _answer(registry: Registry, message: AnyMessage, frames: list[bytes]) -> Mes
     if isinstance(message, Instances):
         return instances(registry, message)
     if isinstance(message, Controllers):
-        return ControllersInfo(message.request, [_controller(registry)])
+        others = registry.peers.addresses
+        return ControllersInfo(message.request, [_controller(registry)], others)
     if isinstance(message, Prefixes):
         return prefixes(registry, message)
     return None

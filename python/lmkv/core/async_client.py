@@ -29,7 +29,7 @@ class AsyncClient:
 
     def __init__(self, address: str, deadline: float = 3.0, keys: ClientKeys | None = None) -> None:
         self.address = address
-        self._keys = keys
+        self.keys = keys
         self.deadline = deadline
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.DEALER)
@@ -66,7 +66,7 @@ class AsyncClient:
     async def _send(self, message: Message, arrays: tuple[bytes, ...], until: Deadline) -> None:
         milliseconds = ceil(until.left() * 1000)
         if not await self._socket.poll(milliseconds, zmq.POLLOUT):  # type: ignore[call-arg]
-            raise Unreachable(unheard(self.address, self._keys))
+            raise Unreachable(unheard(self.address, self.keys))
         try:
             await self._socket.send_multipart(wire.encode(message, *arrays), zmq.NOBLOCK)
         except zmq.Again:  # others have filled it since

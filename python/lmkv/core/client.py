@@ -57,7 +57,7 @@ class Client:
 
     def __init__(self, address: str, deadline: float = 3.0, keys: ClientKeys | None = None) -> None:
         self.address = address
-        self._keys = keys
+        self.keys = keys
         self.deadline = deadline
         wanted = options(address)
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
@@ -81,7 +81,7 @@ class Client:
         """Raises Unreachable when nobody is connected in time."""
         until = until or Deadline(self.deadline)
         if not self._socket.poll(ceil(until.left() * 1000), zmq.POLLOUT):
-            raise Unreachable(unheard(self.address, self._keys))
+            raise Unreachable(unheard(self.address, self.keys))
         self._socket.send_multipart(wire.encode(message, *arrays), zmq.NOBLOCK)
 
     def receive(self, until: Deadline | None = None) -> tuple[AnyMessage, list[bytes]]:

@@ -154,6 +154,9 @@ class ControllerConfig(Config, kw_only=True, frozen=True):
     syncs_at_once: Count = 8
     sync_timeout: Duration = 30.0
     max_instances: Count = 10_000
+    peers: Annotated[
+        list[str], Meta(max_length=16, description="up to 16 addresses tcp://HOST:PORT")
+    ] = msgspec.field(default_factory=list)  # other controllers, beside those that instances name
     max_frame_bytes: Annotated[
         int,
         Meta(ge=LEAST_FRAME_BYTES, le=1 << 30, description="bytes from 131072 to 1073741824"),
@@ -290,7 +293,7 @@ def _convert(kind: type[Config], name: str, value: Any, origin: str) -> Any:
     if optional and (value is None or value == "auto"):
         return None
     raw = value
-    if name == "controllers" and isinstance(value, str):
+    if name in ("controllers", "peers") and isinstance(value, str):
         raw = [part.strip() for part in value.split(",") if part.strip()]
     try:
         converted = msgspec.convert(raw, field, strict=not isinstance(raw, str))
@@ -320,6 +323,11 @@ def _check_controllers(addresses: list[str]) -> None:
         split_address(address.removeprefix(NAMES))
 
 
+def _check_peers(addresses: list[str]) -> None:
+    for address in addresses:
+        split_address(address)
+
+
 def split_address(address: str) -> tuple[str, int]:
     """`tcp://HOST:PORT` to its parts. Raises ValueError with one sentence."""
     scheme, _, rest = address.partition("://")
@@ -337,7 +345,11 @@ def _check_ports(text: str) -> None:
         raise ValueError(text)
 
 
-_checks: dict[str, Any] = {"controllers": _check_controllers, "data_ports": _check_ports}
+_checks: dict[str, Any] = {
+    "controllers": _check_controllers,
+    "peers": _check_peers,
+    "data_ports": _check_ports,
+}
 
 
 def _check_together(config: Config) -> None:

@@ -21,8 +21,8 @@ import uvicorn
 from lmkv import _native
 from lmkv.core import log
 from lmkv.core.async_client import AsyncClient
+from lmkv.core.descriptors import allow_descriptors
 from lmkv.core.keyfiles import BadKeys, ClientKeys
-from lmkv.core.limits import descriptors
 from lmkv.core.web_settings import WebSettings, receive
 from lmkv.web.app import build
 from lmkv.web.auth import Tokens
@@ -91,6 +91,7 @@ async def serve(
         await Server(config, hub).serve(sockets=[listener])
     finally:
         following.cancel()
+        await view.close()
         await client.close()
 
 
@@ -105,7 +106,7 @@ def main(arguments: list[str]) -> int:
     if os.getppid() != given.parent:  # it was gone before that
         return 1
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again
-    descriptors(DESCRIPTORS)
+    allow_descriptors(DESCRIPTORS)
     listener = socket.socket(fileno=given.fd)
     try:
         asyncio.run(serve(given.controller, listener, given.parent, receive(given.settings)))

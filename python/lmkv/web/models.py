@@ -103,8 +103,9 @@ class InstancesPage(Answer):
 
 class Controller(Answer):
     controller: str
+    address: str = Field(description="at which it was asked")
     epoch: Epoch
-    state: str
+    state: str = Field(description="ready, warming or unreachable: of that one nothing is known")
     version: str
     uptime: float
     keys: int

@@ -48,9 +48,9 @@ def routes(view: ClusterView, hub: Hub) -> APIRouter:
     async def instance(instance: Name) -> models.Instance:
         return models.Instance.model_validate(await view.instance(instance))
 
-    @router.get("/controllers", summary="The controllers that this one knows: itself")
+    @router.get("/controllers", summary="All controllers of the cluster, each asked now")
     async def controllers() -> models.Controllers:
-        return models.Controllers.model_validate(await view.controllers())
+        return models.Controllers.model_validate({"controllers": await view.controllers()})
 
     @router.get("/prefixes", summary="The prefixes that were located most of late")
     async def prefixes(

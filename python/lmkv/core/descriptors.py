@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 
 
-def descriptors(wanted: int) -> int:
+def allow_descriptors(wanted: int) -> int:
     """Raise the limit of open descriptors to `wanted`, or as far as it goes; what it is then."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
