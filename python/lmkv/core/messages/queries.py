@@ -78,8 +78,10 @@ class StatusInfo(Message, tag="status_info"):
 
 
 class Lookup(Message, tag="lookup"):
-    """Holders per chunk. Frames: keys; or no frame, and tokens (keys are made by the controller
-    with the namespace and group spec of `like`, or of the only class of instances there is)."""
+    """Holders per chunk. Frames: keys; or no frame, and tokens, text or chat messages (keys are
+    made by the controller with the namespace and group spec of `like`, or of the only class of
+    instances there is, of `model` where that is given). Text, messages and the name of a LoRA are
+    put to an instance."""
 
     request: U64 = 0
     tokens: list[U32] = []
@@ -88,6 +90,7 @@ class Lookup(Message, tag="lookup"):
     salt: str = ""
     lora: str = ""
     like: str = ""  # an instance whose namespace counts
+    model: str = ""
 
 
 class LookupInfo(Message, tag="lookup_info"):
@@ -99,10 +102,12 @@ class LookupInfo(Message, tag="lookup_info"):
     holders: list[list[str]]
     matched: dict[str, U32]
     incompatible: dict[str, str] = {}  # other instances of the model, and the field that differs
+    tokens: U32 = 0  # of the prompt; 0: keys were given
 
 
 class Route(Message, tag="route"):
-    """Which instances have the longest prefix of these tokens? For routers; nothing is handed out.
+    """Which instances have the longest prefix of these tokens, text or chat messages? For routers;
+    nothing is handed out.
 
     `model` may be left out where all instances serve the same one.
     """
@@ -112,6 +117,9 @@ class Route(Message, tag="route"):
     model: str = ""
     salt: str = ""
     limit: U32 = 16
+    text: str = ""
+    messages: list[dict[str, str]] = []
+    lora: str = ""
 
 
 class Candidate(msgspec.Struct, omit_defaults=True):
