@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import TemplateError
+from vllm.exceptions import VLLMClientError
 from vllm.renderers import ChatParams, TokenizeParams
 from vllm.renderers.base import BaseRenderer
 from vllm.renderers.hf import HfRenderer
@@ -47,10 +48,10 @@ class Tokeniser:
                 if messages:
                     return self._chat(renderer, list(messages))
                 return self._tokens(renderer, {"prompt": text}, add_special_tokens=True)
-        except (ValueError, TypeError, TemplateError) as error:
+        except (ValueError, TypeError, TemplateError, VLLMClientError) as error:
             field = "messages" if messages else "text"
-            lines = str(error).split("\n")
-            raise ValueError(f"{field}: {lines[0][:SENTENCE]}") from None
+            sentence = str(error.args[0] if error.args else error).partition("\n")[0]
+            raise ValueError(f"{field}: {sentence[:SENTENCE]}") from None
 
     def _renderer(self) -> BaseRenderer[Any]:
         model = self._config.model_config

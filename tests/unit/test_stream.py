@@ -343,3 +343,22 @@ def test_a_round_trip_is_smoothed_and_a_standstill_is_none() -> None:
     us.stream.stood_still(10.0)
     us.hear(HeartbeatOk(77, 5))
     assert us.stream.round_trip == pytest.approx(0.009)
+
+
+def test_heartbeats_tell_ages_of_retired_slots_once() -> None:
+    us = Instance()
+    us.pump()
+    us.hear(Welcome(1, "c", 77, 2, sync=False))
+    us.stats.retired([0.5, 20.0])
+
+    def told() -> tuple[list[int], float]:
+        us.clock.advance(1.0)
+        [beat] = [message for message in us.says() if isinstance(message, Heartbeat)]
+        us.hear(HeartbeatOk(77, beat.seq))
+        return beat.retired_ages, beat.retired_seconds
+
+    ages, seconds = told()
+    assert (ages[0], ages[3], sum(ages), seconds) == (1, 1, 2, 20.5)
+    assert told() == ([], 0.0)
+    us.stats.retired([3.0])
+    assert told()[1] == 3.0

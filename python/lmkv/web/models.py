@@ -93,6 +93,9 @@ class Instance(Answer):
     running: int
     waiting: int
     load: float
+    retired_age: float = Field(
+        description="median age of slots as they were retired for room, from above; 0: none was"
+    )
     hit_tokens: dict[str, int]
     miss_tokens: dict[str, int]
     pool_granules: dict[str, int]

@@ -40,6 +40,7 @@ class InstanceState(msgspec.Struct, omit_defaults=True):
     running: U32 = 0  # requests, by its last heartbeat
     waiting: U32 = 0
     load: float = 0.0  # by which holders are weighed; 1 is sixteen requests
+    retired_age: Seconds = 0.0  # median of slots retired for room, from above; 0: none was
 
 
 class StatusInfo(Message, tag="status_info"):
@@ -75,6 +76,8 @@ class StatusInfo(Message, tag="status_info"):
     syncs_waiting: U32 = 0  # of `syncs`
     protocol_min: U32 = 0  # versions that it speaks; 0: a release that does not say
     protocol_max: U32 = 0
+    retired_ages: list[U64] = []  # slots retired for room, by `core/metrics.py`'s AGES
+    retired_seconds: float = 0.0  # the sum of these ages
 
 
 class Lookup(Message, tag="lookup"):
