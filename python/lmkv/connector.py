@@ -289,6 +289,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
 
     @_guarded()
     def _begin(self, ranks: list[dict[str, Any]]) -> None:
+        from lmkv.agent import tracing
         from lmkv.agent.agent import Agent
         from lmkv.agent.engine import engine_of
         from lmkv.agent.links import Link
@@ -317,8 +318,16 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         describe = self._events.describe if self._events is not None else None
         connect = functools.partial(Link, keys=self._keys)
         texts = Texts(self._tokenise, self._adapters.named)
+        observability = getattr(self._vllm_config, "observability_config", None)
+        endpoint = getattr(observability, "otlp_traces_endpoint", None)
         self._agent = Agent(
-            config, engine, connect=connect, ranks=Link, describe=describe, texts=texts
+            config,
+            engine,
+            connect=connect,
+            ranks=Link,
+            describe=describe,
+            tracer=tracing.tracer(endpoint, engine.instance),
+            texts=texts,
         )
         self._agent.start()
         atexit.register(self._agent.close)
@@ -366,6 +375,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
             chunks,
             Options.of(request.kv_transfer_params),
             why,
+            getattr(request, "trace_headers", None),
         )
 
     def _extras(self, request: Any, why: str = "") -> tuple[bytes, Mapping[int, bytes], str]:

@@ -186,7 +186,9 @@ class Transfers:
         )
         self._rates.started(peer, size)
         ranks = self._parts(peer, state.group)
-        state.jobs.add(self._pulls.post(ranks, keys, remote, own, size, seconds, state.group))
+        state.jobs.add(
+            self._pulls.post(ranks, keys, remote, own, size, seconds, state.group, state.trace)
+        )
         state.pulled |= {chunk for chunk, _ in batch}
         return True
 
@@ -204,6 +206,7 @@ class Transfers:
     def ended(self, job: Job) -> None:
         """Called by `pulls` at the end of each job."""
         results = set(job.results)
+        job.trace.pulled(job)
         if job.good:
             self._stats.pull(job.peer, job.seconds, job.bytes)
         for result, chunks in Counter(job.results).items():

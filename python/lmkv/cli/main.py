@@ -14,11 +14,13 @@ from lmkv.cli.describe import describe
 from lmkv.cli.doctor import doctor
 from lmkv.cli.events import events
 from lmkv.cli.get import get
+from lmkv.cli.health import sync, verify
 from lmkv.cli.lookup import lookup
 from lmkv.cli.sim import sim
 from lmkv.cli.status import status
 from lmkv.cli.top import top
 from lmkv.cli.version import version
+from lmkv.cli.why import why
 
 app = typer.Typer(
     help="lmkv: vLLM instances share their KV caches.",
@@ -35,6 +37,9 @@ app.command()(top)
 app.add_typer(get, name="get")
 app.add_typer(describe, name="describe")
 app.command()(lookup)
+app.command()(why)
+app.command()(sync)
+app.command()(verify)
 app.command()(events)
 app.add_typer(config, name="config")
 app.command()(doctor)

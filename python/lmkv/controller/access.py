@@ -58,6 +58,7 @@ class Access:
             key=config.http_key,
             rate=config.http_rate,
             log=config.log,
+            compat=config.compat,
         )
         if self.pair is not None:
             settings.public, settings.secret = self._web

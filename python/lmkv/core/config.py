@@ -145,6 +145,7 @@ class ControllerConfig(Config, kw_only=True, frozen=True):
     http_rate: Count = 1000  # requests a second of one client
     tokens: Text = ""  # file; "": the one among `keys`, where there is one
     require_salt: Annotated[bool, Meta(description="true or false")] = False
+    compat: Annotated[Literal["", "lmcache"], Meta(description="empty, or lmcache")] = ""
     heartbeat: Duration = 1.0
     suspect_after_beats: Count = 3
     dead_after_beats: Count = 5

@@ -19,6 +19,7 @@ class WebSettings(msgspec.Struct, omit_defaults=True):
     key: str = ""
     rate: int = 1000  # requests a second of one client
     log: str = "text"
+    compat: str = ""  # whose paths are served too: lmcache
 
     def pipe(self) -> int:
         """A descriptor to read it from."""
