@@ -26,6 +26,7 @@ from lmkv.core.doorman import Doorman
 from lmkv.core.keyfiles import as_server
 from lmkv.core.messages import Locate, Message, Refused, Unsupported
 
+IO_THREADS = 4  # what a connection costs grows with their number in a thread
 TICKS = 4  # per heartbeat
 BACKLOG = 1024  # connections that wait to be accepted: all instances may come back at once
 LOCATES = 256  # in a row, before a state message has its turn
@@ -51,7 +52,7 @@ class Server:
         self._clock = clock
         self.access = Access(config)
         host = self.access.state_host()
-        self._context = zmq.Context()
+        self._context = zmq.Context(io_threads=IO_THREADS)
         self._doorman: Doorman | None = None
         try:
             if self.access.pair is not None:
@@ -79,8 +80,10 @@ class Server:
             # Who was silent connects again under its old routing id, perhaps before the end of its
             # old connection was noticed here; without this it would be ignored for ever.
             zmq.ROUTER_HANDOVER: 1,
-            zmq.HEARTBEAT_IVL: 1000,
-            zmq.HEARTBEAT_TIMEOUT: 3000,
+            # Clients ping each second, and registered ones say more; these only find connections
+            # that are left over. Each costs libzmq a walk over all timers of its thread.
+            zmq.HEARTBEAT_IVL: 5000,
+            zmq.HEARTBEAT_TIMEOUT: 10_000,
             zmq.HANDSHAKE_IVL: 3000,
             zmq.BACKLOG: BACKLOG,
             zmq.SNDHWM: self._config.queue_messages,
