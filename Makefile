@@ -16,7 +16,7 @@ demo: setup  ## two vLLM servers share a prompt; KEEP=1 leaves them running
 test: setup  ## all tests: csrc under sanitizers, python, real vLLM engines
 	@$(BIN)/python tools/test.py $(if $(ONLY),--only $(ONLY))
 
-faults: setup  ## kill, stop and garble every process and link at every step; one table, a quarter of an hour
+faults: setup  ## kill, stop and garble every process, link and controller; two tables, 20 minutes
 	@$(BIN)/python -m tests.faults
 
 soak: setup  ## a million pulls and mapped loads of slots that were torn, flipped, swapped: none accepted wrong

@@ -171,9 +171,11 @@ def _like(registry: Registry, message: Lookup) -> Instance | Refused:
         if getattr(message, field):
             text = f"{field}: this release looks up tokens or keys only"
             return Refused("field", text, field, message.request)
-    live = [instance for instance in registry.instances.values() if instance.number >= 0]
     if message.like:
-        live = [instance for instance in live if instance.name == message.like]
+        named = registry.instances.get(message.like)
+        live = [named] if named is not None and named.number >= 0 else []
+    else:
+        live = [instance for instance in registry.instances.values() if instance.number >= 0]
     if not live:
         text = (
             f"like: instance {message.like!r} is not known here"
