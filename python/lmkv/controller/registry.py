@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lmkv.controller.events import History
-from lmkv.controller.instance import Drift, Instance, add, differs, group, hosts, unreadable
+from lmkv.controller.instance import Ages, Drift, Instance, add, differs, group, hosts, unreadable
 from lmkv.controller.peers import Peers
 from lmkv.controller.placement import Placement
 from lmkv.controller.syncs import Syncs
@@ -78,6 +78,7 @@ class Registry:
         self.retracted_keys = 0
         self.hit_tokens: dict[str, int] = {}  # of all instances, since the start
         self.miss_tokens: dict[str, int] = {}
+        self.ages = Ages()
         self.query_port = query_port or config.query_port or config.port + 1
         self.clock = clock
         self.started = self._ticked = self._told = clock()
@@ -303,6 +304,7 @@ class Registry:
         instance.count(beat)
         add(self.hit_tokens, beat.hit_tokens)
         add(self.miss_tokens, beat.miss_tokens)
+        self.ages.add(beat)
         self.placement.weigh(instance, instance.load)
         if instance.synced and instance.name not in self._syncs:
             sums = self.placement.directory.sums(instance.number)

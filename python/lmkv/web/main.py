@@ -60,7 +60,7 @@ async def serve(
     hub = Hub(view)
     following = asyncio.create_task(hub.run())
     config = uvicorn.Config(
-        build(view, hub, controller_pid, tokens, Buckets(settings.rate)),
+        build(view, hub, controller_pid, tokens, Buckets(settings.rate), settings.compat),
         http=Connection,
         ws="none",
         lifespan="off",
