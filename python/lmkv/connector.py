@@ -35,6 +35,7 @@ from lmkv.core import config as settings
 from lmkv.core import geometry
 from lmkv.core.keyfiles import ClientKeys, client_keys
 from lmkv.core.messages import PullResult
+from lmkv.core.rank_sockets import agent_keys, place
 from lmkv.core.steps import LoadResult, StepPlan
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         self._events: PoolEvents | None = None  # where vLLM's KV events are on
         self._config: settings.InstanceConfig | None = None
         self._keys: ClientKeys | None = None  # by which controllers know it
+        self._rank_keys: ClientKeys | None = None  # and workers and movers
         self._off = ""  # why nothing is shared
         self._requests: dict[str, Any] = {}  # vLLM's, by id
         self._ended: dict[str, tuple[int, LoadResult]] = {}
@@ -100,6 +102,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
                 settings.InstanceConfig, transfer.kv_connector_extra_config
             )
             self._keys = client_keys(self._config.keys)
+            self._rank_keys = agent_keys(place(self._config))
             self._refuse_unshared()
         except ValueError as error:
             self.switch_off(str(error))
@@ -295,6 +298,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         from lmkv.agent.links import Link
         from lmkv.agent.namespace import Unshareable, content_ids, namespace
         from lmkv.agent.texts import Texts
+        from lmkv.core import identity
         from lmkv.core.extras import AdapterHashes
 
         config = self._config
@@ -312,19 +316,24 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         except Unshareable as error:
             self.switch_off(f"opted_out: {error}")
             return
+        here = identity.host_identity(identity.run_dir(config.run_dir or None))
+        if any(r["control"].startswith("ipc://") and r["info"].host != here for r in ranks):
+            self.switch_off("opted_out: ranks are on several hosts, which takes control_interface")
+            return
         instance, engine_id = self._instance()
         engine = engine_of(self._vllm_config, groups, chunk, ranks, instance, engine_id, named)
         self._events = self._pool_events(chunk)
         describe = self._events.describe if self._events is not None else None
         connect = functools.partial(Link, keys=self._keys)
         texts = Texts(self._tokenise, self._adapters.named)
+        to_ranks = functools.partial(Link, keys=self._rank_keys, short=False)
         observability = getattr(self._vllm_config, "observability_config", None)
         endpoint = getattr(observability, "otlp_traces_endpoint", None)
         self._agent = Agent(
             config,
             engine,
             connect=connect,
-            ranks=Link,
+            ranks=to_ranks,
             describe=describe,
             tracer=tracing.tracer(endpoint, engine.instance),
             texts=texts,

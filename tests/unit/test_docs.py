@@ -40,6 +40,10 @@ def test_the_settings_of_the_readme_have_these_defaults() -> None:
     assert told == {
         "controllers": f"[{default.controllers[0]}]",
         "cluster": default.cluster,
+        "keys": default.keys or "none",
+        "control_interface": default.control_interface or "none",
+        "data_interface": default.data_interface,
+        "data_ports": default.data_ports,
         "pool_gib": "a quarter of free memory",  # None: the worker looks
         "transfer": default.transfer,
         "pull": default.pull,

@@ -450,6 +450,25 @@ def test_warming_ends_when_the_early_ones_are_synced() -> None:
     assert stuck.registry.state == "ready"
 
 
+def test_who_was_cut_off_from_all_warms_again_when_they_come_back() -> None:
+    story = Story()
+    a, b = story.join(StubInstance("a")), story.join(StubInstance("b"))
+    story.wait(3, a, b)
+    story.wait(6, b)  # one death is none of that
+    assert (story.state("a"), story.registry.state) == ("dead", "ready")
+    story.join(a)
+    assert story.registry.state == "ready"
+    story.wait(6)  # both
+    assert story.registry.state == "ready"
+    assert only(story.tell(b, (b.registration, ())), Welcome).state == "warming"
+    b.seq = 0
+    story.wait(1, b)
+    story.tell(b, *b.sync())
+    assert story.registry.state == "warming"
+    story.wait(2, b)
+    assert story.registry.state == "ready"
+
+
 def test_lookup_names_the_holders_of_each_chunk() -> None:
     story = Story()
     a, b = story.join(StubInstance("a")), story.join(StubInstance("b"))

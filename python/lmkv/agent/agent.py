@@ -89,8 +89,8 @@ class Agent:
         ranks: Callable[[str], Link] | None = None,
         addresses: Addresses | None = None,
         describe: Describe | None = None,
-        texts: Texts | None = None,
         tracer: tracing.Off = tracing.OFF,
+        texts: Texts | None = None,
     ) -> None:
         """`connect` makes links to controllers, `ranks` those to workers and movers (by default it
         does too). With `describe` vLLM's KV events are fed; without it they cost nothing;

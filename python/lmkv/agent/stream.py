@@ -43,6 +43,7 @@ OUTBOX = 256  # messages that wait for the link, of 112 KiB at most
 REGISTER_EVERY = 1.0  # seconds, while nobody answers
 SILENCE = 3.0  # seconds after which a controller counts as gone
 SMOOTHING = 1 / 8  # the weight of a new round trip
+PHASES = 1009
 HEARTBEATS = 0.01, 60.0  # seconds between them that a controller may ask for
 
 Frames = list[bytes]
@@ -71,6 +72,7 @@ class Stream:
         self._heard = float("-inf")
         self._next_register = 0.0
         self._next_heartbeat = 0.0
+        self._phase = 1.0  # of a heartbeat, until the next one
         self._beat: tuple[int, Frames] | None = None  # the last heartbeat: number, frames
         self._beat_sent: float | None = None  # when it left, until it is answered
         self._told: dict[str, Counter[str]] = {"hit": Counter(), "miss": Counter()}
@@ -147,7 +149,8 @@ class Stream:
             self._put(wire.encode(kind(registration.epoch, self._number()), *arrays))
         self._slices(registration.epoch)
         if now >= self._next_heartbeat:
-            self._next_heartbeat = now + self._welcome.heartbeat
+            self._next_heartbeat = now + self._welcome.heartbeat * self._phase
+            self._phase = 1.0
             self._heartbeat(registration)
 
     def _put(self, frames: Frames) -> None:
@@ -252,6 +255,7 @@ class Stream:
         old = self._welcome
         if old is None:
             self._seq, self._next_heartbeat, self._deaf = 0, 0.0, False
+            self._phase = phase(self._register().epoch)
             self._sync = None
             if message.sync:
                 self._begin_sync(0, "new")
@@ -292,6 +296,12 @@ class Stream:
             self.restart()
         elif self._welcome is None:
             self.refused = message.message
+
+
+def phase(epoch: int) -> float:
+    """The part of an interval between the first two heartbeats. Those who register all at once, as
+    when a controller starts again, would else beat all at once for ever."""
+    return (epoch % PHASES + 1) / PHASES
 
 
 def unfit(welcome: Welcome) -> str | None:

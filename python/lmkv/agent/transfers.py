@@ -90,7 +90,8 @@ class Transfers:
         """The peer's ranks where its pool is mapped rather than pulled from, else []."""
         ranks = [] if state.transfer == "nixl" else self._locator.ranks(source.peer)
         host = self._own[0].host
-        here = all(rank.info.share_socket and rank.info.host == host for rank in ranks)
+        together = all(own.host == host for own in self._own)
+        here = together and all(rank.info.share_socket and rank.info.host == host for rank in ranks)
         return ranks if here and self._parts(source.peer, state.group) else []
 
     def _parts(self, instance: str, group: int) -> list[list[PullPeer]]:

@@ -186,14 +186,16 @@ def _some(names: Sequence[str]) -> str:
 
 def like(registry: Registry, message: Lookup) -> Instance | Refused:
     """The instance whose keys are meant."""
-    live = [instance for instance in registry.instances.values() if instance.number >= 0]
-    if message.model:
-        models = sorted({instance.registration.model for instance in live})
-        live = [instance for instance in live if instance.registration.model == message.model]
-        if not live:
-            return _unserved(message.model, models, message.request)
     if message.like:
-        live = [instance for instance in live if instance.name == message.like]
+        named = registry.instances.get(message.like)
+        live = [named] if named is not None and named.number >= 0 else []
+    else:
+        live = [instance for instance in registry.instances.values() if instance.number >= 0]
+    models = sorted({instance.registration.model for instance in live}) if message.model else []
+    if models and message.model not in models:
+        return _unserved(message.model, models, message.request)
+    if models:
+        live = [instance for instance in live if instance.registration.model == message.model]
     if not live:
         text = (
             f"like: instance {message.like!r} is not known here"
