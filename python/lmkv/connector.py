@@ -41,6 +41,7 @@ from lmkv.core.steps import LoadResult, StepPlan
 if TYPE_CHECKING:
     from lmkv.agent.agent import Agent
     from lmkv.connector_events import PoolEvents
+    from lmkv.connector_text import Tokeniser
     from lmkv.worker.worker import Worker
 
 try:
@@ -296,6 +297,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         from lmkv.agent.engine import engine_of
         from lmkv.agent.links import Link
         from lmkv.agent.namespace import Unshareable, content_ids, namespace
+        from lmkv.agent.texts import Texts
         from lmkv.core import identity
         from lmkv.core.extras import AdapterHashes
 
@@ -323,6 +325,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         self._events = self._pool_events(chunk)
         describe = self._events.describe if self._events is not None else None
         connect = functools.partial(Link, keys=self._keys)
+        texts = Texts(self._tokenise, self._adapters.named)
         to_ranks = functools.partial(Link, keys=self._rank_keys, short=False)
         observability = getattr(self._vllm_config, "observability_config", None)
         endpoint = getattr(observability, "otlp_traces_endpoint", None)
@@ -333,10 +336,21 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
             ranks=to_ranks,
             describe=describe,
             tracer=tracing.tracer(endpoint, engine.instance),
+            texts=texts,
         )
         self._agent.start()
         atexit.register(self._agent.close)
         logger.info("lmkv: instance %s shares chunks of %d tokens", engine.instance, chunk)
+
+    def _tokenise(self, text: str, messages: Sequence[dict[str, str]]) -> list[int]:
+        """For lookups, in a thread of theirs."""
+        return self._tokeniser(text, messages)
+
+    @functools.cached_property
+    def _tokeniser(self) -> Tokeniser:
+        from lmkv.connector_text import Tokeniser
+
+        return Tokeniser(self._vllm_config)
 
     def _pool_events(self, chunk_tokens: int) -> PoolEvents | None:
         config = getattr(self._vllm_config, "kv_events_config", None)

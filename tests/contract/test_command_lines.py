@@ -110,6 +110,23 @@ def test_lists_over_either_socket(web: Web, trio: list[Instance]) -> None:
     assert (prefix["key"], prefix["hits"], prefix["holders"]) == (keys(31).hex(), 2, ["a"])
 
 
+def test_all_controllers_are_asked(web: Web) -> None:
+    nobody = f"tcp://127.0.0.1:{free_port()}"
+    other = Web("--peers", f"{web.state},{nobody}")
+    try:
+        other.up()
+        found = both(other, "get", "controllers")
+        assert [(each["state"], each["address"]) for each in found] == [
+            ("ready", other.state), ("unreachable", nobody), ("ready", web.state),
+        ]  # fmt: skip
+        out, _ = lmkv("get", "controllers", "--controller", other.state)
+        assert [line.split()[1] for line in out.splitlines()] == [
+            "state", "ready", "unreachable", "ready",
+        ]  # fmt: skip
+    finally:
+        assert other.end() == (0, "")
+
+
 def test_instances_are_chosen_and_paged(web: Web, trio: list[Instance]) -> None:
     words = ["get", "instances", "--controller", web.state]
     assert [each["instance"] for each in data(*words, "--after", "a")] == ["b", "z"]

@@ -15,6 +15,7 @@ from lmkv.agent.agent import Agent, Options
 from lmkv.agent.engine import Engine, Rank
 from lmkv.agent.links import Link
 from lmkv.agent.reader import Geometry
+from lmkv.agent.texts import Texts
 from lmkv.core.client import Client, Unreachable
 from lmkv.core.config import InstanceConfig, load
 from lmkv.core.messages import HostIdentity, RankInfo, Status, StatusInfo
@@ -37,7 +38,11 @@ def controllers() -> Iterator[list[Controller]]:
 
 class Instance:
     def __init__(
-        self, name: str, controllers: list[str], connect: Callable[[str], Link] = Link
+        self,
+        name: str,
+        controllers: list[str],
+        connect: Callable[[str], Link] = Link,
+        texts: Texts | None = None,
     ) -> None:
         inline = {"controllers": controllers, "min_tokens": 1, "locate_deadline": DEADLINE}
         rank = Rank(
@@ -52,7 +57,9 @@ class Instance:
             SLOTS,
             [rank],
         )
-        self.agent = Agent(load(InstanceConfig, inline), engine, connect=connect, ranks=Link)
+        self.agent = Agent(
+            load(InstanceConfig, inline), engine, connect=connect, ranks=Link, texts=texts
+        )
         self.agent.table.grow(SLOTS)
         self.agent.start()
         self.asked = 0

@@ -361,3 +361,22 @@ def test_those_who_are_welcomed_at_once_do_not_beat_at_once_for_ever() -> None:
             us.hear(HeartbeatOk(77, 0))
             us.clock.advance(1 / 8)
     assert beats == [[2, 10], [4, 12], [6, 14], [8, 16]]
+
+
+def test_heartbeats_tell_ages_of_retired_slots_once() -> None:
+    us = Instance()
+    us.pump()
+    us.hear(Welcome(1, "c", 77, 2, sync=False))
+    us.stats.retired([0.5, 20.0])
+
+    def told() -> tuple[list[int], float]:
+        us.clock.advance(1.0)
+        [beat] = [message for message in us.says() if isinstance(message, Heartbeat)]
+        us.hear(HeartbeatOk(77, beat.seq))
+        return beat.retired_ages, beat.retired_seconds
+
+    ages, seconds = told()
+    assert (ages[0], ages[3], sum(ages), seconds) == (1, 1, 2, 20.5)
+    assert told() == ([], 0.0)
+    us.stats.retired([3.0])
+    assert told()[1] == 3.0

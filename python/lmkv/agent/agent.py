@@ -37,6 +37,7 @@ from lmkv.agent.resolve import Addresses
 from lmkv.agent.stats import Stats
 from lmkv.agent.stores import Stores
 from lmkv.agent.streams import Streams
+from lmkv.agent.texts import Texts
 from lmkv.agent.transfers import Transfers
 from lmkv.core import geometry, identity
 from lmkv.core.config import InstanceConfig
@@ -89,9 +90,11 @@ class Agent:
         addresses: Addresses | None = None,
         describe: Describe | None = None,
         tracer: tracing.Off = tracing.OFF,
+        texts: Texts | None = None,
     ) -> None:
         """`connect` makes links to controllers, `ranks` those to workers and movers (by default it
-        does too). With `describe` vLLM's KV events are fed; without it they cost nothing."""
+        does too). With `describe` vLLM's KV events are fed; without it they cost nothing;
+        without `texts` no text is looked up."""
         self._config = config
         self._engine = engine
         self._clock = clock
@@ -124,7 +127,11 @@ class Agent:
         self.ended = Ended(clock)
         self._tracer = tracer
         self.checks = Checks(self.table, len(engine.ranks), lambda: self.epoch, self._wake)
-        handlers = {"why": self.ended.why, "verify": self.checks.verify}
+        handlers = {
+            "why": self.ended.why,
+            "verify": self.checks.verify,
+            "lookup_text": (texts or Texts()).look,
+        }
         self.commands = Commands(handlers, self._wake, clock)
         addresses = addresses or Addresses(config.controllers, clock)
         self._controllers = Controllers(

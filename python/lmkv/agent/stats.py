@@ -7,8 +7,12 @@ values, of histograms, are lists. Plain data: vLLM carries it between processes.
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
 from collections import Counter, defaultdict, deque
+from collections.abc import Sequence
 from typing import Any
+
+from lmkv.core.metrics import AGES
 
 KEPT = 1024  # observed values between two steps; of more, the last ones
 
@@ -21,6 +25,8 @@ class Stats:
         self._counts = _none()
         self._observed: dict[str, deque[float]] = {}
         self._totals: dict[str, Counter[str]] = {"hit": Counter(), "miss": Counter()}
+        self._ages = [0] * (len(AGES) + 1)  # slots retired for room, by age
+        self._age_sum = 0.0
 
     def count(self, key: str, *labels: str, by: float = 1) -> None:
         names = (key, *labels)
@@ -50,6 +56,20 @@ class Stats:
         self.count("pull_bytes", by=pulled)
         self.count("peer_pull_bytes", peer, by=pulled)
         self.count("peer_pull_seconds", peer, by=seconds)
+
+    def retired(self, ages: Sequence[float]) -> None:
+        """Slots of these ages, in seconds, were retired for room."""
+        for age in ages:
+            self.observe("retired_age_seconds", age)
+        with self._lock:
+            for age in ages:
+                self._ages[bisect_left(AGES, age)] += 1
+            self._age_sum += sum(ages)
+
+    def ages(self) -> tuple[list[int], float]:
+        """Slots retired for room since the start, by age, and the sum of their ages."""
+        with self._lock:
+            return list(self._ages), self._age_sum
 
     def alarm(self, kind: str) -> None:
         self.count("alarms", kind)

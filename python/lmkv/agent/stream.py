@@ -36,7 +36,7 @@ from lmkv.core.messages import (
     Touched,
     Welcome,
 )
-from lmkv.core.metrics import OTHER, SYNC_REASONS
+from lmkv.core.metrics import AGES, OTHER, SYNC_REASONS
 
 SLICES_A_PUMP = 4
 OUTBOX = 256  # messages that wait for the link, of 112 KiB at most
@@ -76,6 +76,7 @@ class Stream:
         self._beat: tuple[int, Frames] | None = None  # the last heartbeat: number, frames
         self._beat_sent: float | None = None  # when it left, until it is answered
         self._told: dict[str, Counter[str]] = {"hit": Counter(), "miss": Counter()}
+        self._told_ages = [0] * (len(AGES) + 1), 0.0
         self._data_version = -1
         self._controllers: list[str] = []  # as the controller was told
         self._sync: tuple[int, int] | None = None  # number, next granule
@@ -194,7 +195,9 @@ class Stream:
         if self._beat is not None and self._beat_sent is None:
             return  # the last one has not even left
         count, sum_first, sum_second = self._table.sums()
-        tokens = self._stats.totals()
+        tokens, (ages, age_sum) = self._stats.totals(), self._stats.ages()
+        told, told_sum = self._told_ages
+        new = [now - before for now, before in zip(ages, told)]
         frames = wire.encode(
             Heartbeat(
                 registration.epoch,
@@ -206,9 +209,11 @@ class Stream:
                 miss_tokens=dict(tokens["miss"] - self._told["miss"]),
                 pool_granules=self._table.granules(),
                 data_version=registration.data_version,
+                retired_ages=new if any(new) else [],
+                retired_seconds=min(max(0.0, age_sum - told_sum), 1e9),
             )
         )
-        self._told = tokens
+        self._told, self._told_ages = tokens, (ages, age_sum)
         self._beat, self._beat_sent = (self._seq, frames), None
         self._put(frames)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lmkv.controller.events import History
-from lmkv.controller.instance import Drift, Instance, add, differs, group, hosts, unreadable
+from lmkv.controller.instance import Ages, Drift, Instance, add, differs, group, hosts, unreadable
 from lmkv.controller.peers import Peers
 from lmkv.controller.placement import Placement
 from lmkv.controller.syncs import Syncs
@@ -78,6 +78,7 @@ class Registry:
         self.retracted_keys = 0
         self.hit_tokens: dict[str, int] = {}  # of all instances, since the start
         self.miss_tokens: dict[str, int] = {}
+        self.ages = Ages()
         self.query_port = query_port or config.query_port or config.port + 1
         self.clock = clock
         self.started = self._ticked = self._told = clock()
@@ -236,7 +237,7 @@ class Registry:
             self._awaited.add(instance.name)
         sync = self._syncs.welcome(instance.name)
         if sync:
-            self._begin_sync(instance)
+            self._begin_sync(instance, "new")
         welcome = Welcome(
             PROTOCOL_MAX,
             self.name,
@@ -291,9 +292,11 @@ class Registry:
         if self._syncs.progress(instance.name, message.sync):
             self._syncs.end(instance.name)
             directory = self.placement.directory
-            instance.drift.gone = directory.end_sync(instance.number)
-            instance.drift.keys_after = directory.sums(instance.number)[0]
-            instance.syncs += 1
+            drift = instance.ended = instance.drift
+            drift.gone = directory.end_sync(instance.number)
+            drift.keys_after = directory.sums(instance.number)[0]
+            if drift.reason == "drift":
+                instance.mended = drift
             instance.synced = True
             self._awaited.discard(instance.name)
         return []
@@ -303,6 +306,7 @@ class Registry:
         instance.count(beat)
         add(self.hit_tokens, beat.hit_tokens)
         add(self.miss_tokens, beat.miss_tokens)
+        self.ages.add(beat)
         self.placement.weigh(instance, instance.load)
         if instance.synced and instance.name not in self._syncs:
             sums = self.placement.directory.sums(instance.number)
@@ -324,16 +328,17 @@ class Registry:
         out: list[Out] = []
         for name, number, reason in self._syncs.start():
             instance = self.instances[name]
-            self._begin_sync(instance)
+            self._begin_sync(instance, reason)
             self.resyncs += 1
             self.history.add("resync", name, reason)
             out.append((instance.connection, Resync(number, reason), ()))
         return out
 
-    def _begin_sync(self, instance: Instance) -> None:
+    def _begin_sync(self, instance: Instance, reason: str) -> None:
         directory = self.placement.directory
         directory.begin_sync(instance.number)
-        instance.drift = Drift(directory.sums(instance.number)[0])
+        keys = directory.sums(instance.number)[0]
+        instance.drift = Drift(instance.drift.number + 1, reason, keys)
 
     def sync(self, instance: Instance) -> list[Out]:
         """A full sync, since somebody wants one."""

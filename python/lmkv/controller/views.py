@@ -113,6 +113,8 @@ def status(registry: Registry, message: Status) -> StatusInfo:
         registry.syncs_waiting,
         PROTOCOL_MIN,
         PROTOCOL_MAX,
+        registry.ages.counts,
+        registry.ages.seconds,
     )
 
 
@@ -213,6 +215,7 @@ class _Viewer:
             beat.running if beat else 0,
             beat.waiting if beat else 0,
             instance.load,
+            instance.ages.median,
         )
 
 

@@ -19,7 +19,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 
 from lmkv.core.client import Unreachable
-from lmkv.core.messages import InstanceState
+from lmkv.core.messages import InstanceState, Lookup
 from lmkv.web import models
 from lmkv.web.auth import needs
 from lmkv.web.cluster_view import ClusterView
@@ -173,7 +173,7 @@ def routes(view: ClusterView) -> APIRouter:
 
     @router.post("/lookup", summary="Who has the prompt's beginning: the longest first")
     async def lookup(body: LookupRequest) -> LookupResponse:
-        found = await view.lookup(body.tokens, [], "", body.like)
+        found = await view.lookup(Lookup(tokens=body.tokens, like=body.like))
         longest = sorted(found.matched.items(), key=lambda each: (-each[1], each[0]))
         return LookupResponse(
             event_id=_event("Lookup"),
