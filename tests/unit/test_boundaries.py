@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "connector_events": {"agent"},
     "connector_metadata": set(),
     "connector_metrics": set(),  # the connector's half that vLLM's API server needs
-    "plugin": set(),
+    "plugin": {"worker"},
     "__init__": set(),
 }
 
