@@ -573,3 +573,22 @@ def test_a_worker_is_watched_only_where_a_pool_is_on_a_gpu() -> None:
         plugin._watch(worker, config)
         assert (worker.determine_available_memory is not before) == watched
         assert worker.determine_available_memory() == 7  # on a CPU nothing is taken
+
+
+def test_an_engine_on_a_cpu_says_so_and_serves(
+    start_engine: Callable[..., Any], run_dir: str
+) -> None:
+    """A real one, whose worker the plugin watches."""
+    settings = {"pool_device": "cuda", "gpu_pool_gib": 1, "run_dir": run_dir}
+    engine = start_engine(
+        "c",
+        kv_transfer_config={
+            "kv_connector": "LmkvConnector",
+            "kv_role": "kv_both",
+            "kv_connector_extra_config": settings,
+        },
+    )
+    engine.wait_ready()
+    assert len(engine.generate([*range(1, 300)]).tokens) == 8
+    said = "pool_device: KV on cpu is not on a GPU, allowed is host"
+    assert engine.log.read_text().count(f"lmkv shares nothing here: {said}") == 1
