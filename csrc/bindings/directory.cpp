@@ -86,11 +86,20 @@ void bind_directory(nb::module_& m) {
           [](Directory& directory, int instance, std::uint32_t first, std::uint32_t last,
              const nb::bytes& keys, const nb::bytes& places, const nb::bytes& counters) {
             const Arrays arrays(keys, places, counters);
-            directory.sync_slice(instance, first, last, arrays.keys, arrays.places,
-                                 arrays.counters);
+            const Differing found = directory.sync_slice(instance, first, last, arrays.keys,
+                                                         arrays.places, arrays.counters);
+            return nb::make_tuple(to_bytes(std::span<const Key>(found.missing)),
+                                  to_bytes(std::span<const Key>(found.moved)));
           },
           "instance"_a, "first"_a, "last"_a, "keys"_a, "places"_a, "counters"_a)
       .def("end_sync", &Directory::end_sync, "instance"_a)
+      .def("watch", &Directory::watch, "instance"_a, "on"_a)
+      .def(
+          "gone",
+          [](const Directory& directory, int instance) {
+            return to_bytes(directory.gone(instance));
+          },
+          "instance"_a)
       .def(
           "sums",
           [](const Directory& directory, int instance) {

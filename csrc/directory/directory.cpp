@@ -51,16 +51,9 @@ void Directory::drop(int number) {
 }
 
 std::size_t Directory::announce(int number, Keys keys, Places places, Counters counters) {
-  const std::uint16_t stamp = live(number).stamp;
-  require_equal(keys.size(), places.size(), counters.size());
   std::size_t added = 0;
-  table_.walk(keys, [&](std::size_t i, std::uint64_t hash, Entry* entry) {
-    const Place& place = places[i];
-    added += put(keys[i], hash, entry,
-                 {place.first, counters[i], static_cast<std::uint16_t>(number), stamp,
-                  place.granules, place.tier, Holder::one, 0});
-    return true;
-  });
+  put_all(number, keys, places, counters,
+          [&](std::size_t, Put how) { added += how == Put::added ? 1 : 0; });
   return added;
 }
 
@@ -95,14 +88,19 @@ void Directory::begin_sync(int number) {
   instance.syncing = true;
 }
 
-void Directory::sync_slice(int number, std::uint32_t first, std::uint32_t last, Keys keys,
-                           Places places, Counters counters) {
+Differing Directory::sync_slice(int number, std::uint32_t first, std::uint32_t last, Keys keys,
+                                Places places, Counters counters) {
   REQUIRE(live(number).syncing, "instance: ", number, " has begun no sync");
   REQUIRE(first <= last, "first: ", first, " lies after last, ", last);
   for (const Place& place : places)
     REQUIRE(place.first >= first && place.first < last, "places: first granule ", place.first,
             " lies outside [", first, ", ", last, ")");
-  announce(number, keys, places, counters);
+  Differing out;
+  put_all(number, keys, places, counters, [&](std::size_t i, Put how) {
+    if (how == Put::added) out.missing.push_back(keys[i]);
+    if (how == Put::moved) out.moved.push_back(keys[i]);
+  });
+  return out;
 }
 
 std::size_t Directory::end_sync(int number) {
@@ -114,6 +112,14 @@ std::size_t Directory::end_sync(int number) {
   instance.oldest = instance.stamp;
   instance.visible = instance.stated;
   return gone;
+}
+
+// From now on (`on`) note the keys that a sync of this instance has hidden, as sweeps come across
+// them; the first 256.
+void Directory::watch(int number, bool on) {
+  Instance& instance = live(number);
+  instance.watched = on;
+  instance.gone = {};
 }
 
 Sums Directory::sums(int number) const { return live(number).visible; }
@@ -189,17 +195,33 @@ void Directory::lose(const Key& key, const Holder& holder) {
   if (holder.stamp == instance.stamp) instance.stated -= one;
 }
 
-// Whether the instance did not (visibly) hold the key before.
-bool Directory::put(const Key& key, std::uint64_t hash, Entry* entry, const Holder& holder) {
+template <typename Each>
+void Directory::put_all(int number, Keys keys, Places places, Counters counters, Each each) {
+  const std::uint16_t stamp = live(number).stamp;
+  require_equal(keys.size(), places.size(), counters.size());
+  table_.walk(keys, [&](std::size_t i, std::uint64_t hash, Entry* entry) {
+    const Place& place = places[i];
+    each(i, put(keys[i], hash, entry,
+                {place.first, counters[i], static_cast<std::uint16_t>(number), stamp,
+                 place.granules, place.tier, Holder::one, 0}));
+    return true;
+  });
+}
+
+// Whether the instance (visibly) held the key before, and there.
+Directory::Put Directory::put(const Key& key, std::uint64_t hash, Entry* entry,
+                              const Holder& holder) {
   if (!entry) {
     table_.insert(key, hash).holder = holder;
     gain(key, holder);
-    return true;
+    return Put::added;
   }
   const std::span<Holder> holders = lists_.of(entry->holder);
   const std::size_t at = seek(holders, holder.instance);
   const bool known = at < holders.size() && holders[at].instance == holder.instance;
   const bool seen = known && visible(holders[at]);
+  const bool same =
+      seen && holders[at].place() == holder.place() && holders[at].counter == holder.counter;
   const bool alone = entry->holder.kind == Holder::one;
   if (known || (alone && !visible(entry->holder))) {  // its own old place, or a hidden one's
     Holder& old = known ? holders[at] : entry->holder;
@@ -209,13 +231,16 @@ bool Directory::put(const Key& key, std::uint64_t hash, Entry* entry, const Hold
     lists_.add(entry->holder, holder);
   }
   gain(key, holder);
-  return !seen;
+  if (!seen) return Put::added;
+  return same ? Put::same : Put::moved;
 }
 
 bool Directory::drop_hidden(Entry& entry) {
   for (std::size_t at = lists_.of(entry.holder).size(); at-- > 0;) {
     const Holder holder = lists_.of(entry.holder)[at];
     if (visible(holder)) continue;
+    Instance& owner = instances_[holder.instance];
+    if (owner.watched && owner.gone.size() < kGone) owner.gone.push_back(entry.key);
     lose(entry.key, holder);
     if (entry.holder.kind == Holder::one) return false;
     lists_.remove(entry.holder, at);

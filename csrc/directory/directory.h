@@ -24,6 +24,12 @@ struct Run {
   std::uint32_t offset;
 };
 
+// How a slice of a sync differs from what the directory had: keys that it had not, and those that
+// it had elsewhere.
+struct Differing {
+  std::vector<Key> missing, moved;
+};
+
 struct Located {
   std::vector<Run> runs, alternates;
   std::vector<Place> places;
@@ -43,9 +49,11 @@ class Directory {
   std::size_t announce(int instance, Keys keys, Places places, Counters counters);
   std::size_t retract(int instance, Keys keys, Places places, Counters counters);
   void begin_sync(int instance);
-  void sync_slice(int instance, std::uint32_t first, std::uint32_t last, Keys keys, Places places,
-                  Counters counters);
+  Differing sync_slice(int instance, std::uint32_t first, std::uint32_t last, Keys keys,
+                       Places places, Counters counters);
   std::size_t end_sync(int instance);
+  void watch(int instance, bool on);
+  std::span<const Key> gone(int instance) const { return live(instance).gone; }
   Sums sums(int instance) const;
   Located locate(Keys keys, int asker, std::span<const double> loads, std::span<const int> avoid,
                  bool sparse = false);
@@ -56,14 +64,17 @@ class Directory {
 
  private:
   static constexpr std::uint32_t kDead = 1 << 16;  // above every stamp
+  static constexpr std::size_t kGone = 256;        // keys noted for who watches an instance
 
   struct Instance {
     std::uint32_t oldest = kDead;
     std::uint16_t stamp = 0;
     bool syncing = false, avoid = false, used = false;  // the last two during one locate()
+    bool watched = false;
     std::int64_t group = 0, host = 0;
     std::uint64_t held = 0;  // entries, hidden ones too
     Sums visible, stated;    // stated: with the current stamp
+    std::vector<Key> gone;   // while it is watched
   };
 
   // What one locate() knows of itself and of the keys before it chooses (locate.cpp).
@@ -76,7 +87,10 @@ class Directory {
   }
   void gain(const Key& key, const Holder& holder);
   void lose(const Key& key, const Holder& holder);
-  bool put(const Key& key, std::uint64_t hash, Entry* entry, const Holder& holder);
+  enum class Put { added, moved, same };
+  Put put(const Key& key, std::uint64_t hash, Entry* entry, const Holder& holder);
+  template <typename Each>  // each(i, Put) for every key
+  void put_all(int instance, Keys keys, Places places, Counters counters, Each each);
   bool drop_hidden(Entry& entry);  // false: nothing is left of it
   void restamp(int instance);
   void free_if_gone(int instance);

@@ -477,9 +477,14 @@ class Directory:
     def begin_sync(self, instance: int) -> None: ...
     def sync_slice(
         self, instance: int, first: int, last: int, keys: bytes, places: bytes, counters: bytes
-    ) -> None: ...
+    ) -> tuple[bytes, bytes]:
+        """Keys that were not there, and keys that were elsewhere."""
     def end_sync(self, instance: int) -> int:
         """Entries not stated since `begin_sync` are gone; returns how many."""
+    def watch(self, instance: int, on: bool) -> None:
+        """Note which keys an `end_sync` hides, from now on or no more."""
+    def gone(self, instance: int) -> bytes:
+        """Those noted, as `sweep` comes across them: the first 256."""
     def sums(self, instance: int) -> tuple[int, int, int]: ...
     def locate(
         self,

@@ -33,6 +33,7 @@ from lmkv.connector_metadata import LmkvHandshake, LmkvMetadata, LmkvWorkerMetad
 from lmkv.connector_metrics import LmkvPromMetrics, LmkvStats, copies
 from lmkv.core import config as settings
 from lmkv.core import geometry
+from lmkv.core.keyfiles import ClientKeys, client_keys
 from lmkv.core.messages import PullResult
 from lmkv.core.steps import LoadResult, StepPlan
 
@@ -80,6 +81,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         self._worker: Worker | None = None
         self._events: PoolEvents | None = None  # where vLLM's KV events are on
         self._config: settings.InstanceConfig | None = None
+        self._keys: ClientKeys | None = None  # by which controllers know it
         self._off = ""  # why nothing is shared
         self._requests: dict[str, Any] = {}  # vLLM's, by id
         self._ended: dict[str, tuple[int, LoadResult]] = {}
@@ -96,6 +98,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
             self._config = settings.read(
                 settings.InstanceConfig, transfer.kv_connector_extra_config
             )
+            self._keys = client_keys(self._config.keys)
             self._refuse_unshared()
         except ValueError as error:
             self.switch_off(str(error))
@@ -295,6 +298,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
     def _begin(self, ranks: list[dict[str, Any]]) -> None:
         from lmkv.agent.agent import Agent
         from lmkv.agent.engine import engine_of
+        from lmkv.agent.links import Link
         from lmkv.agent.namespace import Unshareable, content_ids, namespace
         from lmkv.core.extras import AdapterHashes
 
@@ -317,7 +321,8 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         engine = engine_of(self._vllm_config, groups, chunk, ranks, instance, engine_id, named)
         self._events = self._pool_events(chunk)
         describe = self._events.describe if self._events is not None else None
-        self._agent = Agent(config, engine, describe=describe)
+        connect = functools.partial(Link, keys=self._keys)
+        self._agent = Agent(config, engine, connect=connect, ranks=Link, describe=describe)
         self._agent.start()
         atexit.register(self._agent.close)
         logger.info("lmkv: instance %s shares chunks of %d tokens", engine.instance, chunk)

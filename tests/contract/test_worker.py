@@ -27,6 +27,8 @@ from lmkv.core import config, geometry, wire
 from lmkv.core.messages import (
     Alarm,
     Attach,
+    Check,
+    Checked,
     Forget,
     Message,
     Ping,
@@ -579,3 +581,42 @@ def test_what_a_dead_peer_left_in_run_dir_is_cleared_away(
     monkeypatch.setattr(rank.worker._mapped, "drop_dead", lambda: 1)
     rank.worker._look_after_peers()
     assert set(os.listdir(run_dir)) == mine
+
+
+# ---------------------------------------------------------------- slots digested again
+
+
+def checked(rank: Rank, *numbers: int, job: int = 1) -> list[int]:
+    """PullResult's of the slots that these chunks were stored in."""
+    counters = b"".join(n.to_bytes(4, "little") for n in numbers)
+    arrays = b"".join(map(key, numbers)), b"".join(map(place, numbers)), counters
+    rank.agent.send_multipart(wire.encode(Check(job, EPOCH), *arrays))
+    while True:
+        message, frames = rank.receive()
+        if isinstance(message, Checked):
+            assert (message.rank, message.job) == (0, job)
+            return list(frames[0])
+
+
+def test_slots_are_digested_again(start_host) -> None:
+    rank = start_host()
+    rank.ready()
+    for n in (1, 2, 3):
+        rank.save(n, [0, 1])
+    assert checked(rank, 1, 2, 3) == [PullResult.GOOD] * 3
+    address = rank.worker.pool.slot_address(place(2)) + rank.kv.slot.payload_offset + 100
+    ctypes.memset(address, ctypes.string_at(address, 1)[0] ^ 1, 1)
+    assert checked(rank, 1, 2, 3, job=2) == [PullResult.GOOD, PullResult.DIGEST, PullResult.GOOD]
+    _native.clear_slot(rank.worker.pool.slot_address(place(3)))
+    assert checked(rank, 3, 60_000, job=3) == [PullResult.GONE] * 2
+
+
+def test_a_check_that_is_torn_is_refused(start_host) -> None:
+    rank = start_host()
+    rank.ready()
+    rank.save(1, [0, 1])
+    rank.agent.send_multipart(wire.encode(Check(1, EPOCH), key(1), place(1)))
+    while not any(isinstance(message, Alarm) for message, _ in rank.heard):
+        rank.receive()
+    assert "check: 2 frames behind" in rank.heard[-1][0].text
+    assert checked(rank, 1) == [PullResult.GOOD]

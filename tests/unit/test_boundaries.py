@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "mover": set(),
     "controller": set(),
     "web": set(),
-    "cli": {"controller", "web", "mover"},  # what it starts
+    "sim": {"agent"},  # many of them
+    "cli": {"controller", "web", "mover", "sim"},  # what it starts
     "connector": {"agent", "worker", "connector_events", "connector_metadata", "connector_metrics"},
     "connector_events": {"agent"},
     "connector_metadata": set(),
@@ -82,6 +83,7 @@ LIGHT = [
     "lmkv.controller",
     "lmkv.web",
     "lmkv.mover",
+    "lmkv.sim",
     "lmkv.cli",
 ]
 

@@ -24,7 +24,7 @@ from lmkv.core.messages import HeartbeatOk, InstanceState, StatusInfo, Welcome
 from tests.stub_instance import NAMESPACE, StubInstance
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-DONE, FAILED, USAGE, UNREACHABLE = 0, 1, 2, 3
+DONE, FAILED, USAGE, UNREACHABLE, REFUSED = 0, 1, 2, 3, 4
 DEADLINE = 20.0
 TOKENS = list(range(40))  # two chunks of 16, and a tail
 MODEL = "[red]m[/red]" + "x" * 200  # rich would take it for markup, and cut it
@@ -290,6 +290,8 @@ def test_somebody_listens_and_does_not_answer() -> None:
             UNREACHABLE,
             "it sleeps",
         ),
+        (b'HTTP/1.1 401 No\r\n\r\n{"error": {"message": "a token"}}', REFUSED, "a token"),
+        (b'HTTP/1.1 403 No\r\n\r\n{"error": {"message": "scope"}}', REFUSED, "scope"),
     ],
 )
 def test_an_http_address_that_is_no_controllers(answer: bytes, expected: int, said: str) -> None:

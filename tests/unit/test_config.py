@@ -275,3 +275,14 @@ def test_a_pool_on_a_gpu_that_cannot_be(settings, why):
     with pytest.raises(ConfigError) as error:
         load(InstanceConfig, settings)
     assert why in str(error.value)
+
+
+def test_peers_of_a_controller() -> None:
+    config = load(ControllerConfig, {"peers": "tcp://a:1, tcp://b:2"})
+    assert config.peers == ["tcp://a:1", "tcp://b:2"]
+    assert load(ControllerConfig).peers == []
+    for wrong in ("udp://a:1", "dns+tcp://a:1", "tcp://a", ["tcp://a:1"] * 17):
+        with pytest.raises(
+            ConfigError, match=r"peers = .*allowed is up to 16 addresses tcp://HOST"
+        ):
+            load(ControllerConfig, {"peers": wrong})

@@ -31,7 +31,7 @@ class Side:
         self.version, self.epoch = 0, 0
         self.clock = ManualClock()
         path = f"{folder}/x.worker"
-        self.control = Control(path, self._state, self._attach, print, print, self.clock)
+        self.control = Control(path, self._state, self._attach, print, print, print, self.clock)
         self.sent: queue.SimpleQueue[bool] = queue.SimpleQueue()  # whether each attempt went out
         self._send, self.control._send = self.control._send, self._spied  # type: ignore[method-assign]
         self.control.start()

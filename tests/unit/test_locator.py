@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import pytest
-from lmkv.core.messages import HeartbeatOk, Leave, Locate, Peer, Refused
+from lmkv.core.messages import (
+    HeartbeatOk,
+    Leave,
+    Locate,
+    Peer,
+    PeerInfo,
+    RankInfo,
+    Refused,
+)
 
-from tests.fake_links import World
+from tests.fake_links import PEER_EPOCH, THERE, World
 
 A, B, C = (f"tcp://127.0.0.1:{port}" for port in (7550, 7650, 7750))
 
@@ -189,3 +197,44 @@ def test_an_agent_leaves_every_controller(monkeypatch: pytest.MonkeyPatch) -> No
     world.agent._controllers.leave(world.agent.epoch)
     assert [len(link.of(Leave)) for link in links] == [1, 1]
     assert all(link.closed for link in links)
+
+
+def fetching(*controllers: str) -> tuple[World, list[int]]:
+    """A request that awaits details of the peer that the first one has named."""
+    world = world_of(*controllers)
+    prompt = world.prompt(2)
+    world.begin("a", prompt)
+    world.located(2, at=query(controllers[0]))
+    assert world.match("a", prompt) is None
+    return world, prompt
+
+
+def details_asked(world: World, *controllers: str) -> list[int]:
+    return [len(world.at(address, 1).of(Peer)) for address in controllers]
+
+
+def test_a_peer_s_details_come_from_the_next_controller_when_the_first_is_silent() -> None:
+    world, prompt = fetching(A, B, C)
+    seen = []
+    for _ in range(40):
+        assert world.match("a", prompt) is None
+        seen.append(details_asked(world, A, B, C))
+        world.clock.advance(1 / 1024)
+    assert seen[0] == [1, 0, 0] and seen[15] == [1, 1, 0] and seen[-1] == [1, 1, 1]
+    request, _ = world.at(B, 1).last(Peer)
+    rank = RankInfo(0, THERE, nixl_metadata=b"metadata")
+    world.at(B, 1).say(PeerInfo(request.request, "peer", PEER_EPOCH, 0, [rank]))
+    assert world.match("a", prompt) is None  # a pull
+    assert world.pull()[0].peer.instance == "peer"
+
+
+def test_a_peer_that_one_controller_does_not_know_is_asked_of_the_next() -> None:
+    world, prompt = fetching(A, B)
+    for address, sent in ((A, [1, 1]), (B, [1, 1])):
+        request, _ = world.at(address, 1).last(Peer)
+        refused = Refused("unknown_instance", "not here", "instance", request.request)
+        world.at(address, 1).say(refused)
+        matched = world.match("a", prompt)
+        assert details_asked(world, A, B) == sent
+        assert matched == (None if address == A else 0)
+    assert misses(world) == {"peer_dead": 8}

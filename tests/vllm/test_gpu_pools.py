@@ -22,7 +22,8 @@ import pytest
 
 pytest.importorskip("vllm", reason="vllm is not installed")
 
-from lmkv.core.messages import PullPeer, PullResult
+from lmkv.core import wire
+from lmkv.core.messages import Check, Checked, PullPeer, PullResult
 from lmkv.core.pool_size import GIB
 from lmkv.core.steps import SKIPPED
 from lmkv.worker import gpu_room
@@ -32,6 +33,7 @@ from tests.fakecuda.build import ROOT, environment
 from tests.fakecuda.fake import needs_compiler
 from tests.fakecuda.raw import NUMBERS
 from tests.vllm.test_cuda_connector import (
+    EPOCH,
     Card,
     Engine,
     card,
@@ -280,6 +282,21 @@ def test_what_was_in_a_slot_before_is_gone(make: Any, card: Card) -> None:
     assert (result.good, result.result) == (0, PullResult.GONE)
     kinds = [one.name for one in card.fake.log() if one.kind == "launch"]
     assert kinds[:3] == kinds[3:6] == ["lmkv_clear", "lmkv_gather_16", "lmkv_publish"]
+
+
+def test_slots_are_checked_where_they_are_when_somebody_asks(make: Any) -> None:
+    engine = make(audit_every=0).start()
+    engine.step(stores(on_gpu(1, [0, 1, 2, 3]), on_gpu(2, [4, 5, 6, 7])))
+    assert sorted(engine.stored() for _ in range(2)) == [(1, True), (2, True)]
+    engine.flip(2, 7)
+    frames = [key(1) + key(2) + key(1), place(1, 1) + place(2, 1) + place(1, 0)]
+    counters = b"".join(n.to_bytes(4, "little") for n in (1, 2, 1))
+    assert engine.agent is not None
+    engine.agent.send_multipart(wire.encode(Check(5, EPOCH), *frames, counters))
+    while not isinstance(answer := engine.hear(), Checked):
+        pass
+    assert answer.job == 5
+    assert [*engine.frames[-1]] == [PullResult.GOOD, PullResult.DIGEST, PullResult.GONE]
 
 
 def test_a_lost_context_is_a_miss(make: Any, card: Card) -> None:

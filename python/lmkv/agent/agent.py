@@ -17,7 +17,10 @@ from typing import Any
 
 from lmkv import __version__, _native
 from lmkv.agent.background import Background
+from lmkv.agent.checks import Checks
+from lmkv.agent.commands import Commands
 from lmkv.agent.controllers import Controllers
+from lmkv.agent.ended import Ended
 from lmkv.agent.engine import Engine
 from lmkv.agent.gauges import Gauges
 from lmkv.agent.group_reader import GroupReader
@@ -42,6 +45,7 @@ from lmkv.core.steps import SKIPPED, Load, LoadResult, StepPlan, Store
 log = logging.getLogger("lmkv.agent")
 
 MAPPED_REMEMBERED = 1 << 16  # keys
+CONTROLLERS_TOLD = 16
 STEP_FOR_EVENTS = 1.0  # seconds that an idle engine steps on, to tell what it did last
 
 
@@ -80,10 +84,12 @@ class Agent:
         engine: Engine,
         clock: Callable[[], float] = time.monotonic,
         connect: Callable[[str], Link] = Link,
+        ranks: Callable[[str], Link] | None = None,
         addresses: Addresses | None = None,
         describe: Describe | None = None,
     ) -> None:
-        """With `describe` vLLM's KV events are fed; without it they cost nothing."""
+        """`connect` makes links to controllers, `ranks` those to workers and movers (by default it
+        does too). With `describe` vLLM's KV events are fed; without it they cost nothing."""
         self._config = config
         self._engine = engine
         self._clock = clock
@@ -91,10 +97,15 @@ class Agent:
         self.refuse = Refusals(self.stats)
         self.events = KvEvents(describe, self.refuse) if describe is not None else None
 
-        def linked(address: str) -> Link:
-            link = connect(address)
-            link.refuse = self.refuse
-            return link
+        def refusing(make: Callable[[str], Link]) -> Callable[[str], Link]:
+            def linked(address: str) -> Link:
+                link = make(address)
+                link.refuse = self.refuse
+                return link
+
+            return linked
+
+        to_ranks = refusing(ranks or connect)
 
         self.epoch = identity.new_epoch()
         self._isolation = ""
@@ -110,13 +121,19 @@ class Agent:
         self.streams = Streams(
             self.table, self.registration, self.stats, clock, self.refuse, listener
         )
+        self.ended = Ended(clock)
+        self.checks = Checks(self.table, len(engine.ranks), lambda: self.epoch, self._wake)
+        handlers = {"why": self.ended.why, "verify": self.checks.verify}
+        self.commands = Commands(handlers, self._wake, clock)
         addresses = addresses or Addresses(config.controllers, clock)
-        self._controllers = Controllers(addresses, self.streams, linked, clock)
+        self._controllers = Controllers(
+            addresses, self.streams, self.commands, refusing(connect), clock
+        )
         self.locator = Locator(config.cluster, engine.instance, clock, self.refuse)
         self.pulls = Pulls(
             self.table,
             [rank.fingerprints for rank in engine.ranks],
-            linked,
+            to_ranks,
             clock,
             self._pulled,
             config.limbo_seconds,
@@ -161,7 +178,7 @@ class Agent:
         self._step_until = float("-inf")  # see `must_step`
         self._told_incompatible = False
         self.background = Background(
-            self, self._controllers, [rank.control for rank in engine.ranks], linked, clock
+            self, self._controllers, [rank.control for rank in engine.ranks], to_ranks, clock
         )
 
     def _namespace(self) -> None:
@@ -195,6 +212,7 @@ class Agent:
             dp_rank=self._engine.dp_rank,
             group_specs=self._engine.group_specs,
             version=__version__,
+            controllers=self.streams.addresses[:CONTROLLERS_TOLD],
         )
 
     def rank_changed(self, rank: int, info: RankInfo) -> None:
@@ -389,6 +407,7 @@ class Agent:
         if result.good < chunks:
             state.next_store = min(state.next_store, computed_from)
         if state.over:
+            self.ended.add(state)
             del self._requests[request]
 
     def finished(self, request: str) -> dict[str, Any] | None:
@@ -397,6 +416,8 @@ class Agent:
         if state is None:
             return None
         self.reader.end(state)
+        if state.accounted:  # a load that runs is accounted for at its end
+            self.ended.add(state)
         if state.missing == "incompatible" and not self._told_incompatible:
             self._told_incompatible = True
             log.warning(
@@ -414,11 +435,14 @@ class Agent:
                 self.table.lookup(part.keys(first, end))
         return {"lmkv": {"hit_tokens": dict(state.hits), "miss_tokens": dict(state.misses)}}
 
+    def _wake(self) -> None:
+        self.background.wake()
+
     def _pulled(self, job: Job) -> None:
         """A pull has ended, on either thread."""
         self.transfers.ended(job)
         if self.events is not None:
-            self.background.wake()
+            self._wake()
 
     # ------------------------------------------------------------ life
 

@@ -3,6 +3,9 @@
 Its sockets are its own. It wakes for a message, for a change of the slot table that it made
 itself, for `wake()`, and when the stream is due; it drains pulls only while the scheduler thread
 does not.
+
+start() -> wake() ... -> stop() runs it in a thread. Whoever drives many agents in one thread calls
+open() -> turn() whenever a link has something or `due()` seconds have passed -> leave() instead.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ import zmq
 
 from lmkv.agent.controllers import LEAVE_DEADLINE, Controllers
 from lmkv.agent.links import Link
+from lmkv.core import wire
 from lmkv.core.geometry import GRANULES_A_SLOT
-from lmkv.core.messages import Alarm, AnyMessage, Replace, Stored, StoredOk, WorkerState
+from lmkv.core.messages import Alarm, AnyMessage, Checked, Replace, Stored, StoredOk, WorkerState
 
 if TYPE_CHECKING:
     from lmkv.agent.agent import Agent
@@ -53,9 +57,7 @@ class Background:
         self._in_turn = False
         self._said: set[str] = set()
         self._stopping = threading.Event()
-        self._wake_read, self._wake_write = socket.socketpair()
-        for end in (self._wake_read, self._wake_write):
-            end.setblocking(False)
+        self._woken: tuple[socket.socket, socket.socket] | None = None  # read, write: the thread's
         self._thread = threading.Thread(target=self._run, name="lmkv-agent", daemon=True)
 
     @property
@@ -69,11 +71,16 @@ class Background:
         return self._restart or self._in_turn
 
     def start(self) -> None:
+        self._woken = socket.socketpair()
+        for end in self._woken:
+            end.setblocking(False)
         self._thread.start()
 
     def wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self._wake_write.send(b"1")
+        """Without a thread it is left to whoever calls `turn`."""
+        if self._woken is not None:
+            with contextlib.suppress(BlockingIOError):
+                self._woken[1].send(b"1")
 
     def restart(self) -> None:
         """A new epoch: attach and register again."""
@@ -91,10 +98,11 @@ class Background:
     def _run(self) -> None:
         try:
             self.open()
+            assert self._woken is not None
             while not self._stopping.is_set():
-                self._wait()
+                self._wait(self._woken[0])
                 self.turn()
-            self._leave()
+            self.leave()
         except Exception:
             log.exception("lmkv: the agent's background thread has ended; nothing new is shared")
 
@@ -102,16 +110,20 @@ class Background:
         self._controllers.open()
         self._workers = [self._connect(address) for address in self._worker_addresses]
 
-    def _wait(self) -> None:
+    def due(self) -> float:
+        """Seconds until a turn has something to do of itself."""
+        longest = BUSY if self._agent.pulls.open else LONGEST
+        return min(longest, self._agent.streams.due())
+
+    def _wait(self, woken: socket.socket) -> None:
         poller = zmq.Poller()
-        poller.register(self._wake_read, zmq.POLLIN)
+        poller.register(woken, zmq.POLLIN)
         for link in self._workers:
             poller.register(link.socket, zmq.POLLIN)
         self._controllers.poll(poller)
-        longest = BUSY if self._agent.pulls.open else LONGEST
-        poller.poll(int(1000 * min(longest, self._agent.streams.due())) + 1)
+        poller.poll(int(1000 * self.due()) + 1)
         with contextlib.suppress(BlockingIOError):
-            self._wake_read.recv(4096)
+            woken.recv(4096)
 
     def turn(self) -> None:
         """One round: hear all, then say what is due."""
@@ -139,6 +151,7 @@ class Background:
             finally:
                 self._agent.reader.lock.release()
             self._replace(stuck)
+        self._agent.checks.send(self._workers)
         self._controllers.turn()
 
     def _replace(self, ranks: list[int]) -> None:
@@ -154,8 +167,16 @@ class Background:
             link.send(StoredOk(message.job))  # also when it was heard before
         elif isinstance(message, WorkerState):
             self._worker_state(message)
+        elif isinstance(message, Checked):
+            self._checked(message, frames)
         elif isinstance(message, Alarm):
             self._agent.refuse(message.kind, f"rank {message.rank}: {message.text}")
+
+    def _checked(self, message: Checked, frames: list[bytes]) -> None:
+        try:
+            self._agent.checks.heard(message, frames)
+        except wire.WireError as error:
+            self._agent.refuse("message", f"rank {message.rank}: {error}")
 
     def _worker_state(self, state: WorkerState) -> None:
         if state.rank >= len(self._workers):
@@ -186,7 +207,8 @@ class Background:
             self._said.add(sentence)
             log.warning(sentence)
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Tell the controllers; waits at most half a second."""
         self._controllers.leave(self._agent.epoch)
         for link in self._workers:
             link.close()

@@ -1,4 +1,5 @@
-"""The sockets to the controllers, for the background thread: one state link each, and its stream.
+"""The sockets to the controllers, for the background thread: one state link each, its stream, and
+what it commands.
 
 open() -> turn() ... -> leave(). A controller that welcomes this instance gets two more links, query
 and state, which are made here, ahead of need, and belong to the scheduler thread once it has taken
@@ -14,11 +15,12 @@ from collections.abc import Callable
 
 import zmq
 
+from lmkv.agent.commands import Commands
 from lmkv.agent.links import Link
 from lmkv.agent.resolve import Addresses
 from lmkv.agent.streams import QUIET, Streams
 from lmkv.core.config import split_address
-from lmkv.core.messages import Leave, Left, Welcome
+from lmkv.core.messages import Command, Leave, Left, Welcome
 
 log = logging.getLogger("lmkv.agent")
 
@@ -32,11 +34,13 @@ class Controllers:
         self,
         addresses: Addresses,
         streams: Streams,
+        commands: Commands,
         connect: Callable[[str], Link],
         clock: Callable[[], float],
     ) -> None:
         self._addresses = addresses
         self._streams = streams
+        self._commands = commands
         self._connect = connect
         self._clock = clock
         self._links: dict[str, Link] = {}
@@ -59,10 +63,13 @@ class Controllers:
         for address, link in self._links.items():
             for message, frames in link.receive():
                 self._streams[address].hear(message, frames)
+                if isinstance(message, Command):
+                    self._commands.take(address, message, frames)
         self._follow()
         self._streams.turn()
         for address, link in self._links.items():
             self._streams[address].flush(link.send_frames)
+            self._commands.answer(address, link.send_frames)
             self._welcomed(address)
         for bad, sentence in self._streams.news():
             log.log(logging.WARNING if bad else logging.INFO, "lmkv: %s", sentence)
@@ -72,6 +79,7 @@ class Controllers:
         addresses = self._addresses.turn()
         for address in [a for a in self._links if a not in addresses]:
             self._links.pop(address).close()
+            self._commands.forget(address)
             if self._welcomes.pop(address, None):
                 self._offer(address, None)
         self._streams.follow(addresses)

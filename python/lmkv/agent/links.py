@@ -14,6 +14,7 @@ import zmq
 from lmkv.agent.refusals import Refuse, ignore
 from lmkv.core import wire
 from lmkv.core.client import SILENCE
+from lmkv.core.keyfiles import ClientKeys, as_client
 from lmkv.core.messages import AnyMessage, Message
 
 OPTIONS = SILENCE | {zmq.SNDHWM: 4096, zmq.RCVHWM: 4096, zmq.MAXMSGSIZE: 16 << 20}
@@ -21,9 +22,9 @@ BULK = 64  # messages of up to 112 KiB in a socket's queue
 
 
 class Link:
-    """A DEALER to `address`."""
+    """A DEALER to `address`; `keys` where that asks for them."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, keys: ClientKeys | None = None) -> None:
         self.address = address
         self.refuse: Refuse = ignore  # hears of what is no message of ours
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
@@ -34,6 +35,7 @@ class Link:
             self.socket.setsockopt(zmq.SNDHWM, BULK)
         # The same after a reconnection, so that what waits for this end still finds it.
         self.socket.setsockopt(zmq.ROUTING_ID, b"a" + secrets.token_bytes(15))
+        as_client(self.socket, keys)
         self.socket.connect(address)
 
     def send(self, message: Message, *arrays: bytes) -> bool:

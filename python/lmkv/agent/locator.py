@@ -32,6 +32,7 @@ from lmkv.core.messages import (
 
 FIRST_AVOIDED, LAST_AVOIDED = 1.0, 60.0  # seconds
 PEERS = 4096  # that are remembered
+FETCH_NEXT, FETCH_AGAIN = 0.01, 1.0  # seconds until the next controller is asked, and all anew
 LATE = 1.0  # seconds for which a controller that let a deadline pass is asked after the others
 
 
@@ -65,6 +66,15 @@ class _Question:
     sent: float = 0.0  # when it was last sent
 
 
+@dataclass
+class _Fetch:
+    """Of a peer's details."""
+
+    begun: float
+    left: list[str]  # controllers that can still be asked
+    sent: float = 0.0
+
+
 class Locator:
     """`order` has the controllers that may be asked, the nearest first."""
 
@@ -83,7 +93,7 @@ class Locator:
         self._named_by: dict[str, str] = {}  # instance -> controller
         # Details with their ranks, which are asked for by the chunk and made once.
         self._known: dict[str, tuple[PeerInfo, list[PullPeer]]] = {}
-        self._fetching: dict[str, float] = {}  # instance -> when asked
+        self._fetching: dict[str, _Fetch] = {}  # by instance
         self._avoid: dict[str, tuple[float, float]] = {}  # instance -> until, interval
         self.sent = 0  # locates, for tests and metrics
 
@@ -197,30 +207,39 @@ class Locator:
 
     def fetch(self, ref: PeerRef) -> bool:
         """True when the peer's details are at hand and no older than `ref`; else they are asked
-        for, once a second at most."""
+        for: of the controller that named it, soon of the others, and once a second at most."""
         if ref.instance in self._known:
             info, _ = self._known[ref.instance]
             if info.epoch == ref.epoch and info.data_version >= ref.data_version:
                 return True
         now = self._clock()
-        if now - self._fetching.get(ref.instance, float("-inf")) > 1.0:
+        fetch = self._fetching.get(ref.instance)
+        if fetch is None or now - fetch.begun > FETCH_AGAIN:
+            near = dict.fromkeys([self._named_by.get(ref.instance, ""), *self.order])
+            fetch = self._fetching[ref.instance] = _Fetch(now, list(near))
+            if not self._fetch_next(ref.instance, fetch):
+                del self._fetching[ref.instance]
+        elif now - fetch.sent >= FETCH_NEXT:
+            self._fetch_next(ref.instance, fetch)
+        return False
+
+    def _fetch_next(self, instance: str, fetch: _Fetch) -> bool:
+        while fetch.left:
+            controller = self._controllers.get(fetch.left.pop(0))
             self._request += 1
-            for address in (self._named_by.get(ref.instance, ""), *self.order):
-                controller = self._controllers.get(address)
-                if controller and controller.state.send(Peer(self._request, ref.instance)):
-                    controller.fetches[self._request] = ref.instance
-                    self._fetching[ref.instance] = now
-                    break
+            if controller and controller.state.send(Peer(self._request, instance)):
+                controller.fetches[self._request] = instance
+                fetch.sent = self._clock()
+                return True
         return False
 
     def _fetched(self, controller: _Controller, message: AnyMessage) -> None:
         if not isinstance(message, (PeerInfo, Refused)):
             return
         instance = controller.fetches.pop(message.request, None)
-        if isinstance(message, Refused):  # it has left since it was named
-            if instance is not None:
-                self._fetching.pop(instance, None)
-                self.failed(instance)
+        if isinstance(message, Refused):  # it has left since it was named; or this one is new
+            if instance is not None and instance in self._fetching:
+                self._not_known(instance)
             return
         if instance != message.instance:
             return
@@ -235,6 +254,13 @@ class Locator:
                 return
         self._known[instance] = message, _ranks(message)
         _forget_first(self._known)
+
+    def _not_known(self, instance: str) -> None:
+        """At one controller: the peer has failed when none is left that may know it."""
+        asked = any(instance in each.fetches.values() for each in self._controllers.values())
+        if not self._fetch_next(instance, self._fetching[instance]) and not asked:
+            del self._fetching[instance]
+            self.failed(instance)
 
     def ranks(self, instance: str) -> list[PullPeer]:
         """The peer, rank by rank, as last fetched; [] when unknown."""

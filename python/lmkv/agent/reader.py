@@ -148,10 +148,14 @@ class Reader:
                 self._pulls.drain()
                 if not state.jobs:
                     self._post(state, first, last)
+                if state.jobs and state.pull_began is None:
+                    state.pull_began = self._clock()
                 waiting = {job for job in state.jobs if not self._pulls.done(job)}
             if waiting:
                 return False
             if not self._fall_back(state, first, last):
+                if state.pull_began is not None:
+                    state.pull_seconds = self._clock() - state.pull_began
                 state.phase = Phase.READY
                 return True
 
@@ -334,6 +338,8 @@ class Reader:
         for (cause, peer), tokens in counts.items():
             told = state.hits if cause.startswith("hit_") else state.misses
             told[cause] += tokens
+            if peer and cause.startswith("hit_"):
+                state.brought[peer] += tokens
             self._stats.tokens(cause, tokens, peer)
 
     def planned(self, state: RequestState) -> Counter[str]:

@@ -51,6 +51,8 @@ class RequestState:
     asked: set[str] = field(default_factory=set)  # peers that this request has tried
     jobs: set[int] = field(default_factory=set)  # pulls awaited
     pulled: set[int] = field(default_factory=set)  # chunks that came by a pull
+    pull_began: float | None = None  # when it began to wait for pulls
+    pull_seconds: float = 0.0  # that it did
     missing: str = "cold"  # cause of the first chunk that the locate did not find
     differs: str = ""  # where that is `incompatible`: the field
     miss: str = "cold"  # cause of the first chunk that cannot be loaded
@@ -75,6 +77,7 @@ class RequestState:
     mapped: set[int] = field(default_factory=set)  # chunks loaded from a mapped peer
     hits: Counter[str] = field(default_factory=Counter)
     misses: Counter[str] = field(default_factory=Counter)
+    brought: Counter[str] = field(default_factory=Counter)  # tokens that came, by peer
     accounted: bool = False
     over: bool = False  # ended while its load was running
 

@@ -75,6 +75,7 @@ class Stream:
         self._beat_sent: float | None = None  # when it left, until it is answered
         self._told: dict[str, Counter[str]] = {"hit": Counter(), "miss": Counter()}
         self._data_version = -1
+        self._controllers: list[str] = []  # as the controller was told
         self._sync: tuple[int, int] | None = None  # number, next granule
         self._deaf = False  # an outbox was dropped: only a full sync is worth anything
         self.said_at = clock()  # when the controller last said anything, refusals too
@@ -132,9 +133,13 @@ class Stream:
             self._registration(now)  # changes are in the full sync that follows
             return
         registration = self._register()
-        if registration.data_version != self._data_version:
-            self._data_version = registration.data_version
-            ranks = Ranks(registration.epoch, registration.data_version, registration.ranks)
+        if (registration.data_version, registration.controllers) != (
+            self._data_version,
+            self._controllers,
+        ):
+            self._told_ranks(registration)
+            epoch, version = registration.epoch, registration.data_version
+            ranks = Ranks(epoch, version, registration.ranks, registration.controllers)
             self._put(wire.encode(ranks))
         for announced, *arrays in changes if not self._deaf else ():
             kind = Announce if announced else Retract
@@ -156,9 +161,13 @@ class Stream:
             return
         self._next_register = now + REGISTER_EVERY
         registration = self._register()
-        self._data_version = registration.data_version
+        self._told_ranks(registration)
         self.outbox.clear()
         self.outbox.append(wire.encode(registration))
+
+    def _told_ranks(self, registration: Register) -> None:
+        self._data_version = registration.data_version
+        self._controllers = registration.controllers
 
     def _number(self) -> int:
         self._seq += 1

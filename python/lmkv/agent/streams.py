@@ -49,6 +49,11 @@ class Streams:
     def __getitem__(self, address: str) -> Stream:
         return self._streams[address]
 
+    @property
+    def addresses(self) -> list[str]:
+        """Of all controllers now."""
+        return list(self._streams)
+
     def follow(self, addresses: Iterable[str]) -> None:
         """These are the controllers now; who was one before goes on undisturbed."""
         self._streams = {

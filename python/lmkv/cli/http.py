@@ -1,7 +1,7 @@
 """The CLI's questions over REST: the same answers as over the controller's own socket.
 
-`Http(address).ask(message, kind)`: NoAnswer when nobody answers in time, Wrong with one sentence
-when the answer is an error or none of lmkv's.
+`Http(address).ask(message, kind)`: NoAnswer when nobody answers in time, Denied without access,
+Wrong with one sentence when the answer is another error or none of lmkv's.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import http.client
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import msgspec
 
-from lmkv.core.messages import Lookup, Message, Status
+from lmkv.cli import access
+from lmkv.core.messages import Controllers, Instances, Lookup, Message, Prefixes, Status
 
 DEADLINE = 5.0  # seconds
 PAGE = 250
@@ -32,35 +34,58 @@ class Wrong(Exception):
     """What is answered is an error."""
 
 
+class Denied(Wrong):
+    """Whoever asks has no access, or not enough."""
+
+
 class Http:
-    """`address` is http://HOST:PORT; ValueError if not."""
+    """`address` is http://HOST:PORT or https://HOST:PORT; ValueError if not, or for access that is
+    none."""
 
     def __init__(self, address: str) -> None:
         parts = urlsplit(address)
         parts.port  # noqa: B018 (ValueError unless it is a port)
         if not parts.hostname or parts.query or parts.fragment or parts.path not in ("", "/"):
-            raise ValueError(f"{address!r} is not http://HOST:PORT")
+            raise ValueError(f"{address!r} is not http://HOST:PORT or https://HOST:PORT")
         self._address = address.rstrip("/")
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+        if parts.scheme == "https":
+            handlers.append(urllib.request.HTTPSHandler(context=access.tls()))
+        self._opener = urllib.request.build_opener(*handlers)
+        self._headers = access.headers() | {"Content-Type": "application/json"}
 
     def ask(self, message: Message, kind: type[M]) -> M:
-        if isinstance(message, Status):
-            body = self._get("/v1/cluster")
-            body["instances"] = self._instances()
-        else:
-            assert isinstance(message, Lookup)
-            question = {"tokens": message.tokens, "salt": message.salt, "like": message.like}
-            body = self._get("/v1/lookup", question)
+        body = self._body(message)
         try:
             return msgspec.convert(_epochs({**body, "request": 0}), kind)
         except (msgspec.ValidationError, ValueError) as error:
             raise Wrong(f"{self._address} is no lmkv controller's web process: {error}") from None
 
+    def _body(self, message: Message) -> dict[str, Any]:
+        if isinstance(message, Status):
+            return {**self._get("/v1/cluster"), "instances": self._instances()}
+        if isinstance(message, Instances) and message.instance:
+            found = self._get(f"/v1/instances/{quote(message.instance, safe='')}")
+            return {"instances": [found]}
+        if isinstance(message, Instances):
+            return self._page(message.after, message.limit)
+        if isinstance(message, Controllers):
+            return self._get("/v1/controllers")
+        if isinstance(message, Prefixes):
+            return self._get(f"/v1/prefixes?top={message.top}")
+        assert isinstance(message, Lookup)
+        return self._get(
+            "/v1/lookup", {"tokens": message.tokens, "salt": message.salt, "like": message.like}
+        )
+
+    def _page(self, after: str, limit: int) -> dict[str, Any]:
+        return self._get(f"/v1/instances?limit={limit}&after={quote(after, safe='')}")
+
     def _instances(self) -> list[Any]:
         found: list[Any] = []
         after = ""
         while True:
-            page = self._get(f"/v1/instances?limit={PAGE}&after={quote(after, safe='')}")
+            page = self._page(after, PAGE)
             found += page.get("instances", [])
             after = page.get("next", "")
             if not after:
@@ -69,21 +94,42 @@ class Http:
     def _get(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """POST when there is a body."""
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            self._address + path, data, {"Content-Type": "application/json"}
-        )
+        with self._opened(path, data, DEADLINE) as answer:
+            try:
+                text = answer.read(MOST_BYTES)
+            except (OSError, http.client.HTTPException):
+                raise NoAnswer(f"{self._address} ended in the middle of its answer") from None
+        return self._checked(text, answer.status)
+
+    def lines(self, path: str, silence: float, **headers: str) -> Iterator[str]:
+        """The lines of an answer that goes on until its other end closes it, or is silent for so
+        many seconds."""
+        with self._opened(path, None, silence, **headers) as answer:
+            if answer.status != 200:
+                self._checked(answer.read(MOST_BYTES), answer.status)
+            try:
+                while line := answer.readline(MOST_BYTES):
+                    yield line.decode(errors="replace").rstrip("\r\n")
+            except (OSError, http.client.HTTPException):
+                raise NoAnswer(f"{self._address} is silent") from None
+
+    def _opened(
+        self, path: str, data: bytes | None, timeout: float, **headers: str
+    ) -> http.client.HTTPResponse:
+        """An answer of any status."""
+        more = {name.replace("_", "-"): value for name, value in headers.items()}
+        request = urllib.request.Request(self._address + path, data, {**self._headers, **more})
         try:
-            with self._opener.open(request, timeout=DEADLINE) as answer:
-                text, status = answer.read(MOST_BYTES), 200
+            opened: http.client.HTTPResponse = self._opener.open(request, timeout=timeout)
         except urllib.error.HTTPError as error:
-            text, status = error.read(MOST_BYTES), error.code
+            return error  # type: ignore[return-value]  # it reads like an answer
         except OSError as error:  # also URLError, a timeout, and an end without an answer
             reason = getattr(error, "reason", error)
             words = getattr(reason, "strerror", None) or reason
             raise NoAnswer(f"{self._address} does not answer: {words}") from None
         except http.client.HTTPException:
             raise Wrong(f"{self._address} does not speak HTTP") from None
-        return self._checked(text, status)
+        return opened
 
     def _checked(self, text: bytes, status: int) -> dict[str, Any]:
         try:
@@ -95,6 +141,8 @@ class Http:
             raise Wrong(f"{self._address} is no lmkv controller's web process (status {status})")
         if status == 503:
             raise NoAnswer(str(said))
+        if status in (401, 403):
+            raise Denied(str(said))
         if status != 200:
             raise Wrong(str(said))
         return found
@@ -102,7 +150,7 @@ class Http:
 
 def _epochs(body: dict[str, Any]) -> dict[str, Any]:
     """REST has them as hex digits."""
-    for each in (body, *body.get("instances", [])):
+    for each in (body, *body.get("instances", []), *body.get("controllers", [])):
         if "epoch" in each:
             each["epoch"] = int(each["epoch"], 16)
     return body

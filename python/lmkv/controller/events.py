@@ -59,7 +59,7 @@ class History:
     def _answer(self, question: Subscribe) -> Events:
         now = self._clock()
         first = self._kept[0][0] if self._kept else self._last + 1
-        skipped = max(0, question.after + 1 - first)
+        skipped = min(max(0, question.after + 1 - first), len(self._kept))
         found = [
             Event(number, kind, instance, text, now - at)
             for number, kind, instance, text, at in islice(self._kept, skipped, skipped + SENT)

@@ -7,11 +7,35 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from operator import itemgetter
 
-from lmkv.core import geometry
+from lmkv.core import geometry, wire
 from lmkv.core.messages import Heartbeat, PeerRef, RankInfo, Register
 
 # A run handed out: places, counters, and how many other holders the answer knew (u32 each).
 Handed = tuple[bytes, bytes, bytes]
+
+
+SHOWN = 256  # keys of each kind
+
+
+@dataclass
+class Drift:
+    """What a full sync mends: chunks that the directory lacks, has elsewhere, or has and the
+    instance not; counts, and the first keys of the former two."""
+
+    keys_before: int
+    keys_after: int = 0
+    missing: int = 0
+    moved: int = 0
+    gone: int = 0
+    missing_keys: bytes = b""
+    moved_keys: bytes = b""
+
+    def add(self, missing: bytes, moved: bytes) -> None:
+        self.missing += len(missing) // wire.KEY_BYTES
+        self.moved += len(moved) // wire.KEY_BYTES
+        most = SHOWN * wire.KEY_BYTES
+        self.missing_keys = (self.missing_keys + missing)[:most]
+        self.moved_keys = (self.moved_keys + moved)[:most]
 
 
 @dataclass(eq=False)
@@ -26,6 +50,10 @@ class Instance:
     seq: int = 0
     state: str = "live"  # or suspect, dead
     synced: bool = False
+    drift: Drift = field(default_factory=lambda: Drift(0))  # of the sync that began last
+    syncs: int = 0  # full ones that ended
+    judged: int = 0  # heartbeats whose sums were compared,
+    drifts: int = 0  # and differed
     probes: int = 0  # sent and not answered
     probed: float = 0.0  # when the last one was sent
     heartbeat: Heartbeat | None = None

@@ -28,6 +28,8 @@ DIFFERING = 100  # instances that a lookup names
 
 
 def lookup(registry: Registry, message: Lookup, frames: list[bytes]) -> LookupInfo | Refused:
+    if registry.config.require_salt and not frames and not message.salt:
+        return _unsalted(message.request)
     like = _like(registry, message)
     if isinstance(like, Refused):
         return like
@@ -52,6 +54,8 @@ def lookup(registry: Registry, message: Lookup, frames: list[bytes]) -> LookupIn
 
 
 def route(registry: Registry, message: Route) -> Routed | Refused:
+    if registry.config.require_salt and not message.salt:
+        return _unsalted(message.request)
     live = [each for each in registry.instances.values() if each.state == "live"]
     models = sorted({each.registration.model for each in live})
     if message.model:
@@ -116,6 +120,11 @@ def _of_all_tokens(group_specs: list[str]) -> int:
 
 def _split(keys: bytes) -> list[bytes]:
     return [keys[i : i + wire.KEY_BYTES] for i in range(0, len(keys), wire.KEY_BYTES)]
+
+
+def _unsalted(request: int) -> Refused:
+    text = "salt: must be the request's cache_salt here (the controller's setting require_salt)"
+    return Refused("field", text, "salt", request)
 
 
 def _too_long(keys: bytes, request: int) -> Refused:

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 from lmkv.controller.events import History
-from lmkv.controller.instance import Instance, add, differs, group, hosts, unreadable
+from lmkv.controller.instance import Drift, Instance, add, differs, group, hosts, unreadable
+from lmkv.controller.peers import Peers
 from lmkv.controller.placement import Placement
 from lmkv.controller.syncs import Syncs
 from lmkv.core import wire
@@ -67,6 +68,7 @@ class Registry:
         self.epoch = new_epoch()
         self.placement = Placement(clock)
         self.history = History(self.epoch, clock)
+        self.peers = Peers(config.peers)
         self.instances: dict[str, Instance] = {}  # by id, dead ones too
         self.drifts = 0
         self.resyncs = 0
@@ -118,6 +120,10 @@ class Registry:
             if other.number >= 0 and other.registration.model == model:
                 return other
         return instance
+
+    def instance_at(self, connection: bytes) -> Instance | None:
+        """The one that has registered on it."""
+        return self._connections.get(connection)
 
     # ------------------------------------------------------------ in
 
@@ -219,13 +225,14 @@ class Registry:
     def _welcome(self, instance: Instance) -> list[Out]:
         config = self.config
         self._connections[instance.connection] = instance
+        self.peers.use(instance.name, instance.registration.controllers)
         self._strangers.pop(instance.connection, None)
         instance.synced = False
         if self._warming and self.clock() - self.started < config.warming_least:
             self._awaited.add(instance.name)
         sync = self._syncs.welcome(instance.name)
         if sync:
-            self.placement.directory.begin_sync(instance.number)
+            self._begin_sync(instance)
         welcome = Welcome(
             PROTOCOL_MAX,
             self.name,
@@ -272,13 +279,17 @@ class Registry:
         wire.counts(frames, KEY, PLACE, COUNTER)
         if self._syncs.progress(instance.name, message.sync):
             directory = self.placement.directory
-            directory.sync_slice(instance.number, message.first, message.last, *frames)
+            new = directory.sync_slice(instance.number, message.first, message.last, *frames)
+            instance.drift.add(*new)
         return []
 
     def _sync_end(self, instance: Instance, message: SyncEnd, frames: list[bytes]) -> list[Out]:
         if self._syncs.progress(instance.name, message.sync):
             self._syncs.end(instance.name)
-            self.placement.directory.end_sync(instance.number)
+            directory = self.placement.directory
+            instance.drift.gone = directory.end_sync(instance.number)
+            instance.drift.keys_after = directory.sums(instance.number)[0]
+            instance.syncs += 1
             instance.synced = True
             self._awaited.discard(instance.name)
         return []
@@ -291,8 +302,10 @@ class Registry:
         self.placement.weigh(instance, instance.load)
         if instance.synced and instance.name not in self._syncs:
             sums = self.placement.directory.sums(instance.number)
+            instance.judged += 1
             if sums != (beat.count, beat.sum_first, beat.sum_second):
                 self.drifts += 1
+                instance.drifts += 1
                 text = f"{sums[0]} slots here, {beat.count} there, or other ones"
                 self.history.add("drift", instance.name, text)
                 self._syncs.want(instance.name, "drift")
@@ -307,11 +320,21 @@ class Registry:
         out: list[Out] = []
         for name, number, reason in self._syncs.start():
             instance = self.instances[name]
-            self.placement.directory.begin_sync(instance.number)
+            self._begin_sync(instance)
             self.resyncs += 1
             self.history.add("resync", name, reason)
             out.append((instance.connection, Resync(number, reason), ()))
         return out
+
+    def _begin_sync(self, instance: Instance) -> None:
+        directory = self.placement.directory
+        directory.begin_sync(instance.number)
+        instance.drift = Drift(directory.sums(instance.number)[0])
+
+    def sync(self, instance: Instance) -> list[Out]:
+        """A full sync, since somebody wants one."""
+        self._syncs.want(instance.name, "asked")
+        return self._start_syncs()
 
     def _ranks(self, instance: Instance, message: Ranks, frames: list[bytes]) -> list[Out]:
         if (wrong := unfit_ranks(message.ranks)) is not None:
@@ -319,6 +342,7 @@ class Registry:
         registration = instance.registration
         moved = hosts(registration.ranks) != hosts(message.ranks)
         registration.data_version, registration.ranks = message.data_version, message.ranks
+        self.peers.use(instance.name, message.controllers)
         if moved:  # the directory has the host of each instance: begin with another number
             self.placement.drop(instance)
             if not self.placement.add(instance):
@@ -338,6 +362,7 @@ class Registry:
         instance.state = "dead"
         self.placement.drop(instance)
         self._connections.pop(instance.connection, None)
+        self.peers.drop(instance.name)
         self._syncs.drop(instance.name)
         self._awaited.discard(instance.name)
 

@@ -8,7 +8,6 @@ messages, and its stream's own checks find that.
 
 from __future__ import annotations
 
-import ipaddress
 import socket as sockets
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,13 +16,18 @@ from math import ceil
 import zmq
 
 from lmkv.controller import views
+from lmkv.controller.access import Access, reachable
+from lmkv.controller.commands import Commands
 from lmkv.controller.registry import Out, Registry, unsupported
 from lmkv.core import wire
 from lmkv.core.clock import Clock, monotonic
-from lmkv.core.config import ConfigError, ControllerConfig
+from lmkv.core.config import ControllerConfig
+from lmkv.core.doorman import Doorman
+from lmkv.core.keyfiles import as_server
 from lmkv.core.messages import Locate, Message, Refused, Unsupported
 
 TICKS = 4  # per heartbeat
+BACKLOG = 1024  # connections that wait to be accepted: all instances may come back at once
 LOCATES = 256  # in a row, before a state message has its turn
 SWEPT = 1 << 14  # entries at a time, while there is nothing else to do
 
@@ -33,26 +37,38 @@ class CannotListen(Exception):
 
 
 class Server:
-    """Binds both sockets. Raises CannotListen, ConfigError for an address that is not allowed."""
+    """Binds both sockets. Raises CannotListen, ConfigError for keys or an address that are not
+    allowed. `say` hears of clients that are not let in."""
 
-    def __init__(self, config: ControllerConfig, clock: Clock = monotonic) -> None:
+    def __init__(
+        self,
+        config: ControllerConfig,
+        clock: Clock = monotonic,
+        say: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
         self._config = config
         self._clock = clock
+        self.access = Access(config)
+        host = self.access.state_host()
         self._context = zmq.Context()
+        self._doorman: Doorman | None = None
         try:
-            host = loopback(config, "host")
+            if self.access.pair is not None:
+                self._doorman = Doorman(self._context, self.access.name_of, say)
             self._state, port = self._listen(host, config.port, "port")
             wanted = config.query_port or (port + 1 if config.port else 0)
             self._query, query_port = self._listen(host, wanted, "query_port")
         except BaseException:
-            self._context.destroy(linger=0)
+            self.close()
             raise
         self.port, self.query_port = port, query_port
         self.state_address = f"tcp://{host}:{port}"
         self.query_address = f"tcp://{host}:{query_port}"
+        self.own_address = f"tcp://{reachable(host)}:{port}"
         self.registry = Registry(config, clock, query_port)
         if not config.controller_id:
             self.registry.name = f"{sockets.gethostname()}-{port}"
+        self.commands = Commands(self.registry)
         self._next_tick = 0.0
 
     def _listen(self, host: str, port: int, setting: str) -> tuple[zmq.Socket[bytes], int]:
@@ -65,6 +81,7 @@ class Server:
             zmq.HEARTBEAT_IVL: 1000,
             zmq.HEARTBEAT_TIMEOUT: 3000,
             zmq.HANDSHAKE_IVL: 3000,
+            zmq.BACKLOG: BACKLOG,
             zmq.SNDHWM: self._config.queue_messages,
             zmq.RCVHWM: self._config.queue_messages,
             zmq.MAXMSGSIZE: self._config.max_frame_bytes,
@@ -72,6 +89,7 @@ class Server:
         }
         for option, value in options.items():
             socket.setsockopt(option, value)
+        as_server(socket, self.access.pair)
         try:
             socket.bind(f"tcp://{host}:{port or '*'}")
         except zmq.ZMQError as error:
@@ -99,6 +117,8 @@ class Server:
                 poller.poll(ceil(self._wait() * 1000) if idle else 0)
 
     def close(self) -> None:
+        if self._doorman is not None:
+            self._doorman.close()
         self._context.destroy(linger=0)
 
     def _wait(self) -> float:
@@ -114,7 +134,7 @@ class Server:
         # Ageing comes after hearing what has arrived; under load it waits, though not for ever.
         if now >= self._next_tick and (not busy or now >= self._next_tick + beat / 2):
             self._next_tick = now + min(1.0, beat / TICKS)
-            self._send(self.registry.tick())
+            self._send(self.registry.tick() + self.commands.tick())
             tick()
         for connection, events in self.registry.history.due():
             reply(self._state, connection, events)
@@ -143,6 +163,8 @@ class Server:
     def _state_answer(self, frames: list[bytes]) -> None:
         message, arrays = wire.decode(frames[1:])
         out = views.ask(self.registry, frames[0], message, arrays)
+        if out is None:
+            out = self.commands.hear(frames[0], message, arrays)
         if out is None:
             out = self.registry.hear(frames[0], message, arrays)
         self._send(out)
@@ -189,19 +211,3 @@ def asked(frames: list[bytes]) -> int:
         return getattr(wire.decode(frames[1:])[0], "request", 0)
     except wire.WireError:
         return 0
-
-
-def loopback(config: ControllerConfig, setting: str) -> str:
-    """The address that `host` or `http_host` names. Raises ConfigError."""
-    given = getattr(config, setting)
-    host = "127.0.0.1" if given == "localhost" else given.strip("[]")
-    try:
-        good = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        good = False
-    if not good:
-        raise ConfigError(
-            f"{setting} = {given!r} ({config.origins[setting]}): allowed is a loopback address "
-            f"(127.0.0.1, ::1, localhost), since connections are not authenticated"
-        )
-    return f"[{host}]" if ":" in host else host

@@ -15,6 +15,8 @@ from lmkv.controller.instance import Instance, add, differs
 from lmkv.controller.prompts import lookup, route
 from lmkv.controller.registry import Out, Registry
 from lmkv.core.messages import (
+    PROTOCOL_MAX,
+    PROTOCOL_MIN,
     AnyMessage,
     Controllers,
     ControllersInfo,
@@ -61,7 +63,8 @@ def _answer(registry: Registry, message: AnyMessage, frames: list[bytes]) -> Mes
     if isinstance(message, Instances):
         return instances(registry, message)
     if isinstance(message, Controllers):
-        return ControllersInfo(message.request, [_controller(registry)])
+        others = registry.peers.addresses
+        return ControllersInfo(message.request, [_controller(registry)], others)
     if isinstance(message, Prefixes):
         return prefixes(registry, message)
     return None
@@ -108,6 +111,8 @@ def status(registry: Registry, message: Status) -> StatusInfo:
         registry.announced_keys,
         registry.retracted_keys,
         registry.syncs_waiting,
+        PROTOCOL_MIN,
+        PROTOCOL_MAX,
     )
 
 

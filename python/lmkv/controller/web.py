@@ -8,6 +8,7 @@ connects waits. The kernel kills it when the controller is gone.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,10 +16,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
 
-from lmkv.controller.server import CannotListen, Server, loopback
+from lmkv.controller.server import CannotListen, Server
 from lmkv.core.backoff import Backoff
 from lmkv.core.clock import Clock, monotonic
 from lmkv.core.config import ControllerConfig
+from lmkv.core.web_settings import WebSettings
 
 NEEDS = ("fastapi", "uvicorn", "prometheus_client")  # the extra `web`
 BACKLOG = 1024
@@ -33,7 +35,7 @@ def missing() -> list[str]:
 
 def listen(config: ControllerConfig, server: Server) -> socket.socket:
     """Raises CannotListen, ConfigError for an address that is not allowed."""
-    host = loopback(config, "http_host").strip("[]")
+    host = server.access.http_host().strip("[]")
     after = server.query_port + 1 if config.port or config.query_port else 0
     port = config.http_port or after
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -58,16 +60,19 @@ class WebProcess:
         controller: str,
         say: Callable[[str], None],
         clock: Clock = monotonic,
+        settings: WebSettings | None = None,
     ) -> None:
         self._listener = listener
         self._say = say
         self._controller = controller
         self._clock = clock
+        self._settings = settings or WebSettings()
         self._process: subprocess.Popen[bytes] | None = None
         self._backoff = Backoff(clock, HEALTHY, Backoff.FIRST)
         self._due = clock()
         host, port = listener.getsockname()[:2]
-        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        scheme = "https" if self._settings.cert else "http"
+        self.url = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     def tick(self) -> None:
         """See whether it has ended, and start it when it is due."""
@@ -91,9 +96,21 @@ class WebProcess:
         command = [sys.executable, "-m", "lmkv.web.main", "--controller", self._controller]
         command += ["--fd", str(descriptor), "--parent", str(os.getpid())]
         with suppress(OSError):  # no memory, no descriptor: tried again
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, pass_fds=[descriptor]
-            )
+            told = self._settings.pipe()
+            try:
+                command += ["--settings", str(told)]
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, pass_fds=[descriptor, told]
+                )
+            finally:
+                os.close(told)
+
+    def reload(self, settings: WebSettings) -> None:
+        """Let it read tokens and certificate again."""
+        changed, self._settings = settings != self._settings, settings
+        if self._process is not None and self._process.poll() is None:
+            # What it cannot read again by itself it is told at its next start.
+            self._process.send_signal(signal.SIGTERM if changed else signal.SIGHUP)
 
     def end(self) -> None:
         self._listener.close()

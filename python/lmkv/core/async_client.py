@@ -16,8 +16,9 @@ import zmq
 import zmq.asyncio
 
 from lmkv.core import wire
-from lmkv.core.client import Unreachable, options
+from lmkv.core.client import Unreachable, options, unheard
 from lmkv.core.clock import Deadline
+from lmkv.core.keyfiles import ClientKeys, as_client
 from lmkv.core.messages import AnyMessage, Message
 
 AT_ONCE = 64  # questions; a controller drops answers that a connection does not take
@@ -26,13 +27,15 @@ AT_ONCE = 64  # questions; a controller drops answers that a connection does not
 class AsyncClient:
     """To be made, used and closed in one running loop."""
 
-    def __init__(self, address: str, deadline: float = 3.0) -> None:
+    def __init__(self, address: str, deadline: float = 3.0, keys: ClientKeys | None = None) -> None:
         self.address = address
+        self.keys = keys
         self.deadline = deadline
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.DEALER)
         for option, value in options(address).items():
             self._socket.setsockopt(option, value)
+        as_client(self._socket, keys)
         self._socket.connect(address)
         self._numbers = count(1)
         self._asked: dict[int, asyncio.Future[AnyMessage]] = {}
@@ -63,7 +66,7 @@ class AsyncClient:
     async def _send(self, message: Message, arrays: tuple[bytes, ...], until: Deadline) -> None:
         milliseconds = ceil(until.left() * 1000)
         if not await self._socket.poll(milliseconds, zmq.POLLOUT):  # type: ignore[call-arg]
-            raise Unreachable(f"no controller listens at {self.address}")
+            raise Unreachable(unheard(self.address, self.keys))
         try:
             await self._socket.send_multipart(wire.encode(message, *arrays), zmq.NOBLOCK)
         except zmq.Again:  # others have filled it since

@@ -15,6 +15,7 @@ import zmq
 from lmkv.core import wire
 from lmkv.core.clock import Deadline
 from lmkv.core.config import split_address
+from lmkv.core.keyfiles import ClientKeys, as_client
 from lmkv.core.messages import AnyMessage, Message
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class Unreachable(Exception):
     """Nobody answered in time; the text is one sentence with the address."""
 
 
+MOST_FRAME_BYTES = 64 << 20  # of an answer
 # How long a connection may take, and be silent (DESIGN.md 7).
 SILENCE: dict[int, int] = {
     zmq.LINGER: 0,
@@ -40,19 +42,28 @@ SILENCE: dict[int, int] = {
 def options(address: str) -> dict[int, int]:
     """A client's socket options. Raises ValueError unless `address` is tcp://HOST:PORT."""
     host, _ = split_address(address)
-    return SILENCE | {zmq.IPV6: int(":" in host)}
+    return SILENCE | {zmq.IPV6: int(":" in host), zmq.MAXMSGSIZE: MOST_FRAME_BYTES}
+
+
+def unheard(address: str, keys: ClientKeys | None) -> str:
+    """What nobody's listening there, or nobody's letting us in, looks like from here."""
+    lets = "it does not accept these keys" if keys else "it asks for keys (LMKV_KEYS)"
+    return f"no controller listens at {address}, or {lets}"
 
 
 class Client:
-    """`address` is tcp://HOST:PORT (ValueError if not), `deadline` seconds for each answer."""
+    """`address` is tcp://HOST:PORT (ValueError if not), `deadline` seconds for each answer; `keys`
+    where the controller asks for them."""
 
-    def __init__(self, address: str, deadline: float = 3.0) -> None:
+    def __init__(self, address: str, deadline: float = 3.0, keys: ClientKeys | None = None) -> None:
         self.address = address
+        self.keys = keys
         self.deadline = deadline
         wanted = options(address)
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         for option, value in wanted.items():
             self._socket.setsockopt(option, value)
+        as_client(self._socket, keys)
         self._socket.connect(address)
 
     def ask(self, message: Message, *arrays: bytes) -> tuple[AnyMessage, list[bytes]]:
@@ -70,7 +81,7 @@ class Client:
         """Raises Unreachable when nobody is connected in time."""
         until = until or Deadline(self.deadline)
         if not self._socket.poll(ceil(until.left() * 1000), zmq.POLLOUT):
-            raise Unreachable(f"no controller listens at {self.address}")
+            raise Unreachable(unheard(self.address, self.keys))
         self._socket.send_multipart(wire.encode(message, *arrays), zmq.NOBLOCK)
 
     def receive(self, until: Deadline | None = None) -> tuple[AnyMessage, list[bytes]]:

@@ -21,7 +21,9 @@ import msgspec
 from msgspec import Meta
 
 # Variables with our prefix that are no settings.
-OTHER_VARIABLES = frozenset({"LMKV_CONFIG_FILE", "LMKV_CONTROLLER", "LMKV_ISA"})
+OTHER_VARIABLES = frozenset(
+    {"LMKV_CACERT", "LMKV_CONFIG_FILE", "LMKV_CONTROLLER", "LMKV_ISA", "LMKV_TOKEN"}
+)
 LEAST_FRAME_BYTES = 1 << 17
 LEAST_DATA_PORTS = 64  # ports of a dead mover stay in TIME_WAIT for a minute
 
@@ -49,6 +51,8 @@ class Config(msgspec.Struct, kw_only=True, frozen=True):
 
     origins: dict[str, str] = {}
     cluster: Word = "default"
+    keys: Text = ""  # folder of keys; "": connections are not authenticated
+    insecure: Annotated[bool, Meta(description="true or false")] = False
     log: Annotated[Literal["text", "json"], Meta(description="text or json")] = "text"
 
 
@@ -143,6 +147,11 @@ class ControllerConfig(Config, kw_only=True, frozen=True):
     web: Annotated[bool, Meta(description="true or false")] = True
     http_host: Text = "127.0.0.1"
     http_port: Port = 0  # 0: the one after the query port
+    http_cert: Text = ""  # PEM; with http_key HTTP is HTTPS
+    http_key: Text = ""
+    http_rate: Count = 1000  # requests a second of one client
+    tokens: Text = ""  # file; "": the one among `keys`, where there is one
+    require_salt: Annotated[bool, Meta(description="true or false")] = False
     heartbeat: Duration = 1.0
     suspect_after_beats: Count = 3
     dead_after_beats: Count = 5
@@ -152,6 +161,9 @@ class ControllerConfig(Config, kw_only=True, frozen=True):
     syncs_at_once: Count = 8
     sync_timeout: Duration = 30.0
     max_instances: Count = 10_000
+    peers: Annotated[
+        list[str], Meta(max_length=16, description="up to 16 addresses tcp://HOST:PORT")
+    ] = msgspec.field(default_factory=list)  # other controllers, beside those that instances name
     max_frame_bytes: Annotated[
         int,
         Meta(ge=LEAST_FRAME_BYTES, le=1 << 30, description="bytes from 131072 to 1073741824"),
@@ -191,6 +203,28 @@ def load(
     config = kind(**values, origins=origins)
     _check_together(config)
     return config
+
+
+def problems(kind: type[C], file: Mapping[str, Any], file_name: str) -> list[str]:
+    """Every reason for which `load` would not take this file, one sentence each."""
+    found = []
+    for name, value in file.items():
+        try:
+            _known(kind, name, file_name)
+            _convert(kind, name, value, file_name)
+        except ConfigError as error:  # noqa: PERF203
+            found.append(str(error))
+    if not found:
+        try:
+            load(kind, file=file, file_name=file_name)
+        except ConfigError as error:
+            found.append(str(error))
+    return found
+
+
+def allowed(kind: type[Config], name: str) -> str:
+    """What a setting may be, in words."""
+    return _description(typing.get_type_hints(kind, include_extras=True)[name])
 
 
 def read(
@@ -266,7 +300,7 @@ def _convert(kind: type[Config], name: str, value: Any, origin: str) -> Any:
     if optional and (value is None or value == "auto"):
         return None
     raw = value
-    if name == "controllers" and isinstance(value, str):
+    if name in ("controllers", "peers") and isinstance(value, str):
         raw = [part.strip() for part in value.split(",") if part.strip()]
     try:
         converted = msgspec.convert(raw, field, strict=not isinstance(raw, str))
@@ -296,6 +330,11 @@ def _check_controllers(addresses: list[str]) -> None:
         split_address(address.removeprefix(NAMES))
 
 
+def _check_peers(addresses: list[str]) -> None:
+    for address in addresses:
+        split_address(address)
+
+
 def split_address(address: str) -> tuple[str, int]:
     """`tcp://HOST:PORT` to its parts. Raises ValueError with one sentence."""
     scheme, _, rest = address.partition("://")
@@ -313,7 +352,11 @@ def _check_ports(text: str) -> None:
         raise ValueError(text)
 
 
-_checks: dict[str, Any] = {"controllers": _check_controllers, "data_ports": _check_ports}
+_checks: dict[str, Any] = {
+    "controllers": _check_controllers,
+    "peers": _check_peers,
+    "data_ports": _check_ports,
+}
 
 
 def _check_together(config: Config) -> None:

@@ -67,20 +67,33 @@ def new_epoch() -> int:
             return epoch
 
 
-def run_dir(path: str | None = None) -> Path:
-    """The folder of this user's sockets, created 0700: `path`, else LMKV_RUN_DIR, else
-    `$XDG_RUNTIME_DIR/lmkv`, else `lmkv-<uid>` in the temporary folder. ValueError if it cannot be
-    had, belongs to another user, or is open to others."""
+def run_dir_path(path: str | None = None) -> Path:
+    """Where the folder of this user's sockets is: `path`, else LMKV_RUN_DIR, else
+    `$XDG_RUNTIME_DIR/lmkv`, else `lmkv-<uid>` in the temporary folder."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     chosen = path or os.environ.get("LMKV_RUN_DIR")
     if chosen:
-        folder = Path(chosen)
-    elif runtime:
-        folder = Path(runtime) / "lmkv"
-    else:
-        folder = Path(tempfile.gettempdir()) / f"lmkv-{os.getuid()}"
+        return Path(chosen)
+    if runtime:
+        return Path(runtime) / "lmkv"
+    return Path(tempfile.gettempdir()) / f"lmkv-{os.getuid()}"
+
+
+def run_dir(path: str | None = None) -> Path:
+    """That folder, created 0700. ValueError if it cannot be had, belongs to another user, or is
+    open to others."""
+    folder = run_dir_path(path)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"run_dir {folder}: {error.strerror}") from error
+    check_run_dir(folder)
+    return folder
+
+
+def check_run_dir(folder: Path) -> None:
+    """ValueError unless it is this user's alone."""
+    try:
         found = folder.lstat()
     except OSError as error:
         raise ValueError(f"run_dir {folder}: {error.strerror}") from error
@@ -90,7 +103,6 @@ def run_dir(path: str | None = None) -> Path:
         raise ValueError(f"run_dir {folder}: belongs to uid {found.st_uid}, must be {os.getuid()}")
     if found.st_mode & 0o077:
         raise ValueError(f"run_dir {folder}: mode is {found.st_mode & 0o777:04o}, must be 0700")
-    return folder
 
 
 def host_identity(folder: Path) -> HostIdentity:

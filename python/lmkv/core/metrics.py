@@ -19,7 +19,7 @@ OTHER = "other"  # the value of a label for all that are not known by name
 INSTANCE_STATES = ("live", "syncing", "suspect", "dead", "incompatible")
 GRANULE_STATES = ("free", "reserved", "readable", "pinned", "retired", "limbo")
 CONTROLLER_STATES = ("ready", "warming", "silent", "refused")  # as an instance sees them
-SYNC_REASONS = ("new", "gap", "drift")
+SYNC_REASONS = ("new", "gap", "drift", "asked")
 PULL_RESULTS = ("good", *PullResult.CAUSES[1:])
 COPIES = ("gather", "load")
 

@@ -77,7 +77,7 @@ def _text(version: tuple[int, ...]) -> str:
 def check_ports(interface: str, ports: str) -> None:
     """UCX looks for a free port in `ports` (first-last) for ever when there is none: so look."""
     try:
-        address = _interface_address(interface)
+        address = interface_address(interface)
     except NixlError:
         return  # UCX, which knows more kinds of interfaces, is the one to say so
     first, last = map(int, ports.split("-"))
@@ -155,7 +155,7 @@ def check_listeners(interface: str) -> None:
     """UCX ignores a misspelt setting and then listens on every interface: so look."""
     allowed = {"127.0.0.1", "::1"}
     if interface != "lo":
-        allowed.add(_interface_address(interface))
+        allowed.add(interface_address(interface))
     for address, port in listeners():
         if address not in allowed:
             raise NixlError(
@@ -164,7 +164,8 @@ def check_listeners(interface: str) -> None:
             )
 
 
-def _interface_address(interface: str) -> str:
+def interface_address(interface: str) -> str:
+    """Its IPv4 address. Raises NixlError."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         request = struct.pack("256s", interface.encode()[:15])
         try:

@@ -2,38 +2,49 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from lmkv import __version__, _native
 from lmkv.core.messages import PROTOCOL_MAX, PROTOCOL_MIN
-from lmkv.web import docs_page, errors, metrics, models, rest
+from lmkv.web import docs_page, errors, metrics, models, operations, rest
+from lmkv.web.auth import Gate, Tokens, needs
 from lmkv.web.cluster_view import HEALTH_DEADLINE, ClusterView
 from lmkv.web.errors import Problem
 from lmkv.web.events import Hub
-from lmkv.web.limits import BodyLimit
+from lmkv.web.limits import BodyLimit, Buckets
 
 ABOUT = """Who holds which KV cache in a cluster of vLLM instances. Whatever goes wrong is answered
 {"error": {"code", "message", "field"}}: 4xx is a mistake of the caller's, 503 says that the
 controller does not answer."""
 
 
-def build(view: ClusterView, hub: Hub, controller_pid: int) -> FastAPI:
+def build(
+    view: ClusterView, hub: Hub, controller_pid: int, tokens: Tokens, buckets: Buckets
+) -> FastAPI:
     app = FastAPI(
         title="lmkv",
         version=__version__,
         description=ABOUT,
         docs_url=None,  # FastAPI's own pages load scripts from another host
         redoc_url=None,
-        openapi_url="/openapi.json",
+        openapi_url=None,  # below: it has a scope like any other
     )
     errors.install(app)
     app.add_middleware(BodyLimit)
+    app.add_middleware(Gate, known=tokens, buckets=buckets)  # the last one is the first
     app.include_router(_health(view, controller_pid))
+    app.include_router(operations.routes(view))  # its paths end those of instances
     app.include_router(rest.routes(view, hub))
 
-    @app.get("/docs", include_in_schema=False)
+    @app.get("/openapi.json", include_in_schema=False, dependencies=[needs("read")])
+    async def description() -> dict[str, Any]:
+        return app.openapi()
+
+    @app.get("/docs", include_in_schema=False, dependencies=[needs("read")])
     async def docs() -> HTMLResponse:
         return HTMLResponse(docs_page.page(app.openapi()))
 

@@ -6,16 +6,26 @@ What the controller refuses is raised as `Problem`, its silence as `Unreachable`
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Sequence
 from typing import TypeVar
+
+import msgspec
+import zmq
 
 from lmkv.core import wire
 from lmkv.core.async_client import AsyncClient
 from lmkv.core.client import Unreachable
+from lmkv.core.cluster import DEADLINE, Roll
+from lmkv.core.keyfiles import ClientKeys
 from lmkv.core.messages import (
+    AnyMessage,
     Candidate,
+    Command,
     Controllers,
     ControllersInfo,
+    ControllerState,
+    Done,
     Events,
     Instances,
     InstancesInfo,
@@ -36,15 +46,24 @@ from lmkv.core.messages import (
 from lmkv.web.errors import Problem, refused, unserved
 
 M = TypeVar("M", bound=Message)
+R = TypeVar("R", bound=msgspec.Struct)
 
 HEALTH_DEADLINE = 1.0
+COMMAND_DEADLINE = 10.0
+COMMANDS = 32  # at once, so that other questions have room
 SPARE = 1.0  # seconds that an answer which waits may take beyond its wait
 
 
 class ClusterView:
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
+        self._others = _Others(client.keys)
         self._max_frame_bytes = 0  # 0: not told yet
+        self._commands = 0  # that wait for instances
+
+    async def close(self) -> None:
+        """Of what it has opened itself."""
+        await self._others.close()
 
     async def status(self, deadline: float | None = None, top: int = 0) -> StatusInfo:
         """With so many of its instances."""
@@ -59,8 +78,14 @@ class ClusterView:
         info = await self._ask(Instances(instance=name), InstancesInfo)
         return info.instances[0]
 
-    async def controllers(self) -> ControllersInfo:
-        return await self._ask(Controllers(), ControllersInfo)
+    async def controllers(self) -> list[ControllerState]:
+        """All of the cluster, the own one first; those that do not answer in time say so."""
+        roll = Roll(self._client.address, await self._ask(Controllers(), ControllersInfo))
+        while addresses := roll.unasked():
+            found = await asyncio.gather(*map(self._others.ask, addresses))
+            for address, answer in zip(addresses, found, strict=True):
+                roll.answered(address, answer)
+        return roll.controllers
 
     async def prefixes(self, top: int) -> PrefixesInfo:
         return await self._ask(Prefixes(top=top), PrefixesInfo)
@@ -89,6 +114,36 @@ class ClusterView:
         asked = [self._ask(question, Routed) for question in questions]
         return [answer.candidates for answer in await asyncio.gather(*asked)]
 
+    async def command(
+        self,
+        instance: str,
+        operation: str,
+        kind: type[R],
+        arguments: dict[str, str] | None = None,
+        deadline: float = COMMAND_DEADLINE,
+    ) -> R:
+        """What the instance answers when it has carried it out, within `deadline` seconds."""
+        name = secrets.token_hex(8)
+        question = Command(name, operation, instance, deadline=deadline)
+        question.arguments = arguments or {}
+        answer = await self._wait(question, Done, deadline)
+        try:
+            return msgspec.msgpack.decode(answer.result, type=kind)
+        except msgspec.MsgspecError as error:
+            text = f"instance {instance!r} answered {operation} with no result: {error}"
+            raise Problem(502, "failed", text) from None
+
+    async def _wait(self, question: Message, kind: type[M], deadline: float) -> M:
+        """An answer that an instance has its part in."""
+        if self._commands >= COMMANDS:
+            text = f"{COMMANDS} requests wait for instances, which is the most: try again later"
+            raise Problem(429, "busy", text)
+        self._commands += 1
+        try:
+            return await self._ask(question, kind, deadline=deadline + SPARE)
+        finally:
+            self._commands -= 1
+
     async def _check_size(self, question: Message) -> None:
         """A controller drops a connection that sends it too much, without a word."""
         if not self._max_frame_bytes:
@@ -110,3 +165,32 @@ class ClusterView:
         if not isinstance(answer, kind):
             raise Unreachable(f"{self._client.address} answered {type(answer).__name__}")
         return answer
+
+
+class _Others:
+    """Connections to other controllers, made when one is first asked; a few are kept."""
+
+    KEPT = 32
+
+    def __init__(self, keys: ClientKeys | None) -> None:
+        self._keys = keys
+        self._clients: dict[str, AsyncClient] = {}  # the one asked last at the end
+
+    async def ask(self, address: str) -> AnyMessage | None:
+        """None: in time it did not answer, or its address is none."""
+        try:
+            client = self._clients.pop(address, None) or AsyncClient(address, DEADLINE, self._keys)
+        except ValueError:
+            return None
+        self._clients[address] = client
+        while len(self._clients) > self.KEPT:
+            await self._clients.pop(next(iter(self._clients))).close()
+        try:
+            return await client.ask(Controllers())
+        except (Unreachable, zmq.ZMQError):  # also one that was closed meanwhile
+            return None
+
+    async def close(self) -> None:
+        for client in self._clients.values():
+            await client.close()
+        self._clients.clear()

@@ -18,7 +18,16 @@ from lmkv.core.client import Unreachable
 from lmkv.core.messages import Refused, Unsupported
 
 # What a controller refuses, by code; all else is a bad request.
-STATUSES = {"unknown_instance": 404, "unknown_model": 404, "too_large": 413}
+STATUSES = {
+    "unknown_instance": 404,
+    "unknown_model": 404,
+    "unknown_request": 404,
+    "unavailable": 409,
+    "too_large": 413,
+    "busy": 429,
+    "failed": 502,
+    "timeout": 504,
+}
 RETRY = {"Retry-After": "1"}
 
 
@@ -33,7 +42,7 @@ def refused(answer: Refused) -> Problem:
 
 
 def unserved(answer: Unsupported) -> Problem:
-    return Problem(501, "unsupported", f"this controller does not serve {answer.name!r}")
+    return Problem(501, "unsupported", f"{answer.name!r} is not known here: an older release")
 
 
 def body(
@@ -48,7 +57,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Problem)
     async def problem(request: Request, error: Problem) -> JSONResponse:
-        headers = RETRY if error.status == 503 else None
+        headers = RETRY if error.status in (429, 503) else None
         return body(error.status, error.code, error.message, error.field, headers)
 
     @app.exception_handler(Unreachable)

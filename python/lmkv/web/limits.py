@@ -1,16 +1,40 @@
-"""What a caller may send: a body of so many bytes, in so many seconds."""
+"""What a caller may send: so many requests a second, so large a body, in so many seconds."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
+from math import ceil
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from lmkv.core.clock import Clock, monotonic
 from lmkv.web import errors
 
 MOST_BYTES = 8 << 20
 BODY_DEADLINE = 10.0  # seconds for the whole of it
+MOST_CLIENTS = 4096  # that are told apart; whoever has been quiet longest is forgotten
+
+
+class Buckets:
+    """`rate` requests a second of each client, and as many at once."""
+
+    def __init__(self, rate: int, clock: Clock = monotonic) -> None:
+        self.rate = rate
+        self._clock = clock
+        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # and when that was so
+
+    def take(self, client: str) -> int:
+        """0: one request more is let through; else the seconds after which one may be again."""
+        now = self._clock()
+        left, at = self._left.pop(client, (float(self.rate), now))
+        left = min(float(self.rate), left + (now - at) * self.rate)
+        good = left >= 1
+        self._left[client] = left - good, now
+        if len(self._left) > MOST_CLIENTS:
+            self._left.popitem(last=False)
+        return 0 if good else ceil((1 - left) / self.rate)
 
 
 class BodyLimit:

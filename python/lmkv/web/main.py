@@ -1,7 +1,8 @@
-"""The web process: `python -m lmkv.web.main --controller ADDRESS --fd N --parent PID`.
+"""The web process: `python -m lmkv.web.main --controller ADDRESS --fd N --parent PID --settings M`.
 
-Its parent, the controller, listens and hands the listener over as descriptor N. SIGTERM ends it in
-a second, and the end of its parent at once.
+Its parent, the controller, listens and hands the listener over as descriptor N, and `WebSettings`
+as M. SIGTERM ends it in a second, and the end of its parent at once; SIGHUP lets it read tokens and
+certificate again.
 """
 
 from __future__ import annotations
@@ -9,21 +10,29 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import resource
+import signal
 import socket
 import sys
+from functools import partial
 from types import FrameType
 
 import uvicorn
 
 from lmkv import _native
+from lmkv.core import log
 from lmkv.core.async_client import AsyncClient
+from lmkv.core.descriptors import allow_descriptors
+from lmkv.core.keyfiles import BadKeys, ClientKeys
+from lmkv.core.web_settings import WebSettings, receive
 from lmkv.web.app import build
+from lmkv.web.auth import Tokens
 from lmkv.web.cluster_view import ClusterView
 from lmkv.web.connections import Connection
 from lmkv.web.events import Hub
+from lmkv.web.limits import Buckets
 
 QUESTION_DEADLINE = 2.0  # seconds
+HANDSHAKE_DEADLINE = 5.0
 END_DEADLINE = 1  # what requests still have after SIGTERM
 DESCRIPTORS = 4096  # what connections may need
 
@@ -41,13 +50,17 @@ class Server(uvicorn.Server):
         self._loop.call_soon_threadsafe(self._hub.close)
 
 
-async def serve(controller: str, listener: socket.socket, controller_pid: int) -> None:
-    client = AsyncClient(controller, QUESTION_DEADLINE)
+async def serve(
+    controller: str, listener: socket.socket, controller_pid: int, settings: WebSettings
+) -> None:
+    keys = ClientKeys(settings.public, settings.secret, settings.server)
+    client = AsyncClient(controller, QUESTION_DEADLINE, keys if settings.server else None)
+    tokens = Tokens(settings.tokens)
     view = ClusterView(client)
     hub = Hub(view)
     following = asyncio.create_task(hub.run())
     config = uvicorn.Config(
-        build(view, hub, controller_pid),
+        build(view, hub, controller_pid, tokens, Buckets(settings.rate)),
         http=Connection,
         ws="none",
         lifespan="off",
@@ -56,11 +69,29 @@ async def serve(controller: str, listener: socket.socket, controller_pid: int) -
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=END_DEADLINE,
+        ssl_certfile=settings.cert or None,
+        ssl_keyfile=settings.key or None,
     )
+
+    def reload() -> None:
+        try:
+            tokens.reload()
+            if config.ssl is not None:  # for connections to come
+                config.ssl.load_cert_chain(settings.cert, settings.key)
+        except (BadKeys, OSError) as error:
+            log.say("web", f"nothing was read again: {error}", settings.log)
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    if settings.cert:  # asyncio gives a handshake a minute
+        loop.create_server = partial(  # type: ignore[method-assign]
+            loop.create_server, ssl_handshake_timeout=HANDSHAKE_DEADLINE
+        )
     try:
         await Server(config, hub).serve(sockets=[listener])
     finally:
         following.cancel()
+        await view.close()
         await client.close()
 
 
@@ -69,14 +100,19 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--controller", required=True)
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--settings", type=int, required=True)
     given = parser.parse_args(arguments)
     _native.die_with_parent()
     if os.getppid() != given.parent:  # it was gone before that
         return 1
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, DESCRIPTORS)), hard))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to read again
+    allow_descriptors(DESCRIPTORS)
     listener = socket.socket(fileno=given.fd)
-    asyncio.run(serve(given.controller, listener, given.parent))
+    try:
+        asyncio.run(serve(given.controller, listener, given.parent, receive(given.settings)))
+    except BadKeys as error:
+        log.say("web", str(error))
+        return 1
     return 0
 
 

@@ -59,6 +59,8 @@ class Cluster(Answer):
     resyncs: int
     syncs: int = Field(description="that run or wait")
     syncs_waiting: int
+    protocol_min: int
+    protocol_max: int
     heartbeats: int
     announced_keys: int
     retracted_keys: int
@@ -101,8 +103,9 @@ class InstancesPage(Answer):
 
 class Controller(Answer):
     controller: str
+    address: str = Field(description="at which it was asked")
     epoch: Epoch
-    state: str
+    state: str = Field(description="ready, warming or unreachable: of that one nothing is known")
     version: str
     uptime: float
     keys: int
@@ -149,6 +152,59 @@ class Version(Answer):
     protocol_min: int
     protocol_max: int
     isa: str
+
+
+# ---------------------------------------------------------------- operations
+
+
+class Synced(Answer):
+    instance: str
+    keys_before: int = Field(description="chunks of it in the directory when the sync began")
+    keys_after: int
+    missing: int = Field(description="chunks that the directory lacked")
+    moved: int = Field(description="chunks that it had elsewhere")
+    gone: int = Field(description="chunks that it had and the instance had not")
+    seconds: float
+
+
+class Verify(Body):
+    sample: int = Field(default=64, ge=0, le=1 << 20, description="slots that are digested again")
+
+
+class Differing(Answer):
+    key: str
+    how: str = Field(description="missing, moved, gone; or digest, header: a slot of the pool")
+    rank: int = Field(description="of a slot of the pool")
+
+
+class Verified(Answer):
+    instance: str
+    keys: int = Field(description="chunks of it in the directory")
+    slots: int = Field(description="in its slot table, at the same moment")
+    missing: int
+    moved: int
+    gone: int
+    sampled: int = Field(description="slots that were digested again, in every rank")
+    wrong: int = Field(description="of those, by rank")
+    differing: list[Differing] = Field(description="the first 256 of each kind")
+
+
+class WhyEntry(Answer):
+    request: str
+    tokens: int = Field(description="of its prompt")
+    matched: int = Field(description="of those, not computed")
+    hit_tokens: dict[str, int]
+    miss_tokens: dict[str, int]
+    peers: dict[str, int] = Field(description="tokens by the peer that brought them")
+    pull_ms: float = Field(description="that it waited for pulls")
+    age: float
+    differs: str = Field(description="the field, where a cause is incompatible")
+    opted_out: str
+
+
+class Why(Answer):
+    requests: list[WhyEntry] = Field(description="newest first")
+    kept: int = Field(description="an instance remembers so many")
 
 
 # ---------------------------------------------------------------- prompts

@@ -9,6 +9,7 @@ from fastapi.responses import StreamingResponse
 
 from lmkv.core import messages
 from lmkv.web import models
+from lmkv.web.auth import needs
 from lmkv.web.cluster_view import ClusterView
 from lmkv.web.errors import Problem
 from lmkv.web.events import KEPT, Hub
@@ -18,8 +19,11 @@ ERRORS: Errors = {
     status: {"model": models.Error, "description": text}
     for status, text in {
         400: "the caller's mistake; `field` names it",
+        401: "no token, or one that is not known",
+        403: "a token whose scope is not enough",
         404: "nothing of that name is known",
         413: "more than the controller takes at once",
+        429: "too many requests of one client; `Retry-After` says when",
         503: "the controller does not answer, or not yet",
     }.items()
 }
@@ -27,7 +31,7 @@ Name = Annotated[str, Path(min_length=1, max_length=256)]
 
 
 def routes(view: ClusterView, hub: Hub) -> APIRouter:
-    router = APIRouter(prefix="/v1", responses=ERRORS)
+    router = APIRouter(prefix="/v1", responses=ERRORS, dependencies=[needs("read")])
 
     @router.get("/cluster", summary="The cluster in one answer, without its instances")
     async def cluster() -> models.Cluster:
@@ -44,9 +48,9 @@ def routes(view: ClusterView, hub: Hub) -> APIRouter:
     async def instance(instance: Name) -> models.Instance:
         return models.Instance.model_validate(await view.instance(instance))
 
-    @router.get("/controllers", summary="The controllers that this one knows: itself")
+    @router.get("/controllers", summary="All controllers of the cluster, each asked now")
     async def controllers() -> models.Controllers:
-        return models.Controllers.model_validate(await view.controllers())
+        return models.Controllers.model_validate({"controllers": await view.controllers()})
 
     @router.get("/prefixes", summary="The prefixes that were located most of late")
     async def prefixes(

@@ -17,7 +17,16 @@ import zmq
 
 from lmkv.core import wire
 from lmkv.core.clock import Clock, monotonic
-from lmkv.core.messages import Alarm, Attach, Forget, Message, Replace, StoredOk, WorkerState
+from lmkv.core.messages import (
+    Alarm,
+    Attach,
+    Check,
+    Forget,
+    Message,
+    Replace,
+    StoredOk,
+    WorkerState,
+)
 from lmkv.worker.copies import Once
 
 TICK_MS, RETRY_MS = 1000, 100
@@ -34,6 +43,7 @@ class Control:
         attach: Callable[[Attach], None],
         forget: Callable[[str, int], None],
         replace: Callable[[int], None],
+        check: Callable[[Check, list[bytes]], None],
         clock: Clock = monotonic,
     ) -> None:
         self.address = f"ipc://{path}"
@@ -42,6 +52,7 @@ class Control:
         self._attach = attach
         self._forget = forget
         self._replace = replace
+        self._check = check
         self._clock = clock
         self._out: queue.SimpleQueue[tuple[int, list[bytes]]] = queue.SimpleQueue()
         self._unsent: tuple[int, list[bytes]] | None = None  # taken from `_out`, not gone out
@@ -124,7 +135,7 @@ class Control:
             except zmq.Again:
                 return
             try:
-                message, _ = wire.decode(frames)
+                message, arrays = wire.decode(frames)
             except wire.WireError as error:
                 self._refuse(str(error))
                 continue
@@ -137,8 +148,16 @@ class Control:
                 self._forget(message.instance, message.epoch)
             elif isinstance(message, Replace):
                 self._replace(message.mover_generation)
+            elif isinstance(message, Check):
+                self._ask_check(message, arrays)
             else:
                 self._refuse(f"message {type(message).__name__} is not served here")
+
+    def _ask_check(self, check: Check, arrays: list[bytes]) -> None:
+        try:
+            self._check(check, arrays)
+        except wire.WireError as error:
+            self._refuse(f"check: {error}")
 
     def _refuse(self, sentence: str) -> None:
         """The agent counts it, and says it once."""

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmkv import _native
-from lmkv.core import wire
+from lmkv.core import ucx, wire
 from lmkv.core.backoff import Backoff
 from lmkv.core.messages import (
     Attach,
@@ -61,21 +61,8 @@ class MoverSettings:
 
 
 def environment(settings: MoverSettings, base: Mapping[str, str]) -> dict[str, str]:
-    """The mover's: UCX takes it over all else, and ignores misspelt names silently."""
-    kept = {k: v for k, v in base.items() if not k.startswith(("UCX_", "NIXL_"))}
-    kept |= {
-        "UCX_NET_DEVICES": settings.data_interface,
-        "UCX_TCP_PORT_RANGE": settings.data_ports,
-        # 8 KiB by default: a fifth of the rate, and a reader's death can kill the holder's mover.
-        "UCX_TCP_TX_SEG_SIZE": "512k",
-        "UCX_TCP_RX_SEG_SIZE": "512k",
-        "UCX_MEM_MMAP_HOOK_MODE": "none",  # 0.4 s of start
-        "UCX_LOG_LEVEL": "fatal",  # lmkv says what failed, once, in its own words
-        "NIXL_LOG_LEVEL": "FATAL",
-    }
-    if settings.nixl_tls:
-        kept["UCX_TLS"] = settings.nixl_tls
-    return kept
+    """The mover's."""
+    return ucx.environment(settings.data_interface, settings.data_ports, settings.nixl_tls, base)
 
 
 def remove_stale_sockets(run_dir: str) -> None:

@@ -3,7 +3,8 @@
 start() -> the agent attaches -> plans are carried out, step by step -> stop(). The pool's segments
 are made in the background and become usable one by one; vLLM's thread only queues copies, and waits
 only where it is about to overwrite a block that is still being read. Threads: filler (segments,
-and later the maps of dead peers), control (the agent's socket), copies, and the supervisor's.
+and later the maps of dead peers), control (the agent's socket), copies, the checker's once it is
+asked, and the supervisor's.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import msgspec
 
 from lmkv import _native
-from lmkv.core import geometry, identity, pool_size
+from lmkv.core import geometry, identity, pool_size, ucx
 from lmkv.core.config import InstanceConfig
 from lmkv.core.geometry import DEVICE, GRANULES_A_SLOT
 from lmkv.core.messages import (
     Alarm,
     Attach,
+    Checked,
     GpuSegment,
     MoverState,
     RankInfo,
@@ -33,6 +35,7 @@ from lmkv.core.messages import (
 )
 from lmkv.core.steps import Load, LoadResult, StepPlan, Store
 from lmkv.worker import gpu_room
+from lmkv.worker.checker import Checker
 from lmkv.worker.control import Control
 from lmkv.worker.copiers import Copiers, HostCopiers, Slot
 from lmkv.worker.copies import Copies, Once
@@ -45,7 +48,6 @@ log = logging.getLogger("lmkv.worker")
 
 STOP_DEADLINE = 2.0
 LOOK_EVERY = 5.0  # seconds between looks for peers that have died
-UCX_TLS = {"": "", "tcp": "tcp,self", "cma": "cma,tcp,self"}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -125,7 +127,7 @@ class Worker:
             tuple(group.layout for group in pages),
             config.data_interface,
             config.data_ports,
-            UCX_TLS[config.nixl_tls],
+            ucx.TLS[config.nixl_tls],
             limbo_seconds=config.limbo_seconds,
             limbo_share=config.limbo_share,
         )
@@ -146,6 +148,7 @@ class Worker:
             self._copiers.at_once,
             self._copiers.apart,
         )
+        self._checker = Checker(self.pool, len(pages), self._copiers.check, self._checked)
         self._lock = threading.Lock()  # of the state below
         self._attached = Attach(instance, 0)
         self._data_version = 0
@@ -161,6 +164,7 @@ class Worker:
             self._on_attach,
             self._mapped.forget,
             self.supervisor.replace,
+            self._checker.ask,
         )
 
     def _host_pool(self, ranks_on_host: int, slot: _native.SlotLayout) -> _native.Pool:
@@ -200,6 +204,7 @@ class Worker:
             return
         self._stopping.set()
         ended = self._copies.stop(STOP_DEADLINE)
+        ended &= self._checker.stop(STOP_DEADLINE)
         self.supervisor.stop()
         ended &= self._control.stop(STOP_DEADLINE)
         if self._filler.ident is not None:
@@ -301,6 +306,9 @@ class Worker:
         result = b"\x01" if good else b"\x00"
         report = Stored(self._rank, store.job, seconds)
         self._control.report(store.job, report, store.place, counter, result)
+
+    def _checked(self, job: int, results: bytes) -> None:
+        self._control.send(Checked(self._rank, job), results)
 
     # ------------------------------------------------------------ filler, supervisor, control
 

@@ -17,6 +17,7 @@ U32 = Annotated[int, Meta(ge=0, le=0xFFFFFFFF)]
 # upwards and the decoder's range is the limit.
 U64 = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]  # never infinite: it may be a deadline
+Addresses = Annotated[list[Annotated[str, Meta(max_length=256)]], Meta(max_length=16)]
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 
 

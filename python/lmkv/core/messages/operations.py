@@ -1,4 +1,4 @@
-"""Operations, declared and served later."""
+"""Operations on instances: a client asks the controller, which asks the instance."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from typing import Union
 
 import msgspec
 
-from lmkv.core.messages.base import U64, Message, Name, Seconds
+from lmkv.core.messages.base import U32, U64, Message, Name, Seconds
+
+COMMAND_BYTES = 4 << 20  # of a command with its frames
+RESULT_BYTES = 1 << 20  # of an answer with its frames
 
 
 class Pin(msgspec.Struct, omit_defaults=True):
@@ -17,10 +20,14 @@ class Pin(msgspec.Struct, omit_defaults=True):
 
 
 class Command(Message, tag="command"):
-    """One operation on one instance. Frames: keys (may be absent).
+    """One operation on one instance; answered by `Done`, `Refused` or `Unsupported`. Frames: as
+    the operation says.
 
-    `operation`: `pin`, `unpin`, `move`, `copy`, `clear`, `compress`, `decompress`, `drain`,
-    `undrain`, `sync`, `verify`, `lookup_text`. `id` makes a repetition harmless.
+    The controller sends it on under a `request` of its own, and answers itself when the instance
+    has not within `deadline` (0: the controller's own choice). `id` makes a repetition harmless: an
+    instance that has carried it out answers again as before. `operation`: `sync`, `verify`,
+    `lookup_text`, `why`; and, declared, `pin`, `unpin`, `move`, `copy`, `clear`, `compress`,
+    `decompress`, `drain`, `undrain`. `arguments` are the operation's own, as text.
     """
 
     id: Name
@@ -29,6 +36,17 @@ class Command(Message, tag="command"):
     target: str = ""
     ttl: Seconds = 0.0
     arguments: dict[str, str] = {}
+    request: U64 = 0
+    deadline: Seconds = 0.0
+
+
+class Done(Message, tag="done"):
+    """A command was carried out. `result` is the operation's struct, in MessagePack. Frames: as the
+    operation says; at most `RESULT_BYTES` in all."""
+
+    request: U64
+    id: Name
+    result: bytes = b""
 
 
 class Job(Message, tag="job"):
@@ -46,4 +64,74 @@ class Jobs(Message, tag="jobs"):
     after: str = ""
 
 
-OperationMessage = Union[Command, Job, Jobs]
+class SyncResult(msgspec.Struct, omit_defaults=True):
+    """Of `sync`, which the controller carries out: its chunks of the instance before and after, and
+    the drift that was mended: chunks that it lacked, had elsewhere, or had and the instance not."""
+
+    instance: str
+    keys_before: U64 = 0
+    keys_after: U64 = 0
+    missing: U64 = 0
+    moved: U64 = 0
+    gone: U64 = 0
+    seconds: Seconds = 0.0
+
+
+class Differing(msgspec.Struct, omit_defaults=True):
+    """`how`: `missing`, `moved`, `gone` (the directory against the slot table, as in `SyncResult`);
+    `digest`, `header` (a slot of rank `rank` against itself)."""
+
+    key: str  # hex
+    how: str
+    rank: U32 = 0
+
+
+class SlotsResult(msgspec.Struct, omit_defaults=True):
+    """Of an instance's part of `verify` (argument `sample`): so many of its readable slots, chosen
+    at random, were digested again in every rank."""
+
+    slots: U64 = 0
+    sampled: U32 = 0
+    wrong: list[Differing] = []
+
+
+class VerifyResult(msgspec.Struct, omit_defaults=True):
+    """Of `verify`: the directory against the instance's slot table at a heartbeat, and slots
+    against their digests. Counts are exact; `differing` has the first 256 of each kind."""
+
+    instance: str
+    keys: U64 = 0  # in the directory
+    slots: U64 = 0  # in the slot table
+    missing: U64 = 0
+    moved: U64 = 0
+    gone: U64 = 0
+    sampled: U32 = 0
+    wrong: U32 = 0
+    differing: list[Differing] = []
+
+
+class WhyEntry(msgspec.Struct, omit_defaults=True):
+    """One request that has ended: `matched` of its prompt's `tokens` were not computed; tokens by
+    cause, and by the peer that brought them. `opted_out` says why, for people."""
+
+    request: str
+    tokens: U32 = 0
+    matched: U32 = 0
+    hit_tokens: dict[str, U64] = {}
+    miss_tokens: dict[str, U64] = {}
+    peers: dict[str, U64] = {}
+    pull_ms: float = 0.0  # that it waited for pulls
+    age: Seconds = 0.0  # since its end
+    differs: str = ""  # the field, where a cause is `incompatible`
+    opted_out: str = ""
+
+
+class WhyResult(msgspec.Struct, omit_defaults=True):
+    """Of `why` (arguments `last`, `request`): the newest requests first, of the last
+    `kept` ones."""
+
+    requests: list[WhyEntry] = []
+    kept: U32 = 0
+
+
+OperationMessage = Union[Command, Done, Job, Jobs]

@@ -73,6 +73,8 @@ class StatusInfo(Message, tag="status_info"):
     announced_keys: U64 = 0
     retracted_keys: U64 = 0
     syncs_waiting: U32 = 0  # of `syncs`
+    protocol_min: U32 = 0  # versions that it speaks; 0: a release that does not say
+    protocol_max: U32 = 0
 
 
 class Lookup(Message, tag="lookup"):
@@ -150,7 +152,8 @@ class Controllers(Message, tag="controllers"):
 
 
 class ControllerState(msgspec.Struct, omit_defaults=True):
-    """`lag`, `syncs`: as in `StatusInfo`; `instances` counts those that are not dead."""
+    """`lag`, `syncs`: as in `StatusInfo`; `instances` counts those that are not dead. `state` is
+    `ready` or `warming`; who asked all of them says `unreachable` of those that did not answer."""
 
     controller: str
     epoch: U64
@@ -164,13 +167,16 @@ class ControllerState(msgspec.Struct, omit_defaults=True):
     drifts: U64 = 0
     resyncs: U64 = 0
     lag: Seconds = 0.0
+    address: str = ""  # at which it was asked
 
 
 class ControllersInfo(Message, tag="controllers_info"):
-    """The controllers that this one knows: itself."""
+    """Of the controllers itself, and where the others are, as instances and its settings say; one
+    of them may be itself. Who wants all of them asks each (core/cluster.py)."""
 
     request: U64
     controllers: list[ControllerState] = []
+    others: list[str] = []
 
 
 class Prefixes(Message, tag="prefixes"):

@@ -7,7 +7,16 @@ from typing import Annotated, Union
 import msgspec
 from msgspec import Meta
 
-from lmkv.core.messages.base import MAX_KEYS, U32, U64, Message, Name, RankInfo, Seconds
+from lmkv.core.messages.base import (
+    MAX_KEYS,
+    U32,
+    U64,
+    Addresses,
+    Message,
+    Name,
+    RankInfo,
+    Seconds,
+)
 from lmkv.core.messages.operations import Pin
 
 
@@ -35,6 +44,7 @@ class Register(Message, tag="register"):
     pins: list[Pin] = []
     jobs: list[str] = []
     version: str = ""  # of the lmkv package
+    controllers: Addresses = []  # that it uses, the first 16
 
 
 class Welcome(Message, tag="welcome"):
@@ -55,7 +65,8 @@ class Refused(Message, tag="refused"):
     """The answer to a message that cannot be served; `code` is stable, `message` is for people.
 
     Codes: `cluster`, `protocol`, `instance_alive`, `field`, `not_registered`, `too_large`,
-    `unknown_instance`, `unknown_model`, `warming`.
+    `unknown_instance`, `unknown_model`, `warming`; of commands also `unavailable`, `busy`,
+    `timeout`, `unasked`, `failed`, `unknown_request`.
     """
 
     code: str
@@ -72,11 +83,13 @@ class Unsupported(Message, tag="unsupported"):
 
 
 class Ranks(Message, tag="ranks"):
-    """The instance's ranks have changed (mover restarted, segments became usable)."""
+    """The instance's ranks have changed (mover restarted, segments became usable), or its
+    controllers."""
 
     epoch: U64
     data_version: U64
     ranks: list[RankInfo]
+    controllers: Addresses = []
 
 
 class Announce(Message, tag="announce"):

@@ -60,4 +60,19 @@ class Alarm(Message, tag="alarm"):
     text: str
 
 
-WorkerMessage = Union[Attach, WorkerState, Stored, StoredOk, Replace, Alarm]
+class Check(Message, tag="check"):
+    """Agent -> worker: digest these readable slots again, when there is nothing better to do.
+    Frames: keys, places, counters."""
+
+    job: U64
+    epoch: U64
+
+
+class Checked(Message, tag="checked"):
+    """Worker -> agent. Frames: results (u8 each, `PullResult`'s first four)."""
+
+    rank: U32
+    job: U64
+
+
+WorkerMessage = Union[Attach, WorkerState, Stored, StoredOk, Replace, Alarm, Check, Checked]

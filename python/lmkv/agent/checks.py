@@ -1,0 +1,146 @@
+"""Slots digested again by every rank: the command `verify`, on the instance's side.
+
+verify() runs in a command's thread: it samples readable slots, a few at a time, and waits;
+`send` and `heard` are the background thread's, whose sockets the workers are at. A slot that the
+table has meanwhile given away is not wrong, whatever is in it.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Sequence
+
+from lmkv import _native
+from lmkv.agent.commands import Failed, Frames
+from lmkv.agent.links import Link
+from lmkv.core import wire
+from lmkv.core.clock import Deadline
+from lmkv.core.geometry import GRANULES_A_SLOT
+from lmkv.core.messages import MAX_KEYS, Check, Checked, Command, Differing, PullResult, SlotsResult
+
+KEY, PLACE, COUNTER = wire.KEY_BYTES, wire.PLACE_BYTES, wire.COUNTER_BYTES
+SAMPLE, MOST = 64, 1 << 20  # slots, where no number is given, and at most
+BATCH = 32  # slots that the ranks are asked about at once
+SPARE = 0.5  # seconds before the deadline in which the answer goes back
+WRONG = 256  # that are named
+
+Slot = tuple[bytes, bytes, bytes]  # key, place, counter
+
+
+class Checks:
+    def __init__(
+        self,
+        table: _native.SlotTable,
+        ranks: int,
+        epoch: Callable[[], int],
+        wake: Callable[[], None],
+    ) -> None:
+        self._table = table
+        self._ranks = ranks
+        self._epoch = epoch
+        self._wake = wake
+        self._one = threading.Lock()  # a verify at a time
+        self._condition = threading.Condition()
+        self._job = 0
+        self._unsent: tuple[Check, Frames] | None = None
+        self._size = 0  # slots of the job
+        self._results: dict[int, bytes] = {}  # of the job, by rank
+
+    # ------------------------------------------------------------ a command's thread
+
+    def verify(
+        self, command: Command, frames: Frames, until: Deadline
+    ) -> tuple[SlotsResult, Frames]:
+        sample = _sample(command.arguments.get("sample", str(SAMPLE)))
+        if not self._one.acquire(blocking=False):
+            raise Failed("busy", "another verify runs here: try again later")
+        try:
+            slots = self._readable()
+            result = SlotsResult(len(slots))
+            chosen = random.sample(slots, min(sample, len(slots)))
+            for at in range(0, len(chosen), BATCH):
+                if until.left() <= SPARE or len(result.wrong) >= WRONG:
+                    break
+                batch = chosen[at : at + BATCH]
+                result.wrong += self._wrong(batch, until)
+                result.sampled += len(batch)
+            return result, []
+        finally:
+            self._one.release()
+
+    def _readable(self) -> list[Slot]:
+        found: list[Slot] = []
+        step, end = MAX_KEYS * GRANULES_A_SLOT, self._table.usable * GRANULES_A_SLOT
+        for first in range(0, end, step):
+            found += _slots(*self._table.slice(first, min(end, first + step)))
+        return found
+
+    def _wrong(self, batch: Sequence[Slot], until: Deadline) -> list[Differing]:
+        epoch = self._epoch()
+        results = self._ask(batch, epoch, until)
+        found = []
+        for i, (key, place, counter) in enumerate(batch):
+            for rank, result in sorted(results.items()):
+                if result[i] == PullResult.GOOD:
+                    continue
+                if self._table.places(key)[:2] == (place, counter) and self._epoch() == epoch:
+                    how = "digest" if result[i] == PullResult.DIGEST else "header"
+                    found.append(Differing(key.hex(), how, rank))
+        return found
+
+    def _ask(self, batch: Sequence[Slot], epoch: int, until: Deadline) -> dict[int, bytes]:
+        arrays = [b"".join(each) for each in zip(*batch)]
+        with self._condition:
+            self._job += 1
+            self._unsent, self._size, self._results = (
+                (Check(self._job, epoch), arrays),
+                len(batch),
+                {},
+            )
+            self._wake()
+            while len(self._results) < self._ranks:
+                if until.over:
+                    silent = sorted(set(range(self._ranks)) - self._results.keys())
+                    text = f"rank {silent[0]} did not digest its slots in time"
+                    raise Failed("timeout", text)
+                self._condition.wait(until.left())
+            return self._results
+
+    # ------------------------------------------------------------ the background thread
+
+    def send(self, links: Sequence[Link]) -> None:
+        if self._unsent is None:
+            return
+        with self._condition:
+            (check, arrays), self._unsent = self._unsent, None
+        for link in links:
+            link.send(check, *arrays)
+
+    def heard(self, message: Checked, frames: Frames) -> None:
+        """WireError: not what was asked for."""
+        with self._condition:
+            if message.job != self._job or message.rank >= self._ranks:
+                return
+            if wire.counts(frames, 1) != self._size:
+                raise wire.WireError(f"checked: {len(frames[0])} results, expected {self._size}")
+            self._results[message.rank] = frames[0]
+            self._condition.notify_all()
+
+
+def _slots(keys: bytes, places: bytes, counters: bytes) -> list[Slot]:
+    return [
+        (
+            keys[i * KEY : (i + 1) * KEY],
+            places[i * PLACE : (i + 1) * PLACE],
+            counters[i * COUNTER : (i + 1) * COUNTER],
+        )
+        for i in range(len(keys) // KEY)
+    ]
+
+
+def _sample(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 7 and int(text) <= MOST):
+        text = f"sample = {text[:20]!r}: allowed is a number from 0 to {MOST}"
+        raise Failed("field", text, "sample")
+    return int(text)

@@ -1,0 +1,66 @@
+"""With what the commands show who they are: `lmkv --keys DIR --cacert FILE COMMAND ...`, or the
+variables LMKV_KEYS and LMKV_CACERT; and LMKV_TOKEN, which no command line shows to others."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from lmkv.core.keyfiles import ClientKeys
+
+TOKEN = "LMKV_TOKEN"  # noqa: S105 (the variable's name)
+
+
+@dataclass
+class Access:
+    keys: str = ""
+    cacert: str = ""
+
+
+given = Access()
+
+
+def options(
+    keys: Annotated[
+        str,
+        typer.Option(
+            envvar="LMKV_KEYS", metavar="DIR", help="Folder of keys, for tcp:// (lmkv keys init)."
+        ),
+    ] = "",
+    cacert: Annotated[
+        str,
+        typer.Option(
+            envvar="LMKV_CACERT", metavar="FILE", help="Certificates to trust, for https://."
+        ),
+    ] = "",
+) -> None:
+    given.keys, given.cacert = keys, cacert
+
+
+def client_keys() -> ClientKeys | None:
+    """Raises BadKeys."""
+    from lmkv.core import keyfiles
+
+    return keyfiles.client_keys(given.keys)
+
+
+def headers() -> dict[str, str]:
+    """Raises ValueError for a token that no header can hold."""
+    token = os.environ.get(TOKEN, "")
+    if token and not (token.isascii() and token.isprintable() and " " not in token):
+        raise ValueError(f"{TOKEN}: allowed is a token as lmkv keys token printed it")
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def tls() -> ssl.SSLContext:
+    """Raises ValueError where the file is none."""
+    try:
+        return ssl.create_default_context(cafile=given.cacert or None)
+    except OSError as error:  # also SSLError
+        why = error.strerror or "no certificates"
+        raise ValueError(f"--cacert or LMKV_CACERT = {given.cacert!r}: {why}") from None

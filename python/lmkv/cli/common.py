@@ -1,0 +1,155 @@
+"""What the commands share: their options, exit status, the question to a controller, and output.
+
+Data goes to stdout, words to stderr. Exit status: 0 done, 1 failed, 2 usage, 3 unreachable,
+4 refused for want of access.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+
+import typer
+
+from lmkv.cli import access
+
+if TYPE_CHECKING:
+    from lmkv.core.client import Client
+
+FAILED, USAGE, UNREACHABLE, REFUSED = 1, 2, 3, 4
+DEFAULT_CONTROLLER = "tcp://127.0.0.1:7550"
+M = TypeVar("M")
+
+ControllerOption = Annotated[
+    str,
+    typer.Option(
+        "--controller",
+        envvar="LMKV_CONTROLLER",
+        metavar="ADDRESS",
+        help="The controller's state socket, tcp://HOST:PORT, or its web process, http(s)://HOST:PORT.",
+    ),
+]
+OutputOption = Annotated[
+    str, typer.Option("-o", "--output", metavar="FORMAT", help="table, or json with every field.")
+]
+
+
+def fail(sentence: str, status: int) -> NoReturn:
+    typer.echo(f"lmkv: {sentence}", err=True)
+    raise typer.Exit(status)
+
+
+class Trouble(Exception):
+    """Why there is no answer, in one sentence, and the command's exit status for it."""
+
+    def __init__(self, sentence: str, status: int) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+def ask(controller: str, message: Any, answer: type[M], *arrays: bytes) -> M:
+    """The controller's answer; ends the command with a sentence when there is none."""
+    try:
+        return question(controller, message, answer, *arrays)
+    except Trouble as trouble:
+        fail(str(trouble), trouble.status)
+
+
+def question(controller: str, message: Any, answer: type[M], *arrays: bytes) -> M:
+    """The controller's answer, over either socket. Raises Trouble."""
+    if speaks_http(controller):
+        return _over_http(controller, message, answer)
+    with troubles(), client_of(controller) as client:
+        found, _ = client.ask(message, *arrays)
+    return expected(controller, found, answer)
+
+
+def expected(controller: str, found: Any, answer: type[M]) -> M:
+    from lmkv.core.messages import Refused, Unsupported
+
+    if isinstance(found, Refused):
+        raise Trouble(found.message, FAILED)
+    if isinstance(found, Unsupported):
+        text = f"{controller} does not serve {found.name!r}: is it the query socket?"
+        raise Trouble(text, FAILED)
+    if not isinstance(found, answer):
+        raise Trouble(f"{controller} answered {type(found).__name__}", FAILED)
+    return found
+
+
+def client_of(controller: str) -> Client:
+    """With the keys that were given. Raises Trouble."""
+    from lmkv.core.client import Client
+    from lmkv.core.keyfiles import BadKeys
+
+    try:
+        return Client(controller, keys=access.client_keys())
+    except BadKeys as error:
+        raise Trouble(f"--keys or LMKV_KEYS: {error}", USAGE) from None
+    except ValueError as error:
+        raise Trouble(f"--controller or LMKV_CONTROLLER: {error}", USAGE) from None
+
+
+def speaks_http(controller: str) -> bool:
+    return controller.startswith(("http://", "https://"))
+
+
+def _over_http(controller: str, message: Any, answer: type[M]) -> M:
+    from lmkv.cli.http import Http
+
+    with troubles():
+        return Http(controller).ask(message, answer)
+
+
+@contextmanager
+def troubles() -> Iterator[None]:
+    """What goes wrong over either socket, as Trouble."""
+    from lmkv.cli.http import Denied, NoAnswer, Wrong
+    from lmkv.core.client import Unreachable
+    from lmkv.core.wire import WireError
+
+    try:
+        yield
+    except (NoAnswer, Unreachable) as error:
+        raise Trouble(str(error), UNREACHABLE) from None
+    except Denied as error:
+        raise Trouble(str(error), REFUSED) from None
+    except Wrong as error:
+        raise Trouble(str(error), FAILED) from None
+    except WireError as error:
+        raise Trouble(
+            f"what answers is no lmkv controller's state socket: {error}", FAILED
+        ) from None
+    except ValueError as error:
+        text = f"--controller, LMKV_CONTROLLER, LMKV_TOKEN or LMKV_CACERT: {error}"
+        raise Trouble(text, USAGE) from None
+
+
+def check_output(output: str) -> None:
+    if output not in ("table", "json"):
+        fail(f"--output {output!r}: allowed is table or json", USAGE)
+
+
+def print_json(answer: Any, indent: int | None = 2) -> None:
+    """`indent` None: a line."""
+    import json
+
+    typer.echo(json.dumps(plain(answer), indent=indent))
+
+
+def plain(value: Any) -> Any:
+    """Dictionaries with every field, also those that are left out on the wire."""
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    names = getattr(value, "__struct_fields__", None)
+    if names is None:
+        return value
+    return {name: plain(getattr(value, name)) for name in names if name != "request"}
+
+
+def check_text(option: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        fail(f"{option} {text!r}: allowed is UTF-8", USAGE)

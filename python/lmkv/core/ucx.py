@@ -1,0 +1,28 @@
+"""How UCX is set up: by the environment of the process that loads it, which is never vLLM's.
+
+UCX takes its environment over all else, and ignores misspelt names silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+TLS = {"": "", "tcp": "tcp,self", "cma": "cma,tcp,self"}  # UCX_TLS by the setting nixl_tls
+
+
+def environment(interface: str, ports: str, tls: str, base: Mapping[str, str]) -> dict[str, str]:
+    """`base` with UCX's part made anew. `ports` is first-last, `tls` UCX_TLS; "": UCX chooses."""
+    kept = {k: v for k, v in base.items() if not k.startswith(("UCX_", "NIXL_"))}
+    kept |= {
+        "UCX_NET_DEVICES": interface,
+        "UCX_TCP_PORT_RANGE": ports,
+        # 8 KiB by default: a fifth of the rate, and a reader's death can kill the holder's mover.
+        "UCX_TCP_TX_SEG_SIZE": "512k",
+        "UCX_TCP_RX_SEG_SIZE": "512k",
+        "UCX_MEM_MMAP_HOOK_MODE": "none",  # 0.4 s of start
+        "UCX_LOG_LEVEL": "fatal",  # lmkv says what failed, once, in its own words
+        "NIXL_LOG_LEVEL": "FATAL",
+    }
+    if tls:
+        kept["UCX_TLS"] = tls
+    return kept

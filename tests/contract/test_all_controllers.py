@@ -1,0 +1,88 @@
+"""Three real controllers: any of them shows all, and who does not answer holds up nobody."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from lmkv.core import cluster
+from lmkv.core.client import Client
+
+from tests.contract.test_controller import DEADLINE, Controller, free_port, until
+from tests.contract.test_controllers import Instance
+from tests.web import Web
+
+
+@pytest.fixture
+def three() -> Iterator[list[Controller]]:
+    running = [Web(), Controller(free_port()), Controller(free_port())]
+    yield running
+    for each in running:
+        each.process.send_signal(signal.SIGCONT)
+        each.end()
+
+
+def shown(web: Any) -> dict[str, dict[str, Any]]:
+    """By address."""
+    answer = web.ask("/v1/controllers")
+    assert answer.status == 200, answer
+    return {each["address"]: each for each in answer.json["controllers"]}
+
+
+def test_all_are_shown_by_rest_and_to_programs(three: list[Controller]) -> None:
+    web, second, third = three
+    addresses = [each.state for each in three]
+    us = Instance("us", addresses)
+    us.hold(list(range(8)))
+    until(lambda: [each["keys"] for each in shown(web).values()] == [2, 2, 2])
+    found = shown(web)
+    assert sorted(found) == sorted(addresses)
+    assert next(iter(found)) == web.state
+    for each in found.values():
+        assert (each["state"], each["instances"], each["drifts"]) == ("ready", 1, 0)
+        assert 0 <= each["lag"] < DEADLINE
+    with Client(third.state, DEADLINE) as client:  # and at any of them
+        told = cluster.controllers(client)
+    assert told[0].address == third.state
+    assert {each.epoch for each in told} == {int(each["epoch"], 16) for each in found.values()}
+
+    second.process.send_signal(signal.SIGSTOP)
+    third.end(signal.SIGKILL)
+    found = shown(web)
+    assert [found[a]["state"] for a in addresses] == ["ready", "unreachable", "unreachable"]
+    assert found[third.state]["controller"] == third.state
+    with Client(web.state, DEADLINE) as client:
+        told = cluster.controllers(client)
+    assert sorted((e.state, e.address) for e in told if e.state != "ready") == sorted(
+        ("unreachable", each.state) for each in (second, third)
+    )
+    second.process.send_signal(signal.SIGCONT)
+    until(lambda: shown(web)[second.state]["state"] == "ready")
+    us.agent.close()
+    until(lambda: shown(web).keys() == {web.state})  # nobody names the others any more
+
+
+def test_peers_are_shown_without_any_instance() -> None:
+    other = Controller(free_port())
+    web = Web("--peers", f"{other.state},tcp://127.0.0.1:1")
+    try:
+        web.up()
+        found = shown(web)
+        assert found[other.state]["state"] == "ready"
+        assert found["tcp://127.0.0.1:1"]["state"] == "unreachable"
+    finally:
+        web.end()
+        other.end()
+
+
+def test_a_controller_that_comes_to_the_list_later_is_told_of(three: list[Controller]) -> None:
+    web, second, _ = three
+    us = Instance("us", [web.state])
+    until(lambda: shown(web)[web.state]["instances"] == 1)
+    assert list(shown(web)) == [web.state]
+    us.agent._controllers._addresses._configured = [web.state, second.state]
+    us.agent.background.wake()
+    until(lambda: sorted(shown(web)) == sorted([web.state, second.state]))
+    us.agent.close()

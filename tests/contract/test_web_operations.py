@@ -1,0 +1,94 @@
+"""Operations on instances by REST: a real controller, its web process, and real agents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.contract.test_controller import Instance as Stub
+from tests.contract.test_controller import until
+from tests.contract.test_controllers import Instance
+from tests.contract.test_relay import PROMPT
+from tests.stub_instance import StubInstance
+from tests.web import Web, leave
+
+NAME = "rack/one"  # an id may have a slash
+
+
+@pytest.fixture
+def us(web: Web) -> Iterator[Instance]:
+    us = Instance(NAME, [web.state])
+    path = f"/v1/instances/{NAME}"
+    until(lambda: web.ask(path).status == 200 and web.ask(path).json["state"] == "live")
+    yield us
+    us.agent.close()
+
+
+def keys_of(web: Web) -> int:
+    return int(web.ask(f"/v1/instances/{NAME}").json["keys"])
+
+
+def test_sync(web: Web, us: Instance) -> None:
+    us.hold(PROMPT)
+    until(lambda: keys_of(web) == 2)
+    answer = web.ask(f"/v1/instances/{NAME}/sync", method="POST")
+    assert answer.status == 200, answer
+    seconds = answer.json.pop("seconds")
+    assert seconds >= 0
+    assert {k: v for k, v in answer.json.items() if k != "seconds"} == {
+        "instance": NAME, "keys_before": 2, "keys_after": 2, "missing": 0, "moved": 0, "gone": 0,
+    }  # fmt: skip
+
+
+def test_verify_without_slots_to_digest(web: Web, us: Instance) -> None:
+    """There is no worker here: slots are digested in tests with one."""
+    us.hold(PROMPT)
+    until(lambda: keys_of(web) == 2)
+    answer = web.ask(f"/v1/instances/{NAME}/verify", {"sample": 0})
+    assert answer.status == 200, answer
+    found = answer.json
+    assert (found["keys"], found["slots"], found["sampled"], found["differing"]) == (2, 2, 0, [])
+    late = web.ask(f"/v1/instances/{NAME}/verify?deadline=1.5", {"sample": 1})
+    assert (late.status, late.error["code"]) == (504, "timeout")
+
+
+def test_why(web: Web, us: Instance) -> None:
+    assert us.cause(PROMPT) == "cold"
+    answer = web.ask(f"/v1/instances/{NAME}/why?last=1")
+    assert answer.status == 200, answer
+    [entry] = answer.json["requests"]
+    assert entry["miss_tokens"] == {"cold": 8, "too_short": 1}
+    assert (entry["request"], entry["tokens"], entry["matched"]) == ("1", 9, 0)
+    gone = web.ask(f"/v1/instances/{NAME}/why?request=nobody")
+    assert (gone.status, gone.error["code"]) == (404, "unknown_request")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "field"),
+    [
+        ("/v1/instances/nobody/sync", {}, 404, "instance"),
+        ("/v1/instances/nobody/verify", {}, 404, "instance"),
+        (f"/v1/instances/{NAME}/verify", {"sample": -1}, 400, "sample"),
+        (f"/v1/instances/{NAME}/verify", {"sample": "1"}, 400, "sample"),
+        (f"/v1/instances/{NAME}/verify", {"samples": 1}, 400, "samples"),
+        (f"/v1/instances/{NAME}/sync?deadline=0", {}, 400, "deadline"),
+        (f"/v1/instances/{NAME}/sync?deadline=601", {}, 400, "deadline"),
+        (f"/v1/instances/{NAME}/sync?deadline=inf", {}, 400, "deadline"),
+    ],
+)
+def test_what_is_refused(
+    web: Web, us: Instance, path: str, body: object, status: int, field: str
+) -> None:
+    answer = web.ask(path, body)
+    assert (answer.status, answer.error["field"]) == (status, field), answer
+
+
+def test_an_instance_that_does_not_answer(web: Web) -> None:
+    with Stub(StubInstance("old", 5), web) as old:
+        old.join()
+        old.beat()
+        answer = web.ask("/v1/instances/old/sync?deadline=0.2", method="POST")
+        assert (answer.status, answer.error["code"]) == (504, "timeout")
+        assert answer.error["message"] == "instance 'old' did not answer sync in 0.2 s"
+        leave(old)
