@@ -74,6 +74,7 @@ class Stream:
         self._beat: tuple[int, Frames] | None = None  # the last heartbeat: number, frames
         self._beat_sent: float | None = None  # when it left, until it is answered
         self._told: dict[str, Counter[str]] = {"hit": Counter(), "miss": Counter()}
+        self._told_bytes: Counter[str] = Counter()  # by peer
         self._data_version = -1
         self._controllers: list[str] = []  # as the controller was told
         self._sync: tuple[int, int] | None = None  # number, next granule
@@ -191,7 +192,7 @@ class Stream:
         if self._beat is not None and self._beat_sent is None:
             return  # the last one has not even left
         count, sum_first, sum_second = self._table.sums()
-        tokens = self._stats.totals()
+        tokens, came = self._stats.totals(), self._stats.peer_bytes()
         frames = wire.encode(
             Heartbeat(
                 registration.epoch,
@@ -203,9 +204,10 @@ class Stream:
                 miss_tokens=dict(tokens["miss"] - self._told["miss"]),
                 pool_granules=self._table.granules(),
                 data_version=registration.data_version,
+                peer_bytes=dict(came - self._told_bytes),
             )
         )
-        self._told = tokens
+        self._told, self._told_bytes = tokens, came
         self._beat, self._beat_sent = (self._seq, frames), None
         self._put(frames)
 

@@ -71,6 +71,8 @@ class Cluster(Answer):
     hit_tokens: dict[str, int] = Field(description="by cause, since the controller began")
     miss_tokens: dict[str, int]
     pool_granules: dict[str, int] = Field(description="by state, of all pools")
+    peer_bytes: int = Field(description="that came from one instance to another")
+    versions: dict[str, int] = Field(description="instances that are not dead, by their release")
 
 
 class Instance(Answer):
@@ -98,7 +100,23 @@ class Instance(Answer):
 
 class InstancesPage(Answer):
     instances: list[Instance]
-    next: str = Field(description="`after` of the next page; empty on the last one")
+    next: str = Field(
+        description="`after` of the next page; empty on the last one, and where sort is given"
+    )
+    total: int = Field(description="that the filter lets through")
+
+
+class Pair(Answer):
+    source: str
+    target: str
+    bytes: int
+
+
+class Flow(Answer):
+    seconds: float = Field(description="that are looked back; fewer than asked for at first")
+    bytes: int = Field(description="of all pairs")
+    pairs: int
+    flows: list[Pair] = Field(description="most bytes first")
 
 
 class Controller(Answer):

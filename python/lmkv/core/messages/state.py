@@ -121,6 +121,7 @@ class Heartbeat(Message, tag="heartbeat"):
     pool_granules: dict[str, U64] = {}  # by state
     hot: list[tuple[bytes, U64]] = []  # every 10 s: the hottest prefixes, key and hits
     data_version: U64 = 0  # a greater one than the controller has: its `Ranks` was lost
+    peer_bytes: dict[str, U64] = {}  # that came from peers since the last heartbeat; of few names
 
 
 class HeartbeatOk(Message, tag="heartbeat_ok"):
