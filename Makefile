@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CXX_FILES := $(shell find csrc kernels tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' 2>/dev/null)
 
-.PHONY: help setup demo test faults soak bench kernels gpu-check screenshots dashboards lint format
+.PHONY: help setup demo test faults soak fuzz bench kernels gpu-check screenshots dashboards lint format
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | while IFS='	' read -r name words; do printf '  make %-11s %s\n' "$$name" "$$words"; done
 
@@ -16,11 +16,14 @@ demo: setup  ## two vLLM servers share a prompt; KEEP=1 leaves them running
 test: setup  ## all tests: csrc under sanitizers, python, real vLLM engines
 	@$(BIN)/python tools/test.py $(if $(ONLY),--only $(ONLY))
 
-faults: setup  ## kill, stop and garble every process and link at every step; one table, a quarter of an hour
+faults: setup  ## kill, stop and garble every process, link and controller; two tables, 20 minutes
 	@$(BIN)/python -m tests.faults
 
 soak: setup  ## a million pulls and mapped loads of slots that were torn, flipped, swapped: none accepted wrong
 	@$(BIN)/python -m tests.soak $(if $(SEED),--seed $(SEED))
+
+fuzz: setup  ## bytes of any kind at sockets, REST, files and slots for MINUTES=10
+	@$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),10)
 
 bench: setup  ## the microbenchmarks, and bench-report.json
 	@$(BIN)/python -m bench

@@ -15,6 +15,7 @@ from lmkv import _native
 from lmkv.agent.agent import Agent, Options
 from lmkv.agent.engine import Engine, Rank
 from lmkv.agent.refusals import Refuse, ignore
+from lmkv.agent.tracing import OFF
 from lmkv.agent.transfers import Geometry
 from lmkv.core import config, wire
 from lmkv.core.clock import ManualClock
@@ -129,6 +130,7 @@ class World:
             ],
         )
         describe = settings.pop("describe", None)
+        tracer = settings.pop("tracer", lambda clock: OFF)(self.clock)
         inline = {"min_tokens": 1, **settings}
         self.agent = Agent(
             config.load(config.InstanceConfig, inline),
@@ -136,6 +138,7 @@ class World:
             self.clock,
             self._connect,
             describe=describe,
+            tracer=tracer,
         )
         self.agent.background.open()
         self.turn()
@@ -167,7 +170,8 @@ class World:
         return list(range(chunks * CHUNK + more))
 
     def begin(self, name: str, tokens: list[int], **options: Any) -> None:
-        self.agent.begin(name, tokens, b"", {}, Options(**options))
+        headers = options.pop("headers", None)
+        self.agent.begin(name, tokens, b"", {}, Options(**options), trace_headers=headers)
 
     def match(self, name: str, tokens: list[int], computed: int = 0) -> int | None:
         return self.agent.match(name, computed, len(tokens))

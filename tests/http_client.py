@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from typing_extensions import Self
 
@@ -98,3 +98,14 @@ class Stream:
 
     def until(self, kind: str) -> Sent:
         return next(event for event in self if event.kind == kind)
+
+
+def head(url: str, path: str, query: dict[str, str], last: str) -> int:
+    """The status of an answer that has no end."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=DEADLINE)
+    try:
+        headers = {"Last-Event-ID": last} if last else {}
+        connection.request("GET", f"{path}?{urlencode(query)}", headers=headers)
+        return connection.getresponse().status
+    finally:
+        connection.close()

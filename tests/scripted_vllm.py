@@ -73,9 +73,10 @@ class Vllm:
         volatile: int = 0,
         caching: bool = True,
         on_reset: str = "isolate",
+        **more: Any,
     ) -> None:
         self.choose, self.drafts, self.depth, self.volatile = choose, drafts, depth, volatile
-        self.world = World(ranks=ranks, controller=False, slots=slots, on_reset=on_reset)
+        self.world = World(ranks=ranks, controller=False, slots=slots, on_reset=on_reset, **more)
         self.agent = self.world.agent
         self.ranks = [Rank(r, blocks, self.world) for r in range(ranks)]
         self.blocks, self.caching = Blocks(blocks), caching
@@ -90,7 +91,7 @@ class Vllm:
     # ------------------------------------------------------------ from outside
 
     def add(self, prompt: list[int], max_tokens: int, n: int = 1, **more: Any) -> None:
-        skip = more.pop("skip_store", False)
+        skip, headers = more.pop("skip_store", False), more.pop("headers", None)
         for _ in range(n):
             self.names += 1
             request = Request(
@@ -99,7 +100,9 @@ class Vllm:
             self.requests[request.id] = request
             self.waiting.append(request)
             self._learn(request)
-            self.agent.begin(request.id, request.tokens, b"", {}, Options(skip_store=skip))
+            self.agent.begin(
+                request.id, request.tokens, b"", {}, Options(skip_store=skip), trace_headers=headers
+            )
 
     def _learn(self, request: Request) -> None:
         chain = self.agent._hasher.chain()

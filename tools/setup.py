@@ -33,14 +33,15 @@ UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 SOURCES = ("csrc", "kernels", "python", "CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE")
 SOURCE_SUFFIXES = {".cpp", ".h", ".cu", ".flags", ".py", ".pyi", ".txt", ".toml", ".md", ""}
 
-# Prints what pyproject.toml asks for, apart from NIXL and CUDA, as pip's arguments. The first that the
-# dashboard needs is lmkv[web].
+# Prints what pyproject.toml asks for, apart from NIXL and CUDA, as pip's arguments. What the
+# dashboard needs begins with lmkv[web].
 REQUIREMENTS = """
 try: import tomllib
 except ModuleNotFoundError: from pip._vendor import tomli as tomllib
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]
 extras = project["optional-dependencies"]
-print("\\n".join(project["dependencies"] + extras["web"] + extras["dashboard"][1:] + extras["dev"]))
+extras = extras["web"] + extras["dashboard"][1:] + extras["dev"]
+print("\\n".join(project["dependencies"] + extras))
 """
 
 
@@ -126,7 +127,7 @@ def install_lmkv() -> None:
 
 
 def install_chromium() -> None:
-    """For the tests of the pages, which are skipped without it: only root can, and only on Debian."""
+    """For the tests of the pages, which are skipped without it: only as root, and on Debian."""
     if shutil.which("chromium") or os.geteuid() != 0 or not shutil.which("apt-get"):
         return
     install = ["apt-get", "install", "--yes", "--no-install-recommends", "chromium"]

@@ -1,6 +1,6 @@
 """`make test`: the tiers in turn, each with its time; red when any of them is.
 
-`python` has csrc's own tests under sanitizers too; `browser` looks at the pages in Chromium; `scalar`
+`python` has csrc's own tests under sanitizers too; `browser` drives the pages in Chromium; `scalar`
 runs the native tests once more with the plain instruction set; `vllm` starts real engines and comes
 last; `gpu` is there where a GPU is.
 The last line says whether the GPU kernels, as they are, ever ran on a GPU.

@@ -137,6 +137,7 @@ void bind_table(nb::module_& m) {
           },
           "keys"_a, "revivable"_a = true)
       .def("take_changes", &take_changes)
+      .def("take_ages", &SlotTable::take_ages, nb::call_guard<nb::gil_scoped_release>())
       .def("sums",
            [](SlotTable& table) {
              const Sums sums = unlocked([&] { return table.sums(); });

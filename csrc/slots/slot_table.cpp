@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "check.h"
 
@@ -134,6 +135,7 @@ std::optional<SlotArrays> SlotTable::reserve(Keys keys, double now) {
   for (std::uint32_t i = 0; i < wanted; ++i) {
     Slot& s = slots_[found_[i]];
     s.state = State::reserved;
+    s.reserved_at = now;
     s.counter = ++counter_;
     name(found_[i], keys[i]);
     out.places.push_back(place_of(found_[i]));
@@ -403,6 +405,13 @@ void SlotTable::retire_oldest(double now) {
   const std::uint32_t slot = recent_.oldest;
   remove(recent_, slot);
   set_retired(slot, now);
+  if (ages_.size() < kAges) ages_.push_back(now - slots_[slot].reserved_at);
+}
+
+// Of the slots that were retired for room since the last call: seconds since they were reserved.
+std::vector<double> SlotTable::take_ages() {
+  std::lock_guard lock(mutex_);
+  return std::exchange(ages_, {});
 }
 
 // In the order of the pool, so that consecutive keys get what is consecutive among them.

@@ -69,6 +69,7 @@ class SlotTable {
   void touch(Places places, Counters counters);
   std::size_t retire(Keys keys, bool revivable = true);
   std::vector<Change> take_changes();
+  std::vector<double> take_ages();
   Sums sums();
   SlotArrays slice(std::uint32_t first, std::uint32_t last);
   Granules granules();
@@ -82,6 +83,7 @@ class SlotTable {
   struct Slot {
     Key key, told_key;
     double retired_at = 0;  // NaN until a reserve() tells the time
+    double reserved_at = 0;
     std::uint32_t counter = 0, told_counter = 0, pins = 0;
     std::uint32_t older = KeyIndex::kNone, newer = KeyIndex::kNone;  // in `recent_` or `retired_`
     State state = State::free;
@@ -93,6 +95,8 @@ class SlotTable {
   struct List {
     std::uint32_t oldest = KeyIndex::kNone, newest = KeyIndex::kNone, size = 0;
   };
+
+  static constexpr std::size_t kAges = 1024;  // that are kept between two take_ages()
 
   static Place place_of(std::uint32_t slot) { return {slot * kGranulesPerSlot, kGranulesPerSlot}; }
 
@@ -123,6 +127,7 @@ class SlotTable {
   std::uint32_t reserved_ = 0, pinned_ = 0, limbo_ = 0;  // slots
   std::uint64_t pins_ = 0;
   std::vector<std::uint32_t> dirty_, found_;
+  std::vector<double> ages_;
   Sums told_;
 };
 

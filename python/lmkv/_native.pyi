@@ -378,6 +378,9 @@ class SlotTable:
         """What must be announced (True) or retracted (False) since the last call, as (announce,
         keys, places, counters) of at most 4,096 slots, in the order in which to send them. It is
         the difference to what was told before: what came and went in between is not in it."""
+    def take_ages(self) -> list[float]:
+        """Of the slots that were retired for room since the last call (the first 1,024): seconds
+        from their reservation on."""
     def sums(self) -> tuple[int, int, int]:
         """(count, first, second) over readable slots (`place.h`), minus changes not yet taken: it
         is the state that a listener of `take_changes` has."""

@@ -35,11 +35,13 @@ from lmkv.core import config as settings
 from lmkv.core import geometry
 from lmkv.core.keyfiles import ClientKeys, client_keys
 from lmkv.core.messages import PullResult
+from lmkv.core.rank_sockets import agent_keys, place
 from lmkv.core.steps import LoadResult, StepPlan
 
 if TYPE_CHECKING:
     from lmkv.agent.agent import Agent
     from lmkv.connector_events import PoolEvents
+    from lmkv.connector_text import Tokeniser
     from lmkv.worker.worker import Worker
 
 try:
@@ -82,6 +84,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         self._events: PoolEvents | None = None  # where vLLM's KV events are on
         self._config: settings.InstanceConfig | None = None
         self._keys: ClientKeys | None = None  # by which controllers know it
+        self._rank_keys: ClientKeys | None = None  # and workers and movers
         self._off = ""  # why nothing is shared
         self._requests: dict[str, Any] = {}  # vLLM's, by id
         self._ended: dict[str, tuple[int, LoadResult]] = {}
@@ -99,6 +102,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
                 settings.InstanceConfig, transfer.kv_connector_extra_config
             )
             self._keys = client_keys(self._config.keys)
+            self._rank_keys = agent_keys(place(self._config))
             self._refuse_unshared()
         except ValueError as error:
             self.switch_off(str(error))
@@ -288,10 +292,13 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
 
     @_guarded()
     def _begin(self, ranks: list[dict[str, Any]]) -> None:
+        from lmkv.agent import tracing
         from lmkv.agent.agent import Agent
         from lmkv.agent.engine import engine_of
         from lmkv.agent.links import Link
         from lmkv.agent.namespace import Unshareable, content_ids, namespace
+        from lmkv.agent.texts import Texts
+        from lmkv.core import identity
         from lmkv.core.extras import AdapterHashes
 
         config = self._config
@@ -309,15 +316,41 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         except Unshareable as error:
             self.switch_off(f"opted_out: {error}")
             return
+        here = identity.host_identity(identity.run_dir(config.run_dir or None))
+        if any(r["control"].startswith("ipc://") and r["info"].host != here for r in ranks):
+            self.switch_off("opted_out: ranks are on several hosts, which takes control_interface")
+            return
         instance, engine_id = self._instance()
         engine = engine_of(self._vllm_config, groups, chunk, ranks, instance, engine_id, named)
         self._events = self._pool_events(chunk)
         describe = self._events.describe if self._events is not None else None
         connect = functools.partial(Link, keys=self._keys)
-        self._agent = Agent(config, engine, connect=connect, ranks=Link, describe=describe)
+        texts = Texts(self._tokenise, self._adapters.named)
+        to_ranks = functools.partial(Link, keys=self._rank_keys, short=False)
+        observability = getattr(self._vllm_config, "observability_config", None)
+        endpoint = getattr(observability, "otlp_traces_endpoint", None)
+        self._agent = Agent(
+            config,
+            engine,
+            connect=connect,
+            ranks=to_ranks,
+            describe=describe,
+            tracer=tracing.tracer(endpoint, engine.instance),
+            texts=texts,
+        )
         self._agent.start()
         atexit.register(self._agent.close)
         logger.info("lmkv: instance %s shares chunks of %d tokens", engine.instance, chunk)
+
+    def _tokenise(self, text: str, messages: Sequence[dict[str, str]]) -> list[int]:
+        """For lookups, in a thread of theirs."""
+        return self._tokeniser(text, messages)
+
+    @functools.cached_property
+    def _tokeniser(self) -> Tokeniser:
+        from lmkv.connector_text import Tokeniser
+
+        return Tokeniser(self._vllm_config)
 
     def _pool_events(self, chunk_tokens: int) -> PoolEvents | None:
         config = getattr(self._vllm_config, "kv_events_config", None)
@@ -351,6 +384,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
             chunks,
             Options.of(request.kv_transfer_params),
             why,
+            getattr(request, "trace_headers", None),
         )
 
     def _extras(self, request: Any, why: str = "") -> tuple[bytes, Mapping[int, bytes], str]:

@@ -31,10 +31,10 @@ def take(shown: Tab, name: str, address: str, tokens: str, path: Path) -> None:
     page = shown.page
     page.goto(address)
     if name == "lookup":
-        page.get_by_label("Token ids").fill(tokens)
+        page.get_by_label("Prompt").fill(tokens)
         page.get_by_role("button", name="Look up").click()
         shown.see("need not be computed")
-        page.get_by_label("Token ids").evaluate("field => { field.scrollTop = 0; field.blur(); }")
+        page.get_by_label("Prompt").evaluate("field => { field.scrollTop = 0; field.blur(); }")
     page.wait_for_timeout(3500)
     page.screenshot(path=str(path))
 

@@ -142,7 +142,7 @@ def test_lookup_shows_holders_and_the_command(
     web: Web, pair: tuple[Instance, Instance], tab: Tab
 ) -> None:
     open_at(tab, web, "/lookup")
-    field = tab.page.get_by_label("Token ids")
+    field = tab.page.get_by_label("Prompt")
     field.fill(str(TOKENS))
     tab.page.keyboard.press("Control+Enter")
     tab.see("40 tokens: 2 chunks of 16, and 8 beside them")
@@ -156,6 +156,10 @@ def test_lookup_shows_holders_and_the_command(
         field.fill(wrong)
         tab.page.get_by_role("button", name="Look up").click()
         tab.see(said)
+    tab.page.get_by_text("Text", exact=True).click()
+    field.fill("hello")
+    tab.page.get_by_role("button", name="Look up").click()
+    tab.page.locator(".banner").wait_for()  # no stub tokenises
     open_at(tab, web, "/lookup?tokens=1,2,3")
     tab.see("Too short: there is no whole chunk.")
 

@@ -23,6 +23,7 @@ from lmkv.core.messages import Lookup, Refused, Register, Status, StatusInfo, We
 
 from tests import certificate
 from tests.contract.test_controller import DEADLINE, Controller, free_port, until
+from tests.contract.test_controllers import Instance as AgentInstance
 from tests.stub_instance import StubInstance
 from tests.web import TOKENS, Web
 
@@ -138,6 +139,25 @@ def test_the_web_process_has_keys_of_its_own(keys: Path) -> None:
             assert keyfiles.read_pair(keys, "server").public not in told
     finally:
         running.end()
+
+
+def test_web_processes_ask_the_other_controllers(keys: Path) -> None:
+    first, second = Web("--keys", str(keys)), Web("--keys", str(keys))
+    given = keyfiles.read_client(keys)
+    stub = StubInstance("a")
+    stub.registration.controllers = [first.state, second.state]
+    try:
+        first.up()
+        second.up()
+        with Client(first.state, DEADLINE, given) as client:
+            answer, _ = client.ask(stub.registration)
+            assert isinstance(answer, Welcome)
+            seen = first.ask("/v1/controllers").json["controllers"]
+        assert [each["address"] for each in seen[1:]] == [second.state]
+        assert all(each["state"] in ("warming", "ready") for each in seen)
+    finally:
+        first.end()
+        second.end()
 
 
 # ------------------------------------------------------------------ tokens
@@ -369,3 +389,25 @@ def test_what_never_stands_in_a_log(keys: Path) -> None:
     said = web.line + web.end()[1]
     assert "listening at" in said and "read again" in said
     assert [each for each in secrets if each in said] == []
+
+
+# ------------------------------------------------------------------ agents
+
+
+def test_an_agent_whose_key_comes_later(locked: Controller, keys: Path, tmp_path: Path) -> None:
+    """It is refused, tries again on new connections, and is welcome once it is known."""
+    keyfiles.make_client(keys, "late", tmp_path / "late", data=True)
+    made = []
+
+    def connect(address: str) -> Link:
+        made.append(Link(address, keyfiles.read_client(tmp_path / "late")))
+        return made[-1]
+
+    instance = AgentInstance("late", [locked.state], connect)
+    try:
+        until(lambda: len(made) > 1)  # the first one was refused
+        assert not instance.agent.background.ready
+        locked.process.send_signal(signal.SIGHUP)
+        until(lambda: instance.agent.background.ready)
+    finally:
+        instance.agent.close()

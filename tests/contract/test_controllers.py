@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from lmkv.agent.agent import Agent, Options
 from lmkv.agent.engine import Engine, Rank
+from lmkv.agent.links import Link
 from lmkv.agent.reader import Geometry
+from lmkv.agent.texts import Texts
 from lmkv.core.client import Client, Unreachable
 from lmkv.core.config import InstanceConfig, load
 from lmkv.core.messages import HostIdentity, RankInfo, Status, StatusInfo
@@ -35,7 +37,13 @@ def controllers() -> Iterator[list[Controller]]:
 
 
 class Instance:
-    def __init__(self, name: str, controllers: list[str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        controllers: list[str],
+        connect: Callable[[str], Link] = Link,
+        texts: Texts | None = None,
+    ) -> None:
         inline = {"controllers": controllers, "min_tokens": 1, "locate_deadline": DEADLINE}
         rank = Rank(
             RankInfo(0, HostIdentity("boot", 1, 2)), f"ipc:///tmp/none-{name}", [LAYOUT], [9]
@@ -49,7 +57,9 @@ class Instance:
             SLOTS,
             [rank],
         )
-        self.agent = Agent(load(InstanceConfig, inline), engine)
+        self.agent = Agent(
+            load(InstanceConfig, inline), engine, connect=connect, ranks=Link, texts=texts
+        )
         self.agent.table.grow(SLOTS)
         self.agent.start()
         self.asked = 0

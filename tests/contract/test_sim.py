@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lmkv.core import keyfiles
 from lmkv.sim.controllers import ControllerProcess
 from lmkv.sim.instance import CHUNK, Shape
 from lmkv.sim.simulation import Plan, Simulation
@@ -82,8 +83,8 @@ def test_a_pool_that_is_too_small_retires_and_every_token_is_accounted(
     assert len(held) == 1 and held.pop() <= 3 * 32
 
 
-def lmkv(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lmkv.cli.main", "sim", *words]
+def lmkv(*words: str, before: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lmkv.cli.main", *before, "sim", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -112,10 +113,35 @@ def test_the_command_at_a_controller_that_runs_already(
         assert word in ran.stdout
 
 
+def test_the_command_at_a_controller_that_asks_for_keys(tmp_path: Path) -> None:
+    path, keys = tmp_path / "trace.jsonl", tmp_path / "keys"
+    traces.write(path, 5)
+    keyfiles.make(keys)
+    controller = ControllerProcess({**FAST, "keys": str(keys)})
+    words = ["--instances", "2", "--trace", str(path), "--prefill-rate", "1e9"]
+    words += ["--controllers", controller.address]
+    try:
+        ran = lmkv(*words, before=["--keys", str(keys)])
+        assert ran.returncode == 0, ran.stderr
+        assert controller.address in ran.stdout
+        without = lmkv(*words)
+        assert (without.returncode, without.stdout) == (3, "")
+        assert "it asks for keys (LMKV_KEYS)" in without.stderr
+        wrong = lmkv(*words, before=["--keys", str(tmp_path)])
+        assert wrong.returncode == 2
+        assert wrong.stderr.startswith("lmkv: --keys or LMKV_KEYS: ")
+    finally:
+        controller.end()
+
+
 @pytest.mark.parametrize(
     ("words", "status", "sentence"),
     [
-        (["--controllers", "tcp://127.0.0.1:1"], 3, "no controller listens at tcp://127.0.0.1:1"),
+        (
+            ["--controllers", "tcp://127.0.0.1:1"],
+            3,
+            "no controller listens at tcp://127.0.0.1:1, or it asks for keys (LMKV_KEYS)",
+        ),
         (["--instances", "0"], 2, "--instances 0: allowed is 1 to 10000"),
         (["-o", "xml"], 2, "--output 'xml': allowed is table or json"),
     ],

@@ -154,7 +154,8 @@ def test_lookup_by_tokens_and_by_keys(web: Web, pair: tuple[Instance, Instance])
     found = web.ask("/v1/lookup", {"tokens": TOKENS}).json
     assert "".join(found["keys"]) == made.hex()
     assert (found["holders"], found["matched"]) == ([["a", "b"], ["a"]], {"a": 32, "b": 16})
-    assert web.ask("/v1/lookup", {"keys": found["keys"]}).json == found
+    assert web.ask("/v1/lookup", {"keys": found["keys"]}).json == {**found, "tokens": 0}
+    assert found["tokens"] == len(TOKENS)
     salted = web.ask("/v1/lookup", {"tokens": TOKENS, "salt": "s"}).json
     assert (salted["holders"], salted["matched"]) == ([[], []], {})
 
@@ -188,16 +189,13 @@ def test_locate_for_routers(web: Web, pair: tuple[Instance, Instance]) -> None:
     ("path", "body", "status", "field", "said"),
     [
         ("/v1/locate", {"tokens": [1], "model": "x"}, 404, "model", "'m' are served"),
-        ("/v1/locate", {"text": "hello"}, 400, "text", "tokens or keys only"),
-        ("/v1/locate", {"messages": [{"role": "user"}]}, 400, "messages", "tokens or keys only"),
-        ("/v1/locate", {"prompts": [{"lora": "l"}]}, 400, "prompts.0.lora", "tokens or keys only"),
+        ("/v1/locate", {"messages": [{"role": "user"}]}, 400, "messages.0.content", "required"),
         ("/v1/locate", {"prompts": []}, 400, "prompts", "at least 1 item"),
         ("/v1/locate", {"prompts": [{}] * 65}, 400, "prompts", "at most 64 items"),
         ("/v1/locate", {"tokens": [1], "limit": 0}, 400, "limit", "greater than"),
         ("/v1/locate", {"tokens": [1], "limit": "all"}, 400, "limit", "integer"),
         ("/v1/locate", {"tokens": [1], "modl": "m"}, 400, "modl", "not permitted"),
-        ("/v1/lookup", {"text": "hello"}, 400, "text", "tokens or keys only"),
-        ("/v1/lookup", {}, 400, "tokens", "either tokens or keys"),
+        ("/v1/lookup", {}, 400, "tokens", "tokens, text, messages or keys"),
         ("/v1/lookup", {"tokens": [-1]}, 400, "tokens.0", "greater than"),
         ("/v1/lookup", {"tokens": [1 << 32]}, 400, "tokens.0", "less than"),
         ("/v1/lookup", {"tokens": ["1"]}, 400, "tokens.0", "integer"),

@@ -24,9 +24,17 @@ MAY_IMPORT = {
     "web": set(),
     "sim": {"agent"},  # many of them
     "cli": {"controller", "web", "mover", "sim"},  # what it starts
-    "connector": {"agent", "worker", "connector_events", "connector_metadata", "connector_metrics"},
+    "connector": {
+        "agent",
+        "worker",
+        "connector_events",
+        "connector_metadata",
+        "connector_metrics",
+        "connector_text",
+    },
     "connector_events": {"agent"},
     "connector_metadata": set(),
+    "connector_text": set(),
     "connector_metrics": set(),  # the connector's half that vLLM's API server needs
     "plugin": set(),
     "__init__": set(),

@@ -234,6 +234,26 @@ def test_a_controller_on_a_busy_port() -> None:
         (["controller", "--port", "99999"], "port = '99999' (command line): allowed is"),
         (["controller", "--port", "x"], "port = 'x' (command line): allowed is a port"),
         (["lookup", "--tokens", "1", "--salt", "\udcff"], "--salt '\\udcff': allowed is UTF-8"),
+        (
+            ["controller", "--keys", "/nowhere"],
+            "keys = '/nowhere' (command line): /nowhere/s",
+        ),
+        (
+            ["controller", "--tokens", "/nowhere"],
+            "tokens = '/nowhere' (command line): /nowhere",
+        ),
+        (["controller", "--http-cert", "/nowhere"], "http_key = '': allowed is a file"),
+        (["controller", "--http-key", "/nowhere"], "http_cert = '': allowed is a file"),
+        (
+            ["controller", "--http-cert", "/nowhere", "--http-key", "/nowhere"],
+            "http_cert = '/nowhere', http_key = '/nowhere' (command line): No such file",
+        ),
+        (
+            ["--keys", "/nowhere", "status"],
+            "--keys or LMKV_KEYS: /nowhere/client.key: No",
+        ),
+        (["--cacert", "/nowhere", "status", "--controller", "https://127.0.0.1:1"], "'/nowhere'"),
+        (["keys", "token", "--name", "a", "--scope", "root"], "--scope 'root': allowed is one of"),
         (["controller", "--cluster", "two words"], "cluster = 'two words'"),
         (["controller", "--config", "/nowhere/a.yaml"], "No such file"),
         (["controller", "--config", str(EXAMPLES / "instance-a.yaml")], "setting of the instance"),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+import msgspec
 import pytest
 from lmkv.core.config import (
     ConfigError,
@@ -169,6 +170,31 @@ def test_a_bad_value_names_setting_value_source_and_what_is_allowed(
     sentence = refusal(inline={name: value})
     assert sentence.startswith(f"{name} = {value!r} (inline): allowed is ")
     assert allowed in sentence
+
+
+WRONG: list[Any] = [
+    [], {}, [[]], object(), None, -1, 1.5, True, 10**400, float("nan"), b"x", "-", "999999999999",
+    "\x00", "a\nb", "\x7f", "x" * 5000, "\ud800",
+]  # fmt: skip
+
+
+def is_refused(kind: Any, name: str, value: Any) -> bool:
+    """With the setting's name; and what is taken is of the setting's type."""
+    try:
+        config = load(kind, {name: value})
+    except ConfigError as error:
+        sentence = str(error)
+    else:
+        msgspec.convert(getattr(config, name), get_type_hints(kind)[name], strict=True)
+        return False
+    assert name in sentence and sentence.isprintable(), (name, value)
+    return True
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_setting_refuses_or_takes_any_value(kind: Any) -> None:
+    for name in names(kind):
+        assert sum(is_refused(kind, name, value) for value in WRONG) > 8, name
 
 
 def test_values_that_are_right_only_together() -> None:

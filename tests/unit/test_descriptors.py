@@ -42,10 +42,10 @@ def test_the_limit_is_raised_as_far_as_it_goes() -> None:
 
 
 def test_more_instances_than_there_are_descriptors_for_is_one_sentence() -> None:
-    needed = (9000 + OTHERS) * A_SOCKET
+    needed = (15_000 + OTHERS) * A_SOCKET
     first, second = said(TOO_MANY)
     assert first == (
         f"1000 instances at 3 controllers need {needed} open descriptors, and 4096 are allowed: "
         f"ulimit -n {needed}"
     )
-    assert second.startswith(f"10000 instances at 16 controllers need {480_000 + OTHERS} sockets")
+    assert second.startswith(f"10000 instances at 16 controllers need {800_000 + OTHERS} sockets")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from lmkv.cli.main import app
 from lmkv.core.config import InstanceConfig, load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +40,10 @@ def test_the_settings_of_the_readme_have_these_defaults() -> None:
     assert told == {
         "controllers": f"[{default.controllers[0]}]",
         "cluster": default.cluster,
+        "keys": default.keys or "none",
+        "control_interface": default.control_interface or "none",
+        "data_interface": default.data_interface,
+        "data_ports": default.data_ports,
         "pool_gib": "a quarter of free memory",  # None: the worker looks
         "transfer": default.transfer,
         "pull": default.pull,
@@ -45,3 +52,21 @@ def test_the_settings_of_the_readme_have_these_defaults() -> None:
         "gpu_multiprocessors": str(default.gpu_multiprocessors),
         "gpu_staging_mib": str(default.gpu_staging_mib),
     }
+
+
+def commands(command: Any, words: tuple[str, ...] = ("lmkv",)) -> dict[str, set[str]]:
+    """The short options of each command, or the long ones where there is no short one."""
+    if hasattr(command, "commands"):
+        each = [commands(inner, (*words, name)) for name, inner in command.commands.items()]
+        return {name: options for one in each for name, options in one.items()}
+    options = {
+        min(param.opts, key=len) for param in command.params if param.opts[0].startswith("-")
+    }
+    return {" ".join(words): options - {"--help"}}
+
+
+def test_the_page_of_commands_has_each_with_its_options() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text()
+    rows = re.findall(r"^\| `(lmkv [a-z ]+)` \| .+ \| (.*)\|$", page, re.MULTILINE)
+    told = {name: set(re.findall(r"`(-[a-z-]+)`", options)) for name, options in rows}
+    assert told == commands(typer.main.get_command(app))

@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 
 import pytest
+import zmq
 from lmkv.core import keyfiles, tokens
 from lmkv.core.keyfiles import BadKeys
 
@@ -115,6 +116,13 @@ def test_a_further_client(folder: Path, tmp_path: Path) -> None:
     assert keyfiles.read_pair(tmp_path / "vllm", "data") == keyfiles.read_pair(folder, "data")
     refused("has a client of that name", keyfiles.make_client, folder, "router", tmp_path, False)
     refused("name = 'a b'", keyfiles.make_client, folder, "a b", tmp_path / "c", False)
+
+
+def test_a_derived_pair() -> None:
+    one, other = keyfiles.new_pair(), keyfiles.new_pair()
+    web = keyfiles.derived(one, "web")
+    assert web == keyfiles.derived(one, "web") and zmq.curve_public(web.secret) == web.public
+    assert len({web, keyfiles.derived(one, "cli"), keyfiles.derived(other, "web"), one}) == 4
 
 
 def test_lines_of_clients(folder: Path) -> None:

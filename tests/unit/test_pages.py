@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 from lmkv.core.causes import CAUSES
 from lmkv.core.clock import ManualClock
-from lmkv.core.messages import Event, FlowInfo, InstanceState, LookupInfo, Pair, StatusInfo
+from lmkv.core.messages import Event, FlowInfo, InstanceState, Lookup, LookupInfo, Pair, StatusInfo
 from lmkv.web.errors import Problem
 from lmkv.web.pages import text
 from lmkv.web.pages.alarms import alarms
@@ -132,7 +133,8 @@ def test_what_others_named_is_only_text() -> None:
         EVIL, 1, "incompatible", model=EVIL, version=EVIL, serving_url=EVIL, differs=EVIL,
         differs_from=EVIL, hit_tokens={EVIL: 1}, pool_granules={EVIL: 1},
     )  # fmt: skip
-    found = LookupInfo(1, 16, ["00" * 16], [[EVIL]], {EVIL: 16}, {EVIL: EVIL})
+    found = LookupInfo(1, 16, ["00" * 16], [[EVIL]], {EVIL: 16}, {EVIL: EVIL}, 20)
+    asked = Lookup(tokens=[1], salt=EVIL, like=EVIL)
     question = instances.Instances(sort="fill", filter=EVIL)
     info = instances.InstancesInfo(1, [state], total=90)
     shown = [
@@ -141,7 +143,7 @@ def test_what_others_named_is_only_text() -> None:
         instance.causes_html(state), instance.sharing_html(state),
         instances.instances_html(info, question, 2), instances._form(EVIL, EVIL, EVIL),
         flow.flow_html(FlowInfo(1, 10, 5, 1, [Pair(EVIL, EVIL, 5)])),
-        lookup.found_html(found, 20), lookup.line_html(lookup.command([1], EVIL, EVIL)),
+        lookup.found_html(found), lookup.line_html(lookup.command(asked)),
         text.instance_link(EVIL),
     ]  # fmt: skip
     for html in shown:
@@ -156,8 +158,31 @@ def test_token_ids_as_people_paste_them() -> None:
     for wrong in ("", "[]", "1,x", "-1", "4294967296", "1.5", "٣", "9" * 5000, "\0"):
         with pytest.raises(Problem, match="tokens: "):
             numbers(wrong)
-    assert command([1, 2], "it's", "") == """lmkv lookup --tokens 1,2 --salt 'it'"'"'s'"""
-    assert "@FILE" in command(list(range(10_000)), "", "")
+    assert (
+        command(Lookup(tokens=[1, 2], salt="it's"))
+        == """lmkv lookup --tokens 1,2 --salt 'it'"'"'s'"""
+    )
+    assert "@FILE" in command(Lookup(tokens=[*range(10_000)]))
+    assert command(Lookup(text="it's", like="a")).endswith(
+        """-d '{"text": "it'"'"'s", "like": "a"}'"""
+    )
+    assert "@FILE" in command(Lookup(text="x" * 10_000))
+
+
+@pytest.mark.parametrize(
+    ("form", "prompt", "said"),
+    [("messages", "{", "messages: no JSON"), ("messages", "[" * 100_000, "messages: no JSON"),
+     ("messages", '{"role": "user"}', "messages: Input should be"),
+     ("messages", "[]", "there are none"),
+     ("messages", '[{"role": 5}]', "messages.0"), ("text", "", "text: there are none"),
+     ("tokens", "x", "tokens: 'x'"), ("text", "x" * (2 << 20), "text: String should have at most")],
+    ids=range(8),
+)  # fmt: skip
+def test_a_prompt_that_is_none(form: str, prompt: str, said: str) -> None:
+    from lmkv.web.pages.lookup import question
+
+    with pytest.raises(Problem, match=re.escape(said)):
+        question(form, prompt, "", "")
 
 
 def test_every_cause_has_a_colour_and_circles_are_drawn_straight() -> None:

@@ -450,6 +450,25 @@ def test_warming_ends_when_the_early_ones_are_synced() -> None:
     assert stuck.registry.state == "ready"
 
 
+def test_who_was_cut_off_from_all_warms_again_when_they_come_back() -> None:
+    story = Story()
+    a, b = story.join(StubInstance("a")), story.join(StubInstance("b"))
+    story.wait(3, a, b)
+    story.wait(6, b)  # one death is none of that
+    assert (story.state("a"), story.registry.state) == ("dead", "ready")
+    story.join(a)
+    assert story.registry.state == "ready"
+    story.wait(6)  # both
+    assert story.registry.state == "ready"
+    assert only(story.tell(b, (b.registration, ())), Welcome).state == "warming"
+    b.seq = 0
+    story.wait(1, b)
+    story.tell(b, *b.sync())
+    assert story.registry.state == "warming"
+    story.wait(2, b)
+    assert story.registry.state == "ready"
+
+
 def test_lookup_names_the_holders_of_each_chunk() -> None:
     story = Story()
     a, b = story.join(StubInstance("a")), story.join(StubInstance("b"))
@@ -463,7 +482,8 @@ def test_lookup_names_the_holders_of_each_chunk() -> None:
     assert isinstance(info, LookupInfo)
     assert info.holders == [["a", "b"], ["a"]]
     assert info.matched == {"a": 32, "b": 16}
-    assert story.ask(Lookup(3), keys(first, second)) == info
+    assert info.tokens == 40
+    assert story.ask(Lookup(3), keys(first, second)) == replace(info, tokens=0)
     refused = story.ask(Lookup(3, tokens, like="nobody"))
     assert isinstance(refused, Refused)
     assert refused.code == "unknown_instance"
@@ -526,3 +546,16 @@ def test_wrong_frames_change_nothing() -> None:
         with pytest.raises(ValueError):
             story.registry.hear(story.connection(a), message, frames)
     assert story.locate(b, 1).found == 0
+
+
+def test_ages_of_retired_slots_add_up() -> None:
+    story = Story()
+    a, b = story.join(StubInstance("a")), story.join(StubInstance("b"))
+    for stub, ages in ((a, [2, 0, 1]), (b, [0, 0, 3] + [0] * 99), (b, [])):
+        beat, arrays = stub.heartbeat()
+        story.tell(stub, (replace(beat, retired_ages=ages, retired_seconds=10.0), arrays))  # type: ignore[call-overload]
+    status = story.ask(Status(1))
+    assert isinstance(status, StatusInfo)
+    assert status.retired_ages == [2, 0, 4] + [0] * 7
+    assert status.retired_seconds == 30.0
+    assert {each.instance: each.retired_age for each in status.instances} == {"a": 1.0, "b": 15.0}

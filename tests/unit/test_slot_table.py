@@ -416,3 +416,18 @@ def test_threads_share_a_table() -> None:
         thread.join(60)
     assert sum(table.granules().values()) == 64 * 16
     assert table.granules()["reserved"] == 0
+
+
+def test_ages_of_what_was_retired_for_room() -> None:
+    table = SlotTable(2, 2, 0.0)
+    table.grow(2)
+    for number, now in ((1, 10.0), (2, 12.0)):
+        table.admit(*table.reserve(keys(number), now))
+    assert table.take_ages() == []
+    assert table.retire(keys(1)) == 1  # by name: not for room
+    assert table.take_ages() == []
+    table.admit(*table.reserve(keys(3), 15.0))  # in its place
+    assert table.take_ages() == []
+    table.admit(*table.reserve(keys(4), 17.5))
+    assert table.take_ages() == [5.5]  # key 2's
+    assert table.take_ages() == []

@@ -161,3 +161,13 @@ def test_the_stream_is_counted() -> None:
     assert (taken["announced_keys"], taken["retracted_keys"]) == (2, 1)
     assert taken["syncs"] == {"gap": 1, "other": 1}
     assert taken["heartbeat_seconds"] == [0.125]
+
+
+def test_ages_of_retired_slots_are_told_once_and_summed() -> None:
+    stats = Stats()
+    stats.retired([0.5, 1.0, 7.0, 1e6])
+    counts, seconds = stats.ages()
+    assert (counts[0], counts[2], counts[-1], sum(counts)) == (2, 1, 1, 4)
+    assert seconds == 1e6 + 8.5
+    assert stats.take() == {"retired_age_seconds": [0.5, 1.0, 7.0, 1e6]}
+    assert stats.ages() == (counts, seconds)

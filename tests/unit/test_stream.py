@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from lmkv import _native
 from lmkv.agent.stats import Stats
-from lmkv.agent.stream import OUTBOX, SLICES_A_PUMP, Frames, Stream
+from lmkv.agent.stream import OUTBOX, PHASES, SLICES_A_PUMP, Frames, Stream
 from lmkv.core import wire
 from lmkv.core.clock import ManualClock
 from lmkv.core.messages import (
@@ -38,6 +38,9 @@ def key(n: int) -> bytes:
     return n.to_bytes(16, "big")
 
 
+EPOCH = PHASES - 1  # its heartbeats are whole intervals apart from the first one on
+
+
 class Instance:
     """A slot table, its stream, and a clock."""
 
@@ -46,7 +49,7 @@ class Instance:
         self.table = _native.SlotTable(slots, slots)
         self.table.grow(slots)
         self.stats = Stats()
-        self.epoch, self.version = 5, 0
+        self.epoch, self.version = EPOCH, 0
         self.stream = Stream(self.table, self._register, self.stats, self.clock)
 
     def _register(self) -> Register:
@@ -92,7 +95,7 @@ def test_register_welcome_full_sync_heartbeat() -> None:
     us.hold(1, 2)
     (register,) = us.says()
     assert isinstance(register, Register)
-    assert register.epoch == 5
+    assert register.epoch == EPOCH
     assert not us.stream.ready
     us.hear(Welcome(1, "controller", 77, 7551))
     assert us.stream.ready
@@ -126,7 +129,7 @@ def test_changes_are_numbered_and_stated_in_order() -> None:
     us.hold(1, 2)
     (come, frames), *_ = us.pump()
     assert isinstance(come, Announce)
-    assert (come.epoch, come.seq) == (5, 4)  # after slice, end and heartbeat
+    assert (come.epoch, come.seq) == (EPOCH, 4)  # after slice, end and heartbeat
     assert sorted((frames[0][:16], frames[0][16:])) == [key(1), key(2)]
     assert us.table.retire(key(1)) == 1
     (gone, frames), *_ = us.pump()
@@ -246,8 +249,8 @@ def test_new_ranks_are_told_once_and_unnumbered() -> None:
 
 def test_a_probe_is_answered_at_once_with_the_own_epoch() -> None:
     us = Instance()
-    us.hear(Probe(5))
-    assert us.sent() == [(ProbeOk(5), [])]
+    us.hear(Probe(EPOCH))
+    assert us.sent() == [(ProbeOk(EPOCH), [])]
 
 
 def test_what_peers_have_used_is_kept_longest() -> None:
@@ -255,9 +258,9 @@ def test_what_peers_have_used_is_kept_longest() -> None:
     for n in range(1, SLOTS):  # one slot is always kept retired
         us.hold(n)
     places, counters, _ = us.table.places(key(1))
-    us.hear(Touched(5), key(1), places, b"torn")  # no matter
-    us.hear(Touched(5), b"", places, counters * 2)
-    us.hear(Touched(5), key(1), places, counters, b"\0\0\0\0")
+    us.hear(Touched(EPOCH), key(1), places, b"torn")  # no matter
+    us.hear(Touched(EPOCH), b"", places, counters * 2)
+    us.hear(Touched(EPOCH), key(1), places, counters, b"\0\0\0\0")
     us.clock.advance(1.0)
     us.hold(SLOTS)
     assert us.table.contains(key(1) + key(2)) == b"\x01\x00"
@@ -343,3 +346,37 @@ def test_a_round_trip_is_smoothed_and_a_standstill_is_none() -> None:
     us.stream.stood_still(10.0)
     us.hear(HeartbeatOk(77, 5))
     assert us.stream.round_trip == pytest.approx(0.009)
+
+
+def test_those_who_are_welcomed_at_once_do_not_beat_at_once_for_ever() -> None:
+    many = [Instance() for _ in range(4)]
+    for i, us in enumerate(many):
+        us.epoch = EPOCH + (i + 1) * PHASES // 4
+        us.settled()  # the first one
+    beats: list[list[int]] = [[] for _ in many]
+    for eighth in range(17):
+        for us, of_this in zip(many, beats, strict=True):
+            if Heartbeat in us.kinds():
+                of_this.append(eighth)
+            us.hear(HeartbeatOk(77, 0))
+            us.clock.advance(1 / 8)
+    assert beats == [[2, 10], [4, 12], [6, 14], [8, 16]]
+
+
+def test_heartbeats_tell_ages_of_retired_slots_once() -> None:
+    us = Instance()
+    us.pump()
+    us.hear(Welcome(1, "c", 77, 2, sync=False))
+    us.stats.retired([0.5, 20.0])
+
+    def told() -> tuple[list[int], float]:
+        us.clock.advance(1.0)
+        [beat] = [message for message in us.says() if isinstance(message, Heartbeat)]
+        us.hear(HeartbeatOk(77, beat.seq))
+        return beat.retired_ages, beat.retired_seconds
+
+    ages, seconds = told()
+    assert (ages[0], ages[3], sum(ages), seconds) == (1, 1, 2, 20.5)
+    assert told() == ([], 0.0)
+    us.stats.retired([3.0])
+    assert told()[1] == 3.0

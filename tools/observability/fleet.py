@@ -140,6 +140,20 @@ POOL = Row(
             unit="percentunit",
         ),
         Panel(
+            "Age at retirement",
+            "How old slots were as they were retired for room, in all pools: what a pool holds is"
+            " about so many seconds of its traffic. Short ages and misses call for larger pools.",
+            tuple(
+                Query(
+                    f"histogram_quantile({share},"
+                    " max by (le) (rate(lmkv_retired_age_seconds_bucket[$__rate_interval])))",
+                    f"p{share * 100:g}",
+                )
+                for share in (0.1, 0.5, 0.9)
+            ),
+            unit="s",
+        ),
+        Panel(
             "Limbo by instance",
             "Share of each pool that waits for READs which timed out. A mover replaces itself when"
             " it keeps more than limbo_share (6.25 %).",

@@ -153,6 +153,13 @@ POOL = Row(
             stacked=True,
         ),
         Panel(
+            "Age at retirement",
+            "How old slots were as they were retired for room: about so many seconds of its"
+            " traffic the pool holds.",
+            tuple(_quantile(share, "vllm:lmkv_retired_age_seconds") for share in (0.1, 0.5, 0.9)),
+            unit="s",
+        ),
+        Panel(
             "Limbo",
             "Share of the pool that waits for READs which timed out and may still land.",
             (

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lmkv import __version__, _native
+from lmkv.agent import tracing
 from lmkv.agent.background import Background
 from lmkv.agent.checks import Checks
 from lmkv.agent.commands import Commands
@@ -36,6 +37,7 @@ from lmkv.agent.resolve import Addresses
 from lmkv.agent.stats import Stats
 from lmkv.agent.stores import Stores
 from lmkv.agent.streams import Streams
+from lmkv.agent.texts import Texts
 from lmkv.agent.transfers import Transfers
 from lmkv.core import geometry, identity
 from lmkv.core.config import InstanceConfig
@@ -87,9 +89,12 @@ class Agent:
         ranks: Callable[[str], Link] | None = None,
         addresses: Addresses | None = None,
         describe: Describe | None = None,
+        tracer: tracing.Off = tracing.OFF,
+        texts: Texts | None = None,
     ) -> None:
         """`connect` makes links to controllers, `ranks` those to workers and movers (by default it
-        does too). With `describe` vLLM's KV events are fed; without it they cost nothing."""
+        does too). With `describe` vLLM's KV events are fed; without it they cost nothing;
+        without `texts` no text is looked up."""
         self._config = config
         self._engine = engine
         self._clock = clock
@@ -120,8 +125,13 @@ class Agent:
             self.table, self.registration, self.stats, clock, self.refuse, listener
         )
         self.ended = Ended(clock)
+        self._tracer = tracer
         self.checks = Checks(self.table, len(engine.ranks), lambda: self.epoch, self._wake)
-        handlers = {"why": self.ended.why, "verify": self.checks.verify}
+        handlers = {
+            "why": self.ended.why,
+            "verify": self.checks.verify,
+            "lookup_text": (texts or Texts()).look,
+        }
         self.commands = Commands(handlers, self._wake, clock)
         addresses = addresses or Addresses(config.controllers, clock)
         self._controllers = Controllers(
@@ -231,6 +241,7 @@ class Agent:
         extras: Mapping[int, bytes],
         options: Options,
         opted_out: str = "",
+        trace_headers: Mapping[str, str] | None = None,
     ) -> None:
         """A request has arrived. `opted_out` says why it is not shared, if it is not."""
         state = RequestState(
@@ -242,6 +253,7 @@ class Agent:
             options.skip_load,
             options.skip_store,
             opted_out,
+            self._tracer.begin(request, trace_headers),
         )
         self._requests[request] = state
         self._take_links()
@@ -264,7 +276,10 @@ class Agent:
         state = self._requests.get(request)
         if state is None or state.epoch != self.epoch:
             return 0
-        return self.reader.match(state, computed, tokens)
+        found = self.reader.match(state, computed, tokens)
+        if found is not None:
+            state.trace.matched()
+        return found
 
     def allocated(self, request: str, tables: Sequence[list[int]], tokens: int) -> None:
         """vLLM has given blocks, a table for each cache group; with `tokens` > 0 a load of that
@@ -276,6 +291,7 @@ class Agent:
             if state.phase is not Phase.LOADING:
                 self.reader.declined(state)
             return
+        state.trace.loading()
         load = self.reader.load(state, tables, tokens)
         self._step.loads.append(load)
         self._step.blocks += [b for chunk in load.chunks for b in chunk.blocks if b != SKIPPED]
@@ -397,6 +413,7 @@ class Agent:
             return
         chunks = len(state.chunks)
         computed_from = self.reader.loaded(state, result)
+        state.trace.loaded(state, chunks, result.good)
         for part in state.groups:
             for chunk in part.mapped:
                 self._mapped_keys[part.keys(chunk, chunk + 1)] = None
@@ -405,7 +422,7 @@ class Agent:
         if result.good < chunks:
             state.next_store = min(state.next_store, computed_from)
         if state.over:
-            self.ended.add(state)
+            self._over(state)
             del self._requests[request]
 
     def finished(self, request: str) -> dict[str, Any] | None:
@@ -415,7 +432,7 @@ class Agent:
             return None
         self.reader.end(state)
         if state.accounted:  # a load that runs is accounted for at its end
-            self.ended.add(state)
+            self._over(state)
         if state.missing == "incompatible" and not self._told_incompatible:
             self._told_incompatible = True
             log.warning(
@@ -432,6 +449,10 @@ class Agent:
                 first = self._engine.groups[part.group].first_needed(end)
                 self.table.lookup(part.keys(first, end))
         return {"lmkv": {"hit_tokens": dict(state.hits), "miss_tokens": dict(state.misses)}}
+
+    def _over(self, state: RequestState) -> None:
+        self.ended.add(state)
+        state.trace.ended(state)
 
     def _wake(self) -> None:
         self.background.wake()
@@ -490,3 +511,4 @@ class Agent:
         self._take_links()
         self.locator.close()
         self.pulls.close()
+        self._tracer.close()

@@ -40,6 +40,7 @@ class GroupReader(Reader):
                 part.miss = "cold" if part.locate else "no_controller"
         if any(part.locate for part in state.parts):
             state.phase = Phase.LOCATING
+            state.trace.locating()
 
     def parts(self, state: RequestState) -> list[RequestState]:
         return [
@@ -49,6 +50,7 @@ class GroupReader(Reader):
                 state.prompt_tokens,
                 state.epoch,
                 state.transfer,
+                trace=state.trace,
                 group=group,
             )
             for group in range(len(self._groups))
@@ -87,6 +89,7 @@ class GroupReader(Reader):
         for part in waiting:
             self._locator.drop(part.locate)
             part.locate, part.miss = 0, "locate_timeout"
+        state.trace.located(state, "locate_timeout" if waiting else state.missing)
         state.phase = Phase.PULLING
         self._fetch_details(state, ())
         return True

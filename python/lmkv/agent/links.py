@@ -22,16 +22,19 @@ BULK = 64  # messages of up to 112 KiB in a socket's queue
 
 
 class Link:
-    """A DEALER to `address`; `keys` where that asks for them."""
+    """A DEALER to `address`; `keys` where that asks for them. To a controller (by default whatever
+    is reached by TCP) what does not fit in a queue waits in an outbox, and the queue is short."""
 
-    def __init__(self, address: str, keys: ClientKeys | None = None) -> None:
+    def __init__(
+        self, address: str, keys: ClientKeys | None = None, short: bool | None = None
+    ) -> None:
         self.address = address
         self.refuse: Refuse = ignore  # hears of what is no message of ours
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         for option, value in OPTIONS.items():
             self.socket.setsockopt(option, value)
         self.socket.setsockopt(zmq.IPV6, int("[" in address))
-        if address.startswith("tcp://"):  # to a controller: what does not fit waits in its outbox
+        if short if short is not None else address.startswith("tcp://"):
             self.socket.setsockopt(zmq.SNDHWM, BULK)
         # The same after a reconnection, so that what waits for this end still finds it.
         self.socket.setsockopt(zmq.ROUTING_ID, b"a" + secrets.token_bytes(15))

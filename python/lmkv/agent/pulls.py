@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from lmkv import _native
 from lmkv.agent.links import Link
 from lmkv.agent.refusals import Refuse, ignore
+from lmkv.agent.tracing import UNTRACED, Untraced
 from lmkv.core import wire
 from lmkv.core.messages import (
     Alarm,
@@ -58,6 +59,7 @@ class Job:
     stale: bool = False  # what we know of the peer is out of date
     unheard: bool = False  # a mover of our own did not answer: the peer is not to blame
     done: bool = False
+    trace: Untraced = UNTRACED  # of the request that asked first
 
     @property
     def good(self) -> int:
@@ -180,6 +182,7 @@ class Pulls:
         size: int,
         seconds: float,
         group: int = 0,
+        trace: Untraced = UNTRACED,
     ) -> int:
         """Pull reserved slots of one cache group, `size` bytes in all, within `seconds`; the number
         of the job. By rank here, `peers` are those ranks of one instance that have its heads."""
@@ -197,6 +200,7 @@ class Pulls:
             now + seconds + GRACE,
             [PullResult.GOOD] * n,
             set(range(len(peers))),
+            trace=trace,
         )
         self._jobs[number] = job
         for i in range(n):

@@ -71,6 +71,8 @@ class Reader:
             state.locate = self._locator.ask(keys[state.base * KEY :], self.epoch)
             state.phase = Phase.LOCATING if state.locate else Phase.PULLING
             state.miss = "cold" if state.locate else "no_controller"
+            if state.locate:
+                state.trace.locating()
 
     def parts(self, state: RequestState) -> list[RequestState]:
         """A request's states by cache group; none where its own is enough."""
@@ -122,6 +124,7 @@ class Reader:
             state.sources = {state.base + i: s for i, s in answer.sources.items()}
             state.alternates = {state.base + i: s for i, s in answer.alternates.items()}
             state.holders = answer.peers
+        state.trace.located(state, state.miss)
         state.phase = Phase.PULLING
         self._fetch_details(state, state.sources)
         return True

@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from lmkv import _native
+from lmkv.agent.tracing import UNTRACED, Untraced
 from lmkv.core.messages import PeerRef, PullPeer
 from lmkv.core.steps import LoadChunk
 
@@ -39,6 +40,7 @@ class RequestState:
     skip_load: bool = False
     skip_store: bool = False
     opted_out: str = ""  # why, for people
+    trace: Untraced = UNTRACED
 
     phase: Phase = Phase.NEW
     deadline: float = 0.0  # of the phase

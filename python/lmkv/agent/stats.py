@@ -7,10 +7,13 @@ values, of histograms, are lists. Plain data: vLLM carries it between processes.
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
 from collections import Counter, defaultdict, deque
+from collections.abc import Sequence
 from typing import Any
 
 from lmkv.core.clock import Clock, monotonic
+from lmkv.core.metrics import AGES
 from lmkv.core.peer_labels import PeerLabels
 
 KEPT = 1024  # observed values between two steps; of more, the last ones
@@ -26,6 +29,8 @@ class Stats:
         self._counts = _none()
         self._observed: dict[str, deque[float]] = {}
         self._totals: dict[str, Counter[str]] = {"hit": Counter(), "miss": Counter()}
+        self._ages = [0] * (len(AGES) + 1)  # slots retired for room, by age
+        self._age_sum = 0.0
 
     def count(self, key: str, *labels: str, by: float = 1) -> None:
         names = (key, *labels)
@@ -63,6 +68,20 @@ class Stats:
             self._peer_bytes[self._peers.of(peer)] += size
             for label in self._peers.take_gone():
                 self._peer_bytes.pop(label, None)
+
+    def retired(self, ages: Sequence[float]) -> None:
+        """Slots of these ages, in seconds, were retired for room."""
+        for age in ages:
+            self.observe("retired_age_seconds", age)
+        with self._lock:
+            for age in ages:
+                self._ages[bisect_left(AGES, age)] += 1
+            self._age_sum += sum(ages)
+
+    def ages(self) -> tuple[list[int], float]:
+        """Slots retired for room since the start, by age, and the sum of their ages."""
+        with self._lock:
+            return list(self._ages), self._age_sum
 
     def alarm(self, kind: str) -> None:
         self.count("alarms", kind)

@@ -36,13 +36,14 @@ from lmkv.core.messages import (
     Touched,
     Welcome,
 )
-from lmkv.core.metrics import OTHER, SYNC_REASONS
+from lmkv.core.metrics import AGES, OTHER, SYNC_REASONS
 
 SLICES_A_PUMP = 4
 OUTBOX = 256  # messages that wait for the link, of 112 KiB at most
 REGISTER_EVERY = 1.0  # seconds, while nobody answers
 SILENCE = 3.0  # seconds after which a controller counts as gone
 SMOOTHING = 1 / 8  # the weight of a new round trip
+PHASES = 1009
 HEARTBEATS = 0.01, 60.0  # seconds between them that a controller may ask for
 
 Frames = list[bytes]
@@ -71,9 +72,11 @@ class Stream:
         self._heard = float("-inf")
         self._next_register = 0.0
         self._next_heartbeat = 0.0
+        self._phase = 1.0  # of a heartbeat, until the next one
         self._beat: tuple[int, Frames] | None = None  # the last heartbeat: number, frames
         self._beat_sent: float | None = None  # when it left, until it is answered
         self._told: dict[str, Counter[str]] = {"hit": Counter(), "miss": Counter()}
+        self._told_ages = [0] * (len(AGES) + 1), 0.0
         self._told_bytes: Counter[str] = Counter()  # by peer
         self._data_version = -1
         self._controllers: list[str] = []  # as the controller was told
@@ -147,7 +150,8 @@ class Stream:
             self._put(wire.encode(kind(registration.epoch, self._number()), *arrays))
         self._slices(registration.epoch)
         if now >= self._next_heartbeat:
-            self._next_heartbeat = now + self._welcome.heartbeat
+            self._next_heartbeat = now + self._welcome.heartbeat * self._phase
+            self._phase = 1.0
             self._heartbeat(registration)
 
     def _put(self, frames: Frames) -> None:
@@ -192,7 +196,10 @@ class Stream:
         if self._beat is not None and self._beat_sent is None:
             return  # the last one has not even left
         count, sum_first, sum_second = self._table.sums()
-        tokens, came = self._stats.totals(), self._stats.peer_bytes()
+        tokens, (ages, age_sum) = self._stats.totals(), self._stats.ages()
+        came = self._stats.peer_bytes()
+        told, told_sum = self._told_ages
+        new = [now - before for now, before in zip(ages, told)]
         frames = wire.encode(
             Heartbeat(
                 registration.epoch,
@@ -204,10 +211,13 @@ class Stream:
                 miss_tokens=dict(tokens["miss"] - self._told["miss"]),
                 pool_granules=self._table.granules(),
                 data_version=registration.data_version,
+                retired_ages=new if any(new) else [],
+                retired_seconds=min(max(0.0, age_sum - told_sum), 1e9),
                 peer_bytes=dict(came - self._told_bytes),
             )
         )
-        self._told, self._told_bytes = tokens, came
+        self._told, self._told_ages = tokens, (ages, age_sum)
+        self._told_bytes = came
         self._beat, self._beat_sent = (self._seq, frames), None
         self._put(frames)
 
@@ -249,6 +259,7 @@ class Stream:
         old = self._welcome
         if old is None:
             self._seq, self._next_heartbeat, self._deaf = 0, 0.0, False
+            self._phase = phase(self._register().epoch)
             self._sync = None
             if message.sync:
                 self._begin_sync(0, "new")
@@ -289,6 +300,12 @@ class Stream:
             self.restart()
         elif self._welcome is None:
             self.refused = message.message
+
+
+def phase(epoch: int) -> float:
+    """The part of an interval between the first two heartbeats. Those who register all at once, as
+    when a controller starts again, would else beat all at once for ever."""
+    return (epoch % PHASES + 1) / PHASES
 
 
 def unfit(welcome: Welcome) -> str | None:

@@ -74,6 +74,8 @@ class Streams:
         for announced, keys, *_ in changes:
             which = "announced_keys" if announced else "retracted_keys"
             self._stats.count(which, by=len(keys) // wire.KEY_BYTES)
+        if ages := self._table.take_ages():
+            self._stats.retired(ages)
         for stream in self._streams.values():
             stream.pump(changes)
         if changes and self._listener is not None:

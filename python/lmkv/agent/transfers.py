@@ -90,7 +90,8 @@ class Transfers:
         """The peer's ranks where its pool is mapped rather than pulled from, else []."""
         ranks = [] if state.transfer == "nixl" else self._locator.ranks(source.peer)
         host = self._own[0].host
-        here = all(rank.info.share_socket and rank.info.host == host for rank in ranks)
+        together = all(own.host == host for own in self._own)
+        here = together and all(rank.info.share_socket and rank.info.host == host for rank in ranks)
         return ranks if here and self._parts(source.peer, state.group) else []
 
     def _parts(self, instance: str, group: int) -> list[list[PullPeer]]:
@@ -186,7 +187,9 @@ class Transfers:
         )
         self._rates.started(peer, size)
         ranks = self._parts(peer, state.group)
-        state.jobs.add(self._pulls.post(ranks, keys, remote, own, size, seconds, state.group))
+        state.jobs.add(
+            self._pulls.post(ranks, keys, remote, own, size, seconds, state.group, state.trace)
+        )
         state.pulled |= {chunk for chunk, _ in batch}
         return True
 
@@ -204,6 +207,7 @@ class Transfers:
     def ended(self, job: Job) -> None:
         """Called by `pulls` at the end of each job."""
         results = set(job.results)
+        job.trace.pulled(job)
         if job.good:
             self._stats.pull(job.peer, job.seconds, job.bytes)
         for result, chunks in Counter(job.results).items():

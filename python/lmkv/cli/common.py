@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lmkv.core.client import Client
 
 FAILED, USAGE, UNREACHABLE, REFUSED = 1, 2, 3, 4
+SPARE = 2.0  # seconds that an answer may take beyond an instance's deadline
 DEFAULT_CONTROLLER = "tcp://127.0.0.1:7550"
 M = TypeVar("M")
 
@@ -76,6 +77,39 @@ def expected(controller: str, found: Any, answer: type[M]) -> M:
     if not isinstance(found, answer):
         raise Trouble(f"{controller} answered {type(found).__name__}", FAILED)
     return found
+
+
+def command(
+    controller: str,
+    instance: str,
+    operation: str,
+    arguments: dict[str, str],
+    result: type[M],
+    deadline: float,
+) -> M:
+    """What an instance answers to an operation, within `deadline` seconds. Raises Trouble."""
+    import secrets
+
+    import msgspec
+
+    from lmkv.core.messages import Command, Done
+
+    if speaks_http(controller):
+        from lmkv.cli.http import Http
+
+        with troubles():
+            return Http(controller).command(instance, operation, arguments, result, deadline)
+    name = secrets.token_hex(8)
+    asked = Command(name, operation, instance, arguments=arguments, request=1, deadline=deadline)
+    with troubles(), client_of(controller) as client:
+        client.deadline = deadline + SPARE
+        found, _ = client.ask(asked)
+    done = expected(controller, found, Done)
+    try:
+        return msgspec.msgpack.decode(done.result, type=result)
+    except msgspec.MsgspecError as error:
+        text = f"{instance} answered {operation} with what is not understood: {error}"
+        raise Trouble(text, FAILED) from None
 
 
 def client_of(controller: str) -> Client:

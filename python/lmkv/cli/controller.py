@@ -66,6 +66,10 @@ def controller(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Other addresses without keys or tokens.")
     ] = False,
+    compat: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="lmcache: serve its controller's paths over HTTP too."),
+    ] = None,
     no_web: Annotated[
         bool, typer.Option("--no-web", help="No HTTP, and no process for it.")
     ] = False,
@@ -79,9 +83,10 @@ def controller(
 
     options = {
         "host": host, "port": port, "query_port": query_port, "cluster": cluster, "config": config,
-        "http_host": http_host, "http_port": http_port, "web": "false" if no_web else None,
-        "peers": peers, "keys": keys, "tokens": tokens, "http_cert": http_cert, "http_key": http_key,
-        "insecure": "true" if insecure else None,
+        "http_host": http_host, "http_port": http_port, "compat": compat,
+        "web": "false" if no_web else None,
+        "keys": keys, "tokens": tokens, "http_cert": http_cert, "http_key": http_key,
+        "peers": peers, "insecure": "true" if insecure else None,
     }  # fmt: skip
     try:
         given = {name: value for name, value in options.items() if value is not None}

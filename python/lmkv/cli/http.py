@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from typing import Any, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
@@ -21,6 +21,7 @@ from lmkv.core.messages import Controllers, Instances, Lookup, Message, Prefixes
 
 DEADLINE = 5.0  # seconds
 PAGE = 250
+READ_ONLY = ("why",)  # operations
 MOST_BYTES = 64 << 20  # of an answer
 
 M = TypeVar("M")
@@ -61,6 +62,26 @@ class Http:
         except (msgspec.ValidationError, ValueError) as error:
             raise Wrong(f"{self._address} is no lmkv controller's web process: {error}") from None
 
+    def command(
+        self,
+        instance: str,
+        operation: str,
+        arguments: dict[str, str],
+        kind: type[M],
+        deadline: float,
+    ) -> M:
+        """An operation on an instance: `why` is asked for, the others are posted."""
+        path = f"/v1/instances/{quote(instance, safe='')}/{operation}"
+        if operation in READ_ONLY:
+            body = self._get(f"{path}?{urlencode(arguments)}", None, deadline + DEADLINE)
+        else:
+            values = {name: int(value) for name, value in arguments.items()}
+            body = self._get(f"{path}?deadline={deadline:g}", values, deadline + DEADLINE)
+        try:
+            return msgspec.convert(body, kind)
+        except msgspec.ValidationError as error:
+            raise Wrong(f"{self._address} is no lmkv controller's web process: {error}") from None
+
     def _body(self, message: Message) -> dict[str, Any]:
         if isinstance(message, Status):
             return {**self._get("/v1/cluster"), "instances": self._instances()}
@@ -91,10 +112,12 @@ class Http:
             if not after:
                 return found
 
-    def _get(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    def _get(
+        self, path: str, body: dict[str, Any] | None = None, timeout: float = DEADLINE
+    ) -> dict[str, Any]:
         """POST when there is a body."""
         data = None if body is None else json.dumps(body).encode()
-        with self._opened(path, data, DEADLINE) as answer:
+        with self._opened(path, data, timeout) as answer:
             try:
                 text = answer.read(MOST_BYTES)
             except (OSError, http.client.HTTPException):

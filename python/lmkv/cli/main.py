@@ -19,6 +19,7 @@ from lmkv.cli.sim import sim
 from lmkv.cli.status import status
 from lmkv.cli.top import top
 from lmkv.cli.version import version
+from lmkv.cli.why import why
 
 app = typer.Typer(
     help="lmkv: vLLM instances share their KV caches.",
@@ -35,6 +36,7 @@ app.command()(top)
 app.add_typer(get, name="get")
 app.add_typer(describe, name="describe")
 app.command()(lookup)
+app.command()(why)
 app.command()(events)
 app.add_typer(config, name="config")
 app.command()(doctor)

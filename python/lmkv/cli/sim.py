@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from lmkv.cli import access
 from lmkv.cli.common import FAILED, UNREACHABLE, USAGE, OutputOption, check_output, fail
 
 
@@ -43,6 +44,7 @@ def sim(
 ) -> None:
     """Simulate a cluster: hit rates by cause and pool size, controllers' CPU, memory, latencies."""
     check_output(output)
+    from lmkv.core.keyfiles import BadKeys
     from lmkv.sim.controllers import NoController
     from lmkv.sim.room import TooMany
     from lmkv.sim.run import Options, Usage, check, simulate
@@ -54,9 +56,12 @@ def sim(
     )  # fmt: skip
     try:
         check(options)
+        options.keys = access.client_keys()
         runs = simulate(options, lambda text: typer.echo(text, err=True))
     except (Usage, TraceError) as error:
         fail(str(error), USAGE)
+    except BadKeys as error:
+        fail(f"--keys or LMKV_KEYS: {error}", USAGE)
     except NoController as error:
         fail(str(error), UNREACHABLE)
     except TooMany as error:

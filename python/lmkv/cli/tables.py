@@ -24,7 +24,18 @@ PIPE_WIDTH = 10_000
 RIGHT = ">"  # before a column's name: numbers
 GAP = 2  # between columns
 # Columns that a narrow terminal can do without, the least first.
-SPARE = ("model", ">ranks", ">load", ">syncs", ">memory", "lmkv", ">heartbeat", ">pool", ">chunks")
+SPARE = (
+    "model",
+    "address",
+    ">ranks",
+    ">load",
+    ">syncs",
+    ">memory",
+    "lmkv",
+    ">heartbeat",
+    ">pool",
+    ">chunks",
+)
 INSTANCE_COLUMNS = (
     "instance", "state", "model", ">ranks", ">chunks", ">pool", ">load", ">heartbeat",
     ">hit tokens",
@@ -140,7 +151,7 @@ def instance_page(instance: InstanceState) -> None:
         "epoch": f"{instance.epoch:016x}",
         "state": state(instance),
         "differs": _differs(instance),
-        "model": instance.model,
+        "model": instance.model or "-",
         "serving url": instance.serving_url or "-",
         "dp rank": str(instance.dp_rank),
         "ranks": str(instance.ranks),
@@ -173,26 +184,28 @@ def _pool(granules: Mapping[str, int]) -> str:
 
 def controllers_table(controllers: Sequence[ControllerState]) -> None:
     columns = (
-        "controller", "state", "lmkv", ">up", ">instances", ">chunks", ">memory", ">lag", ">syncs",
-        ">drifts",
+        "controller", "state", "address", "lmkv", ">up", ">instances", ">chunks", ">memory", ">lag",
+        ">syncs", ">drifts",
     )  # fmt: skip
-    rows = (
-        [
-            each.controller,
-            each.state,
-            each.version,
-            span(each.uptime),
-            str(each.instances),
-            f"{each.keys:,}",
-            size(each.directory_bytes),
-            f"{each.lag:.1f} s",
-            str(each.syncs),
-            f"{each.drifts:,}",
-        ]
-        for each in controllers
-    )
     out = console()
-    out.print(table(columns, rows, out.width))
+    out.print(table(columns, map(_controller_row, controllers), out.width))
+
+
+def _controller_row(each: ControllerState) -> list[str]:
+    told = [each.controller, each.state, each.address]
+    if not each.epoch:  # it did not answer
+        return [*told, *["-"] * 8]
+    return [
+        *told,
+        each.version,
+        span(each.uptime),
+        str(each.instances),
+        f"{each.keys:,}",
+        size(each.directory_bytes),
+        f"{each.lag:.1f} s",
+        str(each.syncs),
+        f"{each.drifts:,}",
+    ]
 
 
 # ---------------------------------------------------------------- prompts

@@ -32,7 +32,8 @@ class Access:
             raise ConfigError(
                 f"{setting} = {given!r} ({config.origins[setting]}): {error}"
             ) from None
-        self._web = keyfiles.new_pair()
+        # The same for all controllers with these keys: a web process asks the others, too.
+        self._web = None if self.pair is None else keyfiles.derived(self.pair, "web")
         self._check_certificate()
 
     def reload(self) -> None:
@@ -48,7 +49,9 @@ class Access:
         self._clients = clients
 
     def name_of(self, public: bytes) -> str | None:
-        return "web" if public == self._web.public else self._clients.get(public)
+        if self._web is not None and public == self._web.public:
+            return "web"
+        return self._clients.get(public)
 
     def web(self) -> WebSettings:
         config = self._config
@@ -58,8 +61,9 @@ class Access:
             key=config.http_key,
             rate=config.http_rate,
             log=config.log,
+            compat=config.compat,
         )
-        if self.pair is not None:
+        if self.pair is not None and self._web is not None:
             settings.public, settings.secret = self._web
             settings.server = self.pair.public
         return settings

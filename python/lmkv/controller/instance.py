@@ -9,6 +9,7 @@ from operator import itemgetter
 
 from lmkv.core import geometry, wire
 from lmkv.core.messages import Heartbeat, PeerRef, RankInfo, Register
+from lmkv.core.metrics import AGES
 
 # A run handed out: places, counters, and how many other holders the answer knew (u32 each).
 Handed = tuple[bytes, bytes, bytes]
@@ -38,6 +39,30 @@ class Drift:
         self.moved_keys = (self.moved_keys + moved)[:most]
 
 
+class Ages:
+    """How old slots were as they were retired for room: counts by `core/metrics.py`'s AGES, and
+    the sum in seconds."""
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(AGES) + 1)
+        self.seconds = 0.0
+
+    def add(self, beat: Heartbeat) -> None:
+        for i, count in enumerate(beat.retired_ages[: len(self.counts)]):
+            self.counts[i] = min(self.counts[i] + count, (1 << 64) - 1)
+        self.seconds = min(self.seconds + beat.retired_seconds, 1e300)
+
+    @property
+    def median(self) -> float:
+        """Seconds, the upper bound of the bucket that has it; 0: none was retired."""
+        seen, half = 0, sum(self.counts) / 2
+        for bound, count in zip(AGES, self.counts):
+            seen += count
+            if seen and seen >= half:
+                return bound
+        return AGES[-1] if half else 0.0
+
+
 @dataclass(eq=False)
 class Instance:
     """`connection` is its routing id on the state socket; `number` the directory's, -1 when dead.
@@ -59,6 +84,7 @@ class Instance:
     heartbeat: Heartbeat | None = None
     hit_tokens: dict[str, int] = field(default_factory=dict)  # since it registered
     miss_tokens: dict[str, int] = field(default_factory=dict)
+    ages: Ages = field(default_factory=Ages)
     handed: dict[bytes, Handed] = field(default_factory=dict)  # by keys, since the last `Touched`
     handed_keys: int = 0
 
@@ -96,6 +122,7 @@ class Instance:
         self.heartbeat = beat
         add(self.hit_tokens, beat.hit_tokens)
         add(self.miss_tokens, beat.miss_tokens)
+        self.ages.add(beat)
 
 
 def add(totals: dict[str, int], more: Mapping[str, int]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lmkv import _native
 from lmkv.controller.instance import Instance, differs
 from lmkv.core import wire
-from lmkv.core.extras import SALT, pack
+from lmkv.core.extras import LORA, SALT, pack
 from lmkv.core.messages import (
     MAX_KEYS,
     Candidate,
@@ -27,18 +27,25 @@ CANDIDATES = 1000
 DIFFERING = 100  # instances that a lookup names
 
 
-def lookup(registry: Registry, message: Lookup, frames: list[bytes]) -> LookupInfo | Refused:
+def lookup(
+    registry: Registry, message: Lookup, frames: list[bytes], lora: bytes = b""
+) -> LookupInfo | Refused:
+    """`lora`: the hash of its adapter."""
     if registry.config.require_salt and not frames and not message.salt:
         return _unsalted(message.request)
-    like = _like(registry, message)
-    if isinstance(like, Refused):
-        return like
-    registration = like.registration
+    named = like(registry, message)
+    if isinstance(named, Refused):
+        return named
+    registration = named.registration
     if frames:
+        for field in ("tokens", "text", "messages", "lora"):
+            if getattr(message, field):
+                text = f"{field}: keys are given, which say it all"
+                return Refused("field", text, field, message.request)
         keys = frames[0]
         wire.counts(frames, wire.KEY_BYTES)
     else:
-        keys = _keys(registration, message.tokens, message.salt)
+        keys = _keys(registration, message.tokens, message.salt, lora)
     if len(keys) > MAX_KEYS * wire.KEY_BYTES:
         return _too_long(keys, message.request)
     each = _split(keys)
@@ -49,28 +56,20 @@ def lookup(registry: Registry, message: Lookup, frames: list[bytes]) -> LookupIn
         [key.hex() for key in each],
         holders,
         _matched(holders, registration.chunk_tokens),
-        _incompatible(registry, like),
+        _incompatible(registry, named),
+        len(message.tokens),
     )
 
 
-def route(registry: Registry, message: Route) -> Routed | Refused:
+def route(registry: Registry, message: Route, lora: bytes = b"") -> Routed | Refused:
     if registry.config.require_salt and not message.salt:
         return _unsalted(message.request)
-    live = [each for each in registry.instances.values() if each.state == "live"]
-    models = sorted({each.registration.model for each in live})
-    if message.model:
-        live = [each for each in live if each.registration.model == message.model]
-        if not live:
-            text = (
-                f"model {message.model!r}: no live instance serves it; {_some(models)} are served"
-            )
-            return Refused("unknown_model", text, "model", message.request)
-    elif len(models) > 1:
-        text = f"model: instances serve several; name one of {_some(models)}"
-        return Refused("field", text, "model", message.request)
+    live = served(registry, message)
+    if isinstance(live, Refused):
+        return live
     has: dict[str, int] = {}
     for registration in _classes(live):
-        keys = _keys(registration, message.tokens, message.salt)
+        keys = _keys(registration, message.tokens, message.salt, lora)
         if len(keys) > MAX_KEYS * wire.KEY_BYTES:
             return _too_long(keys, message.request)
         holders = map(registry.placement.holders, _split(keys))
@@ -91,6 +90,25 @@ def route(registry: Registry, message: Route) -> Routed | Refused:
     return Routed(message.request, candidates)
 
 
+def served(registry: Registry, message: Route) -> list[Instance] | Refused:
+    """The live instances of the model."""
+    live = [each for each in registry.instances.values() if each.state == "live"]
+    models = sorted({each.registration.model for each in live})
+    if message.model:
+        live = [each for each in live if each.registration.model == message.model]
+        if not live:
+            return _unserved(message.model, models, message.request)
+    elif len(models) > 1:
+        text = f"model: instances serve several; name one of {_some(models)}"
+        return Refused("field", text, "model", message.request)
+    return live
+
+
+def _unserved(model: str, models: Sequence[str], request: int) -> Refused:
+    text = f"model {model!r}: no live instance serves it; {_some(models)} are served"
+    return Refused("unknown_model", text, "model", request)
+
+
 # ---------------------------------------------------------------- keys
 
 
@@ -102,11 +120,12 @@ def _classes(instances: Sequence[Instance]) -> list[Register]:
     return list(found.values())
 
 
-def _keys(registration: Register, tokens: list[int], salt: str) -> bytes:
+def _keys(registration: Register, tokens: list[int], salt: str, lora: bytes) -> bytes:
     hasher = _native.KeyHasher(
         registration.namespace, registration.group_specs, registration.chunk_tokens
     )
-    chain = hasher.chain(pack([(SALT, salt.encode())]) if salt else b"")
+    items = (SALT, salt.encode()), (LORA, lora)
+    chain = hasher.chain(pack((tag, value) for tag, value in items if value))
     chain.extend(tokens)
     return chain.keys(_of_all_tokens(registration.group_specs))
 
@@ -165,15 +184,18 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:5])) or "none"
 
 
-def _like(registry: Registry, message: Lookup) -> Instance | Refused:
+def like(registry: Registry, message: Lookup) -> Instance | Refused:
     """The instance whose keys are meant."""
-    for field in ("text", "messages", "lora"):
-        if getattr(message, field):
-            text = f"{field}: this release looks up tokens or keys only"
-            return Refused("field", text, field, message.request)
-    live = [instance for instance in registry.instances.values() if instance.number >= 0]
     if message.like:
-        live = [instance for instance in live if instance.name == message.like]
+        named = registry.instances.get(message.like)
+        live = [named] if named is not None and named.number >= 0 else []
+    else:
+        live = [instance for instance in registry.instances.values() if instance.number >= 0]
+    models = sorted({instance.registration.model for instance in live}) if message.model else []
+    if models and message.model not in models:
+        return _unserved(message.model, models, message.request)
+    if models:
+        live = [instance for instance in live if instance.registration.model == message.model]
     if not live:
         text = (
             f"like: instance {message.like!r} is not known here"

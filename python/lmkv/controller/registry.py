@@ -16,7 +16,7 @@ from typing import Any
 
 from lmkv.controller.events import History
 from lmkv.controller.flows import Flows
-from lmkv.controller.instance import Drift, Instance, add, differs, group, hosts, unreadable
+from lmkv.controller.instance import Ages, Drift, Instance, add, differs, group, hosts, unreadable
 from lmkv.controller.peers import Peers
 from lmkv.controller.placement import Placement
 from lmkv.controller.syncs import Syncs
@@ -80,12 +80,15 @@ class Registry:
         self.retracted_keys = 0
         self.hit_tokens: dict[str, int] = {}  # of all instances, since the start
         self.miss_tokens: dict[str, int] = {}
+        self.ages = Ages()
         self.query_port = query_port or config.query_port or config.port + 1
         self.clock = clock
         self.started = self._ticked = self._told = clock()
         self._connections: dict[bytes, Instance] = {}
         self._strangers: dict[bytes, float] = {}  # told to register, and when
         self._warming = True
+        self._warms_since = self.started
+        self._deserted = False  # all who were here have died
         self._awaited: set[str] = set()  # those who registered early and are not yet synced
         self._syncs = Syncs(config.syncs_at_once, config.sync_timeout, config.heartbeat, clock)
         self._handlers: dict[type, Callable[[Instance, Any, list[bytes]], list[Out]]] = {
@@ -230,7 +233,9 @@ class Registry:
         self.peers.use(instance.name, instance.registration.controllers)
         self._strangers.pop(instance.connection, None)
         instance.synced = False
-        if self._warming and self.clock() - self.started < config.warming_least:
+        if self._deserted:  # it was cut off, perhaps: what they hold is not known here now
+            self._warming, self._warms_since, self._deserted = True, self.clock(), False
+        if self._warming and self.clock() - self._warms_since < config.warming_least:
             self._awaited.add(instance.name)
         sync = self._syncs.welcome(instance.name)
         if sync:
@@ -301,6 +306,7 @@ class Registry:
         instance.count(beat)
         add(self.hit_tokens, beat.hit_tokens)
         add(self.miss_tokens, beat.miss_tokens)
+        self.ages.add(beat)
         self.flows.add(instance.name, beat.peer_bytes)
         self.placement.weigh(instance, instance.load)
         if instance.synced and instance.name not in self._syncs:
@@ -379,8 +385,11 @@ class Registry:
                 instance.heard += now - self._ticked
         self._ticked = now
         out: list[Out] = []
+        fresh = now - self.config.suspect_after_beats * beat
         for instance in list(self.instances.values()):
-            out += self._age(instance, now)
+            # Nearly all of them: a tick between two locates looks at every one.
+            if instance.heard <= fresh or instance.probes or instance.state == "suspect":
+                out += self._age(instance, now)
         self._strangers = {c: told for c, told in self._strangers.items() if now - told < beat}
         self._warm(now)
         self.placement.hot.tick()
@@ -397,6 +406,7 @@ class Registry:
         if silence >= self.config.dead_after_beats * beat or (probed and instance.probes >= PROBES):
             self._drop(instance)
             self.history.add("dead", instance.name, f"not heard for {silence:.1f} s")
+            self._deserted = not self._connections
         elif instance.state == "live" and silence >= self.config.suspect_after_beats * beat:
             instance.state = "suspect"
             self.history.add("suspect", instance.name, f"not heard for {silence:.1f} s")
@@ -404,7 +414,7 @@ class Registry:
         return self._probe(instance) if probed and instance.state != "dead" else []
 
     def _warm(self, now: float) -> None:
-        age = now - self.started
+        age = now - self._warms_since
         if age >= self.config.warming_most or (
             age >= self.config.warming_least and not self._awaited
         ):

@@ -19,6 +19,7 @@ from lmkv.controller import views
 from lmkv.controller.access import Access, reachable
 from lmkv.controller.commands import Commands
 from lmkv.controller.registry import Out, Registry, unsupported
+from lmkv.controller.texts import Texts
 from lmkv.core import wire
 from lmkv.core.clock import Clock, monotonic
 from lmkv.core.config import ControllerConfig
@@ -26,9 +27,11 @@ from lmkv.core.doorman import Doorman
 from lmkv.core.keyfiles import as_server
 from lmkv.core.messages import Locate, Message, Refused, Unsupported
 
+IO_THREADS = 4  # what a connection costs grows with their number in a thread
 TICKS = 4  # per heartbeat
 BACKLOG = 1024  # connections that wait to be accepted: all instances may come back at once
 LOCATES = 256  # in a row, before a state message has its turn
+NOBLOCK, MORE, READABLE = int(zmq.NOBLOCK), int(zmq.SNDMORE), int(zmq.POLLIN)  # enums are slow
 SWEPT = 1 << 14  # entries at a time, while there is nothing else to do
 
 
@@ -50,7 +53,7 @@ class Server:
         self._clock = clock
         self.access = Access(config)
         host = self.access.state_host()
-        self._context = zmq.Context()
+        self._context = zmq.Context(io_threads=IO_THREADS)
         self._doorman: Doorman | None = None
         try:
             if self.access.pair is not None:
@@ -69,6 +72,7 @@ class Server:
         if not config.controller_id:
             self.registry.name = f"{sockets.gethostname()}-{port}"
         self.commands = Commands(self.registry)
+        self._texts = Texts(self.registry, self.commands)
         self._next_tick = 0.0
 
     def _listen(self, host: str, port: int, setting: str) -> tuple[zmq.Socket[bytes], int]:
@@ -78,8 +82,10 @@ class Server:
             # Who was silent connects again under its old routing id, perhaps before the end of its
             # old connection was noticed here; without this it would be ignored for ever.
             zmq.ROUTER_HANDOVER: 1,
-            zmq.HEARTBEAT_IVL: 1000,
-            zmq.HEARTBEAT_TIMEOUT: 3000,
+            # Clients ping each second, and registered ones say more; these only find connections
+            # that are left over. Each costs libzmq a walk over all timers of its thread.
+            zmq.HEARTBEAT_IVL: 5000,
+            zmq.HEARTBEAT_TIMEOUT: 10_000,
             zmq.HANDSHAKE_IVL: 3000,
             zmq.BACKLOG: BACKLOG,
             zmq.SNDHWM: self._config.queue_messages,
@@ -141,6 +147,8 @@ class Server:
 
     def _answer_queries(self) -> None:
         for _ in range(LOCATES):
+            if not int(self._query.getsockopt(zmq.EVENTS)) & READABLE:
+                return  # asked before every state message: an exception costs more than the rest
             frames = receive(self._query)
             if frames is None:
                 return
@@ -162,7 +170,9 @@ class Server:
 
     def _state_answer(self, frames: list[bytes]) -> None:
         message, arrays = wire.decode(frames[1:])
-        out = views.ask(self.registry, frames[0], message, arrays)
+        out = None if arrays else self._texts.hear(frames[0], message)
+        if out is None:
+            out = views.ask(self.registry, frames[0], message, arrays)
         if out is None:
             out = self.commands.hear(frames[0], message, arrays)
         if out is None:
@@ -202,7 +212,10 @@ def receive(socket: zmq.Socket[bytes]) -> list[bytes] | None:
 
 def reply(socket: zmq.Socket[bytes], connection: bytes, message: Message, *arrays: bytes) -> None:
     with suppress(zmq.ZMQError):  # it is gone
-        socket.send_multipart([connection, *wire.encode(message, *arrays)], zmq.NOBLOCK)
+        *parts, last = [connection, *wire.encode(message, *arrays)]
+        for part in parts:
+            socket.send(part, NOBLOCK | MORE)
+        socket.send(last, NOBLOCK)
 
 
 def asked(frames: list[bytes]) -> int:

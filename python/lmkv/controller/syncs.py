@@ -62,7 +62,7 @@ class Syncs:
 
     def start(self) -> list[tuple[str, int, str]]:
         """(name, number, reason) of those whose turn it is."""
-        if not self._waiting:
+        if not self._waiting or len(self._running) >= self._at_once:  # asked with every message
             return []
         now, started = self._clock(), []
         for name, reason in list(self._waiting.items()):

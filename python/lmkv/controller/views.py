@@ -120,6 +120,8 @@ def status(registry: Registry, message: Status) -> StatusInfo:
         registry.syncs_waiting,
         PROTOCOL_MIN,
         PROTOCOL_MAX,
+        registry.ages.counts,
+        registry.ages.seconds,
         registry.flows.bytes,
         _versions(alive),
     )
@@ -270,6 +272,7 @@ class _Viewer:
             beat.running if beat else 0,
             beat.waiting if beat else 0,
             instance.load,
+            instance.ages.median,
         )
 
 

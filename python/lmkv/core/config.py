@@ -39,7 +39,14 @@ Word = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,200}$", description=_word
 OptionalWord = Annotated[
     str, Meta(pattern=r"^[A-Za-z0-9._-]{0,200}$", description=f"empty, or {_word}")
 ]
-Text = Annotated[str, Meta(max_length=4096, description="a text of at most 4096 characters")]
+Text = Annotated[
+    str,
+    Meta(
+        pattern=r"\A[^\x00-\x1f\x7f\ud800-\udfff]*\Z",
+        max_length=4096,
+        description="a text of at most 4096 characters, none of them for control",
+    ),
+]
 
 
 class ConfigError(ValueError):
@@ -107,6 +114,13 @@ class InstanceConfig(Config, kw_only=True, frozen=True):
     data_interface: Annotated[
         str, Meta(pattern=r"^[A-Za-z0-9_.,:@-]{1,256}$", description="a network interface's name")
     ] = "lo"
+    control_interface: Annotated[
+        str,
+        Meta(
+            pattern=r"^[A-Za-z0-9_.:@\[\]-]{0,256}$",
+            description="empty, a network interface's name, or an address",
+        ),
+    ] = ""  # of control sockets, for ranks on several hosts; "": unix sockets in run_dir
     data_ports: Annotated[
         str,
         Meta(
@@ -145,6 +159,7 @@ class ControllerConfig(Config, kw_only=True, frozen=True):
     http_rate: Count = 1000  # requests a second of one client
     tokens: Text = ""  # file; "": the one among `keys`, where there is one
     require_salt: Annotated[bool, Meta(description="true or false")] = False
+    compat: Annotated[Literal["", "lmcache"], Meta(description="empty, or lmcache")] = ""
     heartbeat: Duration = 1.0
     suspect_after_beats: Count = 3
     dead_after_beats: Count = 5

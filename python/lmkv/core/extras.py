@@ -20,6 +20,7 @@ from typing import Any
 from lmkv import _native
 
 SALT, LORA, MULTIMODAL, EMBEDS = 1, 2, 3, 4
+NAMES = 1024  # of adapters that are remembered
 
 # vLLM's hash of a multimodal input (BLAKE3, SHA-256, SHA-512), behind a LoRA's name where the
 # adapter changes the embeddings. Names that clients give to their inputs do not look like that.
@@ -139,9 +140,23 @@ class AdapterHashes:
     def __init__(self) -> None:
         self._hashes: dict[tuple[object, ...], bytes] = {}  # by the files' signature
         self._loaded: dict[int, tuple[object, ...]] = {}  # vLLM's adapter id: its signature
+        self._named: dict[str, bytes] = {}  # of requests, the latest last
+
+    def named(self, name: str) -> bytes | None:
+        """What the last request with an adapter of this name was keyed by; any thread may ask."""
+        return self._named.get(name)
 
     def hash(self, lora: Any) -> bytes | OptedOut:
         """32 bytes for a vLLM `LoRARequest`, or why there are none."""
+        content = self._hash(lora)
+        self._named.pop(lora.lora_name, None)
+        if isinstance(content, bytes):
+            self._named[lora.lora_name] = content
+            if len(self._named) > NAMES:
+                del self._named[next(iter(self._named))]
+        return content
+
+    def _hash(self, lora: Any) -> bytes | OptedOut:
         try:
             files = self._files(Path(lora.lora_path))
             signature = (

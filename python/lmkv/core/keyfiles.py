@@ -13,6 +13,7 @@ is wrong is a `BadKeys` whose sentence names the file.
 
 from __future__ import annotations
 
+import hmac
 import os
 import re
 import stat
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import zmq
+from zmq.utils import z85
 
 SERVER, CLIENT, DATA = "server", "client", "data"
 CLIENTS, TOKENS = "clients", "tokens"
@@ -46,6 +48,13 @@ class ClientKeys(NamedTuple):
 
 def new_pair() -> Pair:
     return Pair(*zmq.curve_keypair())
+
+
+def derived(pair: Pair, name: str) -> Pair:
+    """A further pair, which whoever has `pair` can make too, and which does not betray it."""
+    seed = hmac.digest(pair.secret, b"lmkv 1 " + name.encode(), "sha256")
+    secret = z85.encode(seed)
+    return Pair(zmq.curve_public(secret), secret)
 
 
 # ---------------------------------------------------------------- files

@@ -24,6 +24,7 @@ PULL_RESULTS = ("good", *PullResult.CAUSES[1:])
 COPIES = ("gather", "load")
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+AGES = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)  # seconds
 RATES = (1e6, 3e6, 1e7, 3e7, 1e8, 3e8, 1e9, 3e9, 1e10, 3e10, 1e11)  # bytes per second
 
 
@@ -96,6 +97,12 @@ CONTROLLER = (
         ("state",),
         GRANULE_STATES,
         "pool_granules",
+    ),
+    Metric(
+        "lmkv_retired_age_seconds",
+        "Age of slots as they were retired for room, in all pools: what their traffic lasts.",
+        field="retired_ages",
+        buckets=AGES,
     ),
     Metric("lmkv_heartbeats_total", "Heartbeats applied.", field="heartbeats"),
     Metric("lmkv_lag_seconds", "Age of the oldest heartbeat of any that is not dead.", field="lag"),
@@ -171,6 +178,11 @@ INSTANCE = (
         "Granules of the pool (16 a slot), by state.",
         ("state",),
         GRANULE_STATES,
+    ),
+    Metric(
+        "vllm:lmkv_retired_age_seconds",
+        "Age of slots as they were retired for room.",
+        buckets=AGES,
     ),
     Metric("vllm:lmkv_announced_keys_total", "Chunks that others can find since."),
     Metric("vllm:lmkv_retracted_keys_total", "Chunks that others find no more."),

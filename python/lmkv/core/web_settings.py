@@ -11,7 +11,7 @@ MOST_BYTES = 1 << 16  # what a pipe takes at once
 
 
 class WebSettings(msgspec.Struct, omit_defaults=True):
-    public: bytes = b""  # the web process's own keys, of this life of the controller
+    public: bytes = b""  # the web process's own keys
     secret: bytes = b""
     server: bytes = b""  # the controller's
     tokens: str = ""  # the file; "": whoever reaches the port may do all
@@ -19,6 +19,7 @@ class WebSettings(msgspec.Struct, omit_defaults=True):
     key: str = ""
     rate: int = 1000  # requests a second of one client
     log: str = "text"
+    compat: str = ""  # whose paths are served too: lmcache
 
     def pipe(self) -> int:
         """A descriptor to read it from."""

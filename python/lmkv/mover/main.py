@@ -20,7 +20,9 @@ import zmq
 
 from lmkv import __version__, _native
 from lmkv.core import messages, wire
+from lmkv.core.keyfiles import Pair
 from lmkv.core.messages import Attach, Message, MoverConfig, MoverState, Segments
+from lmkv.core.rank_sockets import Place, RankSocket
 from lmkv.mover import transport
 from lmkv.mover.peers import Peers
 from lmkv.mover.pulls import Answer, Pulls
@@ -56,14 +58,16 @@ class Mover:
         try:
             self._share = ShareServer(config.share_socket, config.rank, config.uids, time.monotonic)
             self._context = zmq.Context()
-            self._control = self._context.socket(zmq.ROUTER)
             # After a pause of ours the agent comes back before its old connection is noticed to be
             # gone; the new one is the agent.
-            self._control.setsockopt(zmq.ROUTER_HANDOVER, 1)
-            self._control.bind(f"ipc://{config.control_socket}")
+            options: dict[int, int] = {zmq.ROUTER_HANDOVER: 1}
+            where = _place(config)
+            self._bound = RankSocket(self._context, config.control_socket, where, options)
+            self._control = self._bound.socket
         except (OSError, zmq.ZMQError) as error:
             raise Fatal(
-                f"sockets {config.share_socket} and {config.control_socket}: {error}"
+                f"sockets {config.share_socket} and "
+                f"{config.control_host or config.control_socket}: {error}"
             ) from None
         self._epoch = 0
         self._agents: transport.Agents | None = None
@@ -93,9 +97,11 @@ class Mover:
                 transport.check_ports(self._config.data_interface, ports)
             self._agents = transport.open_agents(library, self._config.agent)
             transport.self_test(self._agents)
-            transport.check_listeners(self._config.data_interface)
+            transport.check_listeners(self._config.data_interface, self._bound.listens_at)
         except transport.NixlError as error:
-            if transport.listeners():  # agents that must not be reached: only the end closes them
+            if set(transport.listeners()) - {
+                self._bound.listens_at
+            }:  # agents that must not be reached: only the end closes them
                 raise Fatal(str(error)) from None
             self._error = str(error)
             self._agents = None
@@ -220,6 +226,7 @@ class Mover:
             segments=self._pool.segments,
             error=self._error,
             versions=self._versions,
+            control=self._bound.address,
         )
 
     def _tell(self) -> None:
@@ -283,10 +290,17 @@ class Mover:
             time.sleep(0.005)
 
     def close(self) -> None:
+        self._control.setsockopt(zmq.LINGER, LINGER_MS)
+        self._bound.close()
         self._context.destroy(linger=LINGER_MS)
         self._share.close()
         if os.path.exists(self._config.control_socket):
             os.unlink(self._config.control_socket)
+
+
+def _place(config: MoverConfig) -> Place | None:
+    pair = Pair(config.data_public, config.data_secret) if config.data_secret else None
+    return Place(config.control_host, pair) if config.control_host else None
 
 
 def main() -> None:

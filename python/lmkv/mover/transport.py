@@ -6,7 +6,6 @@ find_library() -> check_ports() -> open_agents() -> self_test() -> check_listene
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import itertools
 import os
@@ -17,13 +16,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lmkv import _native
+from lmkv.core.interfaces import address_of
 
 PACKAGES = ("nixl_cu13", "nixl_cu12")
 INSTALL = "pip install 'lmkv[nixl]'"
 # The C library has no version of its own, so the wheel's decides; versions tried: 1.5.1.
 TESTED = ((1, 5, 1), (1, 6, 0))  # from, below
 PORTS = 2  # a listener for each of the two agents
-SIOCGIFADDR = 0x8915
 LISTEN = "0A"
 
 
@@ -151,13 +150,14 @@ def _address(text: str) -> str:
     return socket.inet_ntop(socket.AF_INET if len(raw) == 4 else socket.AF_INET6, raw)
 
 
-def check_listeners(interface: str) -> None:
-    """UCX ignores a misspelt setting and then listens on every interface: so look."""
+def check_listeners(interface: str, own: tuple[str, int] | None = None) -> None:
+    """UCX ignores a misspelt setting and then listens on every interface: so look. `own` is the
+    control socket's."""
     allowed = {"127.0.0.1", "::1"}
     if interface != "lo":
         allowed.add(interface_address(interface))
     for address, port in listeners():
-        if address not in allowed:
+        if address not in allowed and (address, port) != own:
             raise NixlError(
                 f"the mover listens on {address}:{port}, which is not an address of the "
                 f"data interface {interface!r} ({', '.join(sorted(allowed))})"
@@ -166,9 +166,7 @@ def check_listeners(interface: str) -> None:
 
 def interface_address(interface: str) -> str:
     """Its IPv4 address. Raises NixlError."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        request = struct.pack("256s", interface.encode()[:15])
-        try:
-            return socket.inet_ntoa(fcntl.ioctl(probe, SIOCGIFADDR, request)[20:24])
-        except OSError as error:
-            raise NixlError(f"data_interface {interface!r} has no address: {error}") from None
+    try:
+        return address_of(interface)
+    except OSError as error:
+        raise NixlError(f"data_interface {interface!r} has no address: {error}") from None

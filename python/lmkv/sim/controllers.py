@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from lmkv.core.client import Client, Unreachable
+from lmkv.core.keyfiles import ClientKeys
 from lmkv.core.messages import Status, StatusInfo
 
 STARTED = 20.0  # seconds that one has to listen
@@ -22,8 +23,8 @@ class NoController(Exception):
 
 
 class ControllerProcess:
-    """A real controller without web, at any free ports; `settings` are ControllerConfig's, and
-    `before` is put before its command line."""
+    """A real controller without web, at any free ports; `settings` are ControllerConfig's, those of
+    the environment do not count, and `before` is put before its command line."""
 
     def __init__(
         self, settings: dict[str, str] | None = None, port: int = 0, before: Sequence[str] = ()
@@ -31,12 +32,14 @@ class ControllerProcess:
         words = [*before, sys.executable, "-m", "lmkv.controller.main", "--port", str(port)]
         for name, value in {"web": "false", **(settings or {})}.items():
             words += [f"--{name.replace('_', '-')}", value]
-        self._process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+        own = {k: v for k, v in os.environ.items() if not k.startswith("LMKV_") or k == "LMKV_ISA"}
+        self._process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=own)
         line = self._line()
         if "listening at " not in line:
             self.end()
             raise NoController(f"a controller could not be started: {line.strip() or 'no answer'}")
         self.address = line.partition("listening at ")[2].partition(",")[0]
+        self.query = line.partition("queries at ")[2].strip()
         self.pid = self._process.pid
 
     def _line(self) -> str:
@@ -69,10 +72,10 @@ def usage(pid: int) -> Usage:
     return Usage(ticks / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20))
 
 
-def status(address: str, deadline: float = 5.0) -> StatusInfo:
+def status(address: str, deadline: float = 5.0, keys: ClientKeys | None = None) -> StatusInfo:
     """Raises NoController."""
     try:
-        with Client(address, deadline) as client:
+        with Client(address, deadline, keys) as client:
             info, _ = client.ask(Status(1, brief=True))
     except (Unreachable, ValueError) as error:
         raise NoController(str(error)) from None
@@ -81,10 +84,16 @@ def status(address: str, deadline: float = 5.0) -> StatusInfo:
     return info
 
 
-def whole(addresses: list[str], instances: int, least: int = 0) -> bool:
-    """Whether each is ready and has all of so many instances, none in a sync."""
+def whole(
+    addresses: Sequence[str], instances: int, least: int = 0, keys: ClientKeys | None = None
+) -> bool:
+    """Whether each is ready and has all of so many instances, none in a sync. One that does not
+    answer at once is not."""
     for address in addresses:
-        info = status(address)
+        try:
+            info = status(address, 1.0, keys)
+        except NoController:
+            return False
         alive = sum(info.states.get(state, 0) for state in ("live", "incompatible"))
         if info.state != "ready" or alive < instances or info.syncs or info.keys < least:
             return False

@@ -19,6 +19,7 @@ import zmq
 
 from lmkv.agent.links import Link
 from lmkv.core.clock import Clock
+from lmkv.core.keyfiles import ClientKeys
 from lmkv.core.messages import AnyMessage
 
 BATCH = 8  # ordinary jobs between two looks for urgent ones
@@ -30,11 +31,12 @@ class HubLink(Link):
     """A DEALER that a `Hub` waits for."""
 
     def __init__(self, address: str, hub: Hub, wake: Job, urgent: bool) -> None:
-        super().__init__(address)
+        super().__init__(address, hub.keys)
         self.wake, self.urgent = wake, urgent
         self.waits = False  # its `wake` is about to be called
         self._hub = hub
-        self._used = self._full = False  # received from; could not send
+        self.full = False  # could not send
+        self._used = False  # received from
         descriptor = self.socket.getsockopt(zmq.FD)
         assert isinstance(descriptor, int)
         self.descriptor = descriptor
@@ -45,11 +47,11 @@ class HubLink(Link):
         """A message, or room where there was none."""
         events = self.socket.getsockopt(zmq.EVENTS)
         assert isinstance(events, int)
-        return bool(events & zmq.POLLIN or (self._full and events & zmq.POLLOUT))
+        return bool(events & zmq.POLLIN or (self.full and events & zmq.POLLOUT))
 
     def send_frames(self, frames: list[bytes]) -> bool:
-        self._full = not super().send_frames(frames)
-        return not self._full
+        self.full = not super().send_frames(frames)
+        return not self.full
 
     def receive(self, limit: int = 256) -> Iterator[tuple[AnyMessage, list[bytes]]]:
         self._used = True
@@ -58,7 +60,7 @@ class HubLink(Link):
     def look_again(self) -> None:
         """To be called after what may have used it: what has come meanwhile is not told again. What
         nobody has asked for since stays where it is."""
-        if (self._used or self._full) and not self.socket.closed:
+        if (self._used or self.full) and not self.socket.closed:
             self._used = False
             self._hub.look(self)
 
@@ -68,8 +70,10 @@ class HubLink(Link):
 
 
 class Hub:
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, keys: ClientKeys | None = None) -> None:
+        """`keys`: of all its links, where controllers ask for them."""
         self.clock = clock
+        self.keys = keys
         self.late: deque[float] = deque(maxlen=1 << 16)  # seconds that timed jobs waited too long
         self._epoll = select.epoll()
         self._links: dict[int, HubLink] = {}
@@ -113,7 +117,7 @@ class Hub:
             self._wake(self._ready.popleft())
 
     def _wake(self, link: HubLink) -> None:
-        link.waits = False
+        link.waits = link.full = False  # who still has something to send finds out again
         if not link.socket.closed:
             link.wake()
 

@@ -65,6 +65,7 @@ class Seen:
     waits: deque[float] = field(default_factory=lambda: deque(maxlen=1 << 20))  # until known
     locates_sent: int = 0
     resent: int = 0  # of them, to the next controller
+    late: int = 0  # answers after the deadline: when they came is not known
     begun: int = 0
     ended: int = 0
 
@@ -74,8 +75,9 @@ class Questions:
 
     KEPT = 1024
 
-    def __init__(self, clock: Clock, seen: Seen) -> None:
+    def __init__(self, clock: Clock, deadline: float, seen: Seen) -> None:
         self._clock = clock
+        self._deadline = deadline
         self._seen = seen
         self._asked: dict[int, tuple[float, bool]] = {}  # by request; True: again
 
@@ -93,9 +95,13 @@ class Questions:
     def heard(self, message: AnyMessage) -> None:
         if isinstance(message, Located) and message.request in self._asked:
             began, again = self._asked.pop(message.request)
-            self._seen.locates.append(self._clock() - began)
+            seconds = self._clock() - began
+            if seconds > self._deadline:
+                self._seen.late += 1
+                return
+            self._seen.locates.append(seconds)
             if again:
-                self._seen.switched.append(self._clock() - began)
+                self._seen.switched.append(seconds)
 
 
 class AskingLink(HubLink):
@@ -133,7 +139,7 @@ class Instance:
         self._shape = shape
         self._hub = hub
         self._seen = seen
-        self._questions = Questions(hub.clock, seen)
+        self._questions = Questions(hub.clock, config.locate_deadline, seen)
         self._controllers = set(config.controllers)
         self._links: list[HubLink] = []
         self._turn_at = float("inf")  # when the background is due, at the earliest

@@ -59,6 +59,7 @@ class Run:
     retracted_chunks: int
     locates: int  # sent
     resent: int  # of them, to the next controller, as one did not answer in its part of the time
+    late: int  # of them, answered after the deadline of all: when is not known
     locate: Latency  # from a question, first sent, to its answer
     switched: Latency  # of those that were resent
     known: Latency  # from a request's arrival until it is known what is loaded

@@ -6,9 +6,10 @@ import zmq
 
 from lmkv.core.descriptors import allow_descriptors
 
-A_CONTROLLER = 3  # sockets of an instance: its stream's, and two for questions
+A_CONTROLLER = 5  # sockets of an instance: a stream, two for questions, two to replace these
 A_SOCKET = 2  # descriptors
 OTHERS = 512
+IO_THREADS = 2  # of ZMQ; that many instances have one each
 
 
 class TooMany(Exception):
@@ -31,3 +32,4 @@ def make_room(instances: int, controllers: int) -> None:
             f"and {allowed} are allowed: ulimit -n {needed}"
         )
     zmq.Context.instance().set(zmq.MAX_SOCKETS, sockets)
+    zmq.Context.instance().set(zmq.IO_THREADS, IO_THREADS)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from lmkv.core.config import split_address
 from lmkv.core.descriptors import allow_descriptors
+from lmkv.core.keyfiles import ClientKeys
 from lmkv.sim import trace
 from lmkv.sim.controllers import ControllerProcess, status
 from lmkv.sim.instance import CHUNK, Shape
@@ -39,6 +40,7 @@ class Options:
     prefill_rate: float = 8000.0  # tokens/s of an engine
     kv_bytes: int = 131_072  # of a token, over all layers
     seed: int = 1
+    keys: ClientKeys | None = None  # of controllers that run already, where they ask for them
 
 
 def check(options: Options) -> None:
@@ -115,9 +117,10 @@ def _one(options: Options, asked: list[trace.Asked], pool: int) -> Run:
             while len(started) < where:
                 started.append(ControllerProcess())
             where = [process.address for process in started]
+        plan = _plan(options, pool, where, [one.pid for one in started])
         for address in where:
-            status(address)
-        simulation = Simulation(_plan(options, pool, where, [one.pid for one in started]))
+            status(address, keys=plan.keys)
+        simulation = Simulation(plan)
         simulation.open()
         simulation.feed(asked, options.rate, options.seconds)
         simulation.settle()
@@ -132,4 +135,5 @@ def _one(options: Options, asked: list[trace.Asked], pool: int) -> Run:
 def _plan(options: Options, pool: int, where: list[str], pids: list[int]) -> Plan:
     rates = Rates(options.pull_rate * 1e9, options.copy_rate * 1e9)
     shape = Shape(pool, CHUNK * options.kv_bytes, rates, options.prefill_rate)
-    return Plan(options.instances, shape, where, pids, options.route, options.seed)
+    keys = None if pids else options.keys
+    return Plan(options.instances, shape, where, pids, options.route, options.seed, keys=keys)

@@ -14,6 +14,7 @@ from typing import Any
 
 from lmkv.core.clock import Clock, Deadline, monotonic
 from lmkv.core.config import InstanceConfig, load
+from lmkv.core.keyfiles import ClientKeys
 from lmkv.sim import trace
 from lmkv.sim.controllers import NoController, Usage, status, usage, whole
 from lmkv.sim.hub import Hub
@@ -39,13 +40,14 @@ class Plan:
     route: str = "round_robin"
     seed: int = 1
     settings: dict[str, Any] | None = None  # InstanceConfig's
+    keys: ClientKeys | None = None  # where controllers ask for them
 
 
 class Simulation:
     def __init__(self, plan: Plan, clock: Clock = monotonic) -> None:
         self.plan = plan
         self.seen = Seen()
-        self.hub = Hub(clock)
+        self.hub = Hub(clock, plan.keys)
         config = load(InstanceConfig, {"controllers": plan.controllers, **(plan.settings or {})})
         self.instances = [
             Instance(f"sim-{i:05d}", config, plan.shape, self.hub, self.seen, self._worker)
@@ -64,13 +66,13 @@ class Simulation:
 
     # ------------------------------------------------------------ the run
 
-    def open(self) -> None:
-        """Until all are registered everywhere. Raises NoController."""
+    def open(self, controllers: Sequence[str] | None = None) -> None:
+        """Until all are registered, at all controllers or at these. Raises NoController."""
         for instance in self.instances:
             instance.open()
             self.turn(0.0)
         until = Deadline(REGISTERED, self.hub.clock)
-        while not self.whole():
+        while not self.whole(controllers=controllers):
             if until.over:
                 raise NoController(
                     f"the controllers do not have all {len(self.instances)} instances "
@@ -80,9 +82,10 @@ class Simulation:
         self._began, self._use = self.hub.clock(), self._usages()
         self.hub.late.clear()
 
-    def whole(self, keys: int = 0) -> bool:
+    def whole(self, keys: int = 0, controllers: Sequence[str] | None = None) -> bool:
         """Whether each controller knows all instances and has at least so many keys."""
-        return whole(self.plan.controllers, len(self.instances), keys)
+        where = controllers or self.plan.controllers
+        return whole(where, len(self.instances), keys, self.plan.keys)
 
     def turn(self, longest: float = LONGEST) -> None:
         self.hub.turn(longest)
@@ -154,6 +157,7 @@ class Simulation:
             retracted_chunks=counts["retracted_keys"],
             locates=self.seen.locates_sent,
             resent=self.seen.resent,
+            late=self.seen.late,
             locate=latency(self.seen.locates),
             switched=latency(self.seen.switched),
             known=latency(self.seen.waits),
@@ -171,7 +175,7 @@ class Simulation:
     def _controller(
         self, i: int, address: str, used: Sequence[float], now: Sequence[Usage]
     ) -> ControllerUse:
-        info = status(address)
+        info = status(address, keys=self.plan.keys)
         use = ControllerUse(
             address,
             info.state,

@@ -8,7 +8,7 @@ from functools import partial
 from lmkv.core.messages import Lookup, LookupInfo
 from lmkv.sim.hub import Hub, HubLink
 
-EVERY = 0.02  # seconds between two samples
+EVERY = 0.1  # seconds between two samples
 AGAIN = 0.001  # seconds after which it is asked again
 LONGEST = 5.0  # then it is given up, and counted
 

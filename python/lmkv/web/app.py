@@ -10,7 +10,17 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from lmkv import __version__, _native
 from lmkv.core.messages import PROTOCOL_MAX, PROTOCOL_MIN
-from lmkv.web import dashboard, docs_page, errors, login, metrics, models, operations, rest
+from lmkv.web import (
+    dashboard,
+    docs_page,
+    errors,
+    lmcache,
+    login,
+    metrics,
+    models,
+    operations,
+    rest,
+)
 from lmkv.web.auth import Gate, Tokens, needs
 from lmkv.web.cluster_view import HEALTH_DEADLINE, ClusterView
 from lmkv.web.errors import Problem
@@ -28,8 +38,10 @@ def build(
     controller_pid: int,
     tokens: Tokens,
     buckets: Buckets,
+    compat: str = "",
     pages: FastAPI | None = None,
 ) -> FastAPI:
+    """`compat`: `lmcache` for its paths beside."""
     app = FastAPI(
         title="lmkv",
         version=__version__,
@@ -49,6 +61,8 @@ def build(
     app.include_router(login.routes(tokens))
     app.include_router(operations.routes(view))  # its paths end those of instances
     app.include_router(rest.routes(view, hub))
+    if compat == "lmcache":
+        app.include_router(lmcache.routes(view))
 
     @app.get("/openapi.json", include_in_schema=False, dependencies=[needs("read")])
     async def description() -> dict[str, Any]:

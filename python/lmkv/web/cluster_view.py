@@ -53,6 +53,7 @@ R = TypeVar("R", bound=msgspec.Struct)
 HEALTH_DEADLINE = 1.0
 COMMAND_DEADLINE = 10.0
 COMMANDS = 32  # at once, so that other questions have room
+TEXTS = 8  # lookups of text at once: an instance takes 16 commands
 SPARE = 1.0  # seconds that an answer which waits may take beyond its wait
 
 
@@ -62,6 +63,7 @@ class ClusterView:
         self._others = _Others(client.keys)
         self._max_frame_bytes = 0  # 0: not told yet
         self._commands = 0  # that wait for instances
+        self._texts = asyncio.Semaphore(TEXTS)
 
     async def close(self) -> None:
         """Of what it has opened itself."""
@@ -98,26 +100,22 @@ class ClusterView:
     async def events(self, after: int, wait: float) -> Events:
         return await self._ask(Subscribe(after=after, wait=wait), Events, deadline=wait + SPARE)
 
-    async def lookup(
-        self, tokens: Sequence[int], keys: Sequence[str], salt: str, like: str
-    ) -> LookupInfo:
-        question = Lookup(tokens=list(tokens), salt=salt, like=like)
+    async def lookup(self, question: Lookup, keys: Sequence[str] = ()) -> LookupInfo:
         arrays = [b"".join(map(bytes.fromhex, keys))] if keys else []
-        await self._check_size(question)
-        return await self._ask(question, LookupInfo, *arrays)
+        return await self._prompt(question, LookupInfo, *arrays)
 
-    async def route(
-        self, prompts: Sequence[tuple[Sequence[int], str]], model: str, limit: int
-    ) -> list[list[Candidate]]:
-        """Candidates for each (tokens, salt); one question each, so that none holds up others."""
-        questions = [
-            Route(tokens=list(tokens), model=model, salt=salt, limit=limit)
-            for tokens, salt in prompts
-        ]
-        for question in questions:
-            await self._check_size(question)
-        asked = [self._ask(question, Routed) for question in questions]
+    async def route(self, questions: Sequence[Route]) -> list[list[Candidate]]:
+        """Candidates for each; one question each, so that none holds up others."""
+        asked = [self._prompt(question, Routed) for question in questions]
         return [answer.candidates for answer in await asyncio.gather(*asked)]
+
+    async def _prompt(self, question: Lookup | Route, kind: type[M], *arrays: bytes) -> M:
+        """An instance has its part where it is not tokens."""
+        await self._check_size(question)
+        if arrays or not (question.text or question.messages or question.lora):
+            return await self._ask(question, kind, *arrays)
+        async with self._texts:
+            return await self._ask(question, kind, deadline=COMMAND_DEADLINE + SPARE)
 
     async def command(
         self,
@@ -155,9 +153,11 @@ class ClusterView:
             await self.status()
         size = len(wire.encode(question)[0])
         if self._max_frame_bytes and size > self._max_frame_bytes:
-            text = f"tokens: a message of {size} bytes, and the controller takes at most "
+            forms = (name for name in ("text", "messages") if getattr(question, name, None))
+            field = next(forms, "tokens")
+            text = f"{field}: a message of {size} bytes, and the controller takes at most "
             text += f"{self._max_frame_bytes} (its setting max_frame_bytes)"
-            raise Problem(413, "too_large", text, "tokens")
+            raise Problem(413, "too_large", text, field)
 
     async def _ask(
         self, question: Message, kind: type[M], *arrays: bytes, deadline: float | None = None

@@ -62,7 +62,7 @@ async def serve(
     pages = dashboard.load(view, hub, tokens)
     following = asyncio.create_task(hub.run())
     config = uvicorn.Config(
-        build(view, hub, controller_pid, tokens, Buckets(settings.rate), pages),
+        build(view, hub, controller_pid, tokens, Buckets(settings.rate), settings.compat, pages),
         http=Connection,
         ws="none" if pages is None else "wsproto",
         ws_max_size=MOST_BYTES,

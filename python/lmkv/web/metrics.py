@@ -8,13 +8,18 @@ causes and states is one, `other`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
 from prometheus_client.core import Metric as Family
 
 from lmkv.core.messages import InstanceState, StatusInfo
-from lmkv.core.metrics import CONTROLLER, COUNTER, OTHER, Metric
+from lmkv.core.metrics import CONTROLLER, COUNTER, HISTOGRAM, OTHER, Metric
 
 INSTANCES = 64  # that have series of their own
 Samples = Iterator[tuple[tuple[str, ...], float]]  # values of labels, and the sample's
@@ -28,6 +33,9 @@ class StatusCollector:
 
     def collect(self) -> Iterator[Family]:
         for metric in CONTROLLER:
+            if metric.kind == HISTOGRAM:
+                yield _histogram(self._info, metric)
+                continue
             kind = CounterMetricFamily if metric.kind == COUNTER else GaugeMetricFamily
             family = kind(metric.name, metric.text, labels=metric.labels)
             for labels, value in self._samples(metric):
@@ -48,6 +56,14 @@ class StatusCollector:
             yield from _known(getattr(info, metric.field), metric)
         else:
             yield (), getattr(info, metric.field)
+
+
+def _histogram(info: StatusInfo, metric: Metric) -> Family:
+    counts = [*info.retired_ages, *[0] * (len(metric.buckets) + 1)][: len(metric.buckets) + 1]
+    bounds = [*map(str, metric.buckets), "+Inf"]
+    family = HistogramMetricFamily(metric.name, metric.text)
+    family.add_metric((), list(zip(bounds, accumulate(counts))), info.retired_seconds)
+    return family
 
 
 def _of(instance: InstanceState, metric: Metric) -> Samples:

@@ -6,12 +6,14 @@ more bits than JavaScript's numbers.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 
 TOKENS = 1 << 20  # of a prompt
 PROMPTS = 64  # of a batch
+CHARACTERS = 1 << 20  # of a text
+MESSAGES = 1024
 
 Epoch = Annotated[
     int,
@@ -93,6 +95,9 @@ class Instance(Answer):
     running: int
     waiting: int
     load: float
+    retired_age: float = Field(
+        description="median age of slots as they were retired for room, from above; 0: none was"
+    )
     hit_tokens: dict[str, int]
     miss_tokens: dict[str, int]
     pool_granules: dict[str, int]
@@ -227,30 +232,40 @@ class Why(Answer):
 
 # ---------------------------------------------------------------- prompts
 
-UNSERVED = ("text", "messages", "lora")
+
+class ChatMessage(Body):
+    role: Annotated[str, Field(min_length=1, max_length=64)]
+    content: Annotated[str, Field(max_length=CHARACTERS)]
+    name: Text = ""
 
 
 class Prompt(Body):
-    """Token ids. `text`, `messages` and `lora` are refused until instances tokenise."""
+    """One of `tokens`, `text` and `messages`. Text is put to an instance of the model, which has
+    the tokenizer and the chat template."""
 
     tokens: list[Token] = Field(default=[], max_length=TOKENS)
+    text: str = Field(default="", max_length=CHARACTERS)
+    messages: list[ChatMessage] = Field(default=[], max_length=MESSAGES)
     salt: Text = Field(default="", description="the request's cache_salt")
-    text: Any = None
-    messages: Any = None
-    lora: Any = None
+    lora: Text = Field(default="", description="the name that requests have it by")
 
-    def unserved(self) -> str:
-        """The name of a field that this release does not serve, or ""."""
-        return next((name for name in UNSERVED if getattr(self, name)), "")
+    def given(self) -> list[str]:
+        """The names of the forms in which there is a prompt."""
+        return [name for name in ("tokens", "text", "messages") if getattr(self, name)]
+
+    def chat(self) -> list[dict[str, str]]:
+        return [message.model_dump(exclude_defaults=True) for message in self.messages]
 
 
 class Lookup(Prompt):
     keys: list[Key] = Field(default=[], max_length=4096, description="instead of tokens")
     like: Text = Field(default="", description="the instance whose keys are meant")
+    model: Text = Field(default="", description="may be left out where all share alike")
 
 
 class Found(Answer):
     chunk_tokens: int
+    tokens: int = Field(description="of the prompt; 0 where keys were given")
     keys: list[str] = Field(description="hex, one a chunk")
     holders: list[list[str]] = Field(description="instances that have the chunk, one list a chunk")
     matched: dict[str, int] = Field(description="tokens of the whole prefix, by instance")
@@ -265,12 +280,6 @@ class Locate(Prompt):
     model: Text = Field(default="", description="may be left out where all serve the same")
     prompts: list[Prompt] | None = Field(default=None, min_length=1, max_length=PROMPTS)
     limit: int = Field(default=16, ge=1, le=1000, description="candidates a prompt")
-
-    @model_validator(mode="after")
-    def one_or_several(self) -> Locate:
-        if self.prompts is not None and self.tokens:
-            raise ValueError("tokens and prompts exclude each other")
-        return self
 
 
 class Candidate(Answer):

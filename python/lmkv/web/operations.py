@@ -16,7 +16,7 @@ UNANSWERED: Errors = {
     status: {"model": models.Error, "description": text}
     for status, text in {
         409: "the instance is suspect or dead, or ended meanwhile",
-        429: "too many commands are not answered, or this one runs",
+        429: "too many requests, too many commands that are not answered, or this one runs",
         501: "the instance's release does not know the operation",
         504: "the instance did not answer in time",
     }.items()

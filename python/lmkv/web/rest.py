@@ -91,19 +91,39 @@ def routes(view: ClusterView, hub: Hub) -> APIRouter:
 
     @router.post("/lookup", summary="Who holds a prompt, chunk by chunk")
     async def lookup(body: models.Lookup) -> models.Found:
-        _served(body)
-        if bool(body.tokens) == bool(body.keys):
-            raise Problem(400, "field", "tokens: either tokens or keys are looked up", "tokens")
-        found = await view.lookup(body.tokens, body.keys, body.salt, body.like)
-        return models.Found.model_validate(found)
+        _one_form(body, "", ["keys"] if body.keys else [])
+        question = messages.Lookup(
+            tokens=body.tokens,
+            text=body.text,
+            messages=body.chat(),
+            salt=body.salt,
+            lora=body.lora,
+            like=body.like,
+            model=body.model,
+        )
+        return models.Found.model_validate(await view.lookup(question, body.keys))
 
     @router.post("/locate", summary="For routers: instances, those with the longest prefix first")
     async def locate(body: models.Locate) -> models.Located:
         prompts: list[models.Prompt] = [body] if body.prompts is None else [*body.prompts]
+        if body.prompts is not None and (given := body.given()):
+            text = f"{given[0]}: {given[0]} and prompts exclude each other"
+            raise Problem(400, "field", text, given[0])
         for i, prompt in enumerate(prompts):
-            _served(prompt, "" if body.prompts is None else f"prompts.{i}.")
-        asked = [(prompt.tokens, prompt.salt or body.salt) for prompt in prompts]
-        found = [_candidates(each) for each in await view.route(asked, body.model, body.limit)]
+            _one_form(prompt, "" if body.prompts is None else f"prompts.{i}.", [], least=0)
+        asked = [
+            messages.Route(
+                tokens=prompt.tokens,
+                text=prompt.text,
+                messages=prompt.chat(),
+                model=body.model,
+                salt=prompt.salt or body.salt,
+                lora=prompt.lora or body.lora,
+                limit=body.limit,
+            )
+            for prompt in prompts
+        ]
+        found = [_candidates(each) for each in await view.route(asked)]
         if body.prompts is None:
             return models.Located(candidates=found[0].candidates)
         return models.Located(candidates=[], prompts=found)
@@ -111,11 +131,13 @@ def routes(view: ClusterView, hub: Hub) -> APIRouter:
     return router
 
 
-def _served(prompt: models.Prompt, before: str = "") -> None:
-    field = prompt.unserved()
-    if field:
-        text = f"{before}{field}: this release looks up tokens or keys only"
-        raise Problem(400, "field", text, before + field)
+def _one_form(prompt: models.Prompt, before: str, more: list[str], least: int = 1) -> None:
+    given = prompt.given() + more
+    if least <= len(given) <= 1:
+        return
+    field = before + (given[1] if given else "tokens")
+    text = f"{field}: a prompt is given once, as tokens, text, messages"
+    raise Problem(400, "field", text + (" or keys" if least else ""), field)
 
 
 def _candidates(found: list[messages.Candidate]) -> models.Candidates:

@@ -1,6 +1,6 @@
 """The worker's socket to its agent: Attach -> WorkerState, and what changes or ends after it.
 
-A ROUTER (ipc) in `run_dir`, one thread. The agent that attached last is told; until one has, and
+A ROUTER (`rank_sockets.py`), one thread. The agent that attached last is told; until one has, and
 while it cannot be reached, messages wait, and of the state only the present one is ever sent. What
 goes out as a connection breaks may be lost, so a store's report is repeated until it is answered.
 """
@@ -27,9 +27,16 @@ from lmkv.core.messages import (
     StoredOk,
     WorkerState,
 )
+from lmkv.core.rank_sockets import Place, RankSocket
 from lmkv.worker.copies import Once
 
 TICK_MS, RETRY_MS = 1000, 100
+OPTIONS: dict[int, int] = {
+    zmq.LINGER: 0,
+    zmq.SNDHWM: 0,  # a report that is dropped is a slot lost
+    zmq.ROUTER_MANDATORY: 1,  # say so when the agent is not there
+    zmq.ROUTER_HANDOVER: 1,  # an agent's new connection is the agent
+}
 REPEAT_S = 1.0  # a report that is not answered
 
 
@@ -45,8 +52,8 @@ class Control:
         replace: Callable[[int], None],
         check: Callable[[Check, list[bytes]], None],
         clock: Clock = monotonic,
+        where: Place | None = None,
     ) -> None:
-        self.address = f"ipc://{path}"
         self._path = path
         self._state = state
         self._attach = attach
@@ -63,17 +70,11 @@ class Control:
         self._stopping = False
         self._once = Once()
         self.refused = 0  # messages that were none of ours
-        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.SNDHWM, 0)  # a report that is dropped is a slot lost
-        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # say so when the agent is not there
-        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # an agent's new connection is the agent
-        try:
-            self._socket.bind(self.address)
-            os.chmod(path, 0o600)
-        except BaseException:
-            self._socket.close()
-            raise
+        # vLLM's own context has no doorman, and needs none.
+        self._own_context = None if where is None else zmq.Context()
+        context = self._own_context or zmq.Context.instance()
+        self._bound = RankSocket(context, path, where, OPTIONS)
+        self._socket, self.address = self._bound.socket, self._bound.address
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name="lmkv-control", daemon=True)
 
@@ -99,7 +100,7 @@ class Control:
         self._stopping = True
         self.wake()
         if self._thread.ident is None:
-            self._socket.close()
+            self._close()
         else:
             self._thread.join(deadline)
         with contextlib.suppress(FileNotFoundError):
@@ -118,7 +119,12 @@ class Control:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_read, 4096)
             sent = self._turn()
-        self._socket.close()
+        self._close()
+
+    def _close(self) -> None:
+        self._bound.close()
+        if self._own_context is not None:
+            self._own_context.destroy(linger=0)
 
     def _turn(self) -> bool:
         try:

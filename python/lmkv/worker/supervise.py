@@ -25,6 +25,7 @@ from lmkv import _native
 from lmkv.core import ucx, wire
 from lmkv.core.backoff import Backoff
 from lmkv.core.messages import Attach, Message, MoverConfig, MoverState, Replace, Segments, Stop
+from lmkv.core.rank_sockets import Place
 from lmkv.worker.affinity import unpin
 
 # Peers that die one after another may each take a mover along, and others want to be served.
@@ -49,6 +50,7 @@ class MoverSettings:
     uids: tuple[int, ...] = ()  # other users that may map the pool
     limbo_seconds: float = 60.0
     limbo_share: float = 1 / 16
+    control: Place | None = None  # of the mover's control socket; None: in run_dir
 
 
 def environment(settings: MoverSettings, base: Mapping[str, str]) -> dict[str, str]:
@@ -197,6 +199,7 @@ class Supervisor:
 
     def _config(self) -> MoverConfig:
         settings = self._settings
+        pair = settings.control.pair if settings.control else None
         return MoverConfig(
             rank=self._rank,
             agent=f"lmkv-{self._tag}-{self._rank}-{self.generation}-{secrets.token_hex(4)}",
@@ -212,6 +215,9 @@ class Supervisor:
             uids=list(settings.uids),
             limbo_seconds=settings.limbo_seconds,
             limbo_share=settings.limbo_share,
+            control_host=settings.control.host if settings.control else "",
+            data_public=pair.public if pair else b"",
+            data_secret=pair.secret if pair else b"",
         )
 
     def _send(self, message: Message, fds: list[int] | None = None) -> bool:

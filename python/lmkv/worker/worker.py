@@ -32,6 +32,7 @@ from lmkv.core.messages import (
     Stored,
     WorkerState,
 )
+from lmkv.core.rank_sockets import place
 from lmkv.core.steps import Load, LoadResult, StepPlan, Store
 from lmkv.worker.checker import Checker
 from lmkv.worker.control import Control
@@ -88,6 +89,7 @@ class Worker:
         self._config = config
         self._rank = rank
         self._pages = list(pages)
+        where = place(config)
         folder = identity.run_dir(config.run_dir or None)
         slot = max((group.slot for group in pages), key=lambda slot: slot.granule_bytes)
         slots = pool_size.pool_slots(config.pool_gib, ranks_on_host, slot.slot_bytes)
@@ -118,6 +120,7 @@ class Worker:
             ucx.TLS[config.nixl_tls],
             limbo_seconds=config.limbo_seconds,
             limbo_share=config.limbo_share,
+            control=where,
         )
         tag = name.partition("-")[0]
         self._run_dir = str(folder)
@@ -151,6 +154,7 @@ class Worker:
             self._mapped.forget,
             self.supervisor.replace,
             self._checker.ask,
+            where=where,
         )
 
     def _say_what_is_lacking(self, pool_bytes: int) -> None:
@@ -354,7 +358,7 @@ class Worker:
             epoch,
             version,
             info,
-            f"ipc://{self.supervisor.control_socket}" if mover else "",
+            mover.control if mover else "",
             self.supervisor.generation,
             local_segments=self.pool.segments,
             error=error,

@@ -1,4 +1,4 @@
-"""Agent and mover. The mover binds a ROUTER (ipc) in run_dir, the agent connects a DEALER."""
+"""Agent and mover. The mover binds a ROUTER (ipc in run_dir, or TCP), the agent a DEALER."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class MoverState(Message, tag="mover_state"):
     segments: U32 = 0  # that metadata and share socket cover: what may be announced as usable
     error: str = ""  # why NIXL is missing, for people
     versions: dict[str, str] = {}
+    control: str = ""  # address of the control socket
 
 
 class PullPeer(msgspec.Struct, omit_defaults=True):

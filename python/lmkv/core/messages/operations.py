@@ -110,6 +110,14 @@ class VerifyResult(msgspec.Struct, omit_defaults=True):
     differing: list[Differing] = []
 
 
+class TextResult(msgspec.Struct, omit_defaults=True):
+    """Of `lookup_text` (arguments `text` or `messages`, as JSON, and `lora`): how many token ids
+    are in the frame, and the LoRA's hash as it is in keys."""
+
+    tokens: U32 = 0
+    lora: bytes = b""
+
+
 class WhyEntry(msgspec.Struct, omit_defaults=True):
     """One request that has ended: `matched` of its prompt's `tokens` were not computed; tokens by
     cause, and by the peer that brought them. `opted_out` says why, for people."""

@@ -40,6 +40,7 @@ class InstanceState(msgspec.Struct, omit_defaults=True):
     running: U32 = 0  # requests, by its last heartbeat
     waiting: U32 = 0
     load: float = 0.0  # by which holders are weighed; 1 is sixteen requests
+    retired_age: Seconds = 0.0  # median of slots retired for room, from above; 0: none was
 
 
 class StatusInfo(Message, tag="status_info"):
@@ -75,13 +76,17 @@ class StatusInfo(Message, tag="status_info"):
     syncs_waiting: U32 = 0  # of `syncs`
     protocol_min: U32 = 0  # versions that it speaks; 0: a release that does not say
     protocol_max: U32 = 0
+    retired_ages: list[U64] = []  # slots retired for room, by `core/metrics.py`'s AGES
+    retired_seconds: float = 0.0  # the sum of these ages
     peer_bytes: U64 = 0  # that came from one instance to another
     versions: dict[str, U32] = {}  # instances that are not dead, by their release
 
 
 class Lookup(Message, tag="lookup"):
-    """Holders per chunk. Frames: keys; or no frame, and tokens (keys are made by the controller
-    with the namespace and group spec of `like`, or of the only class of instances there is)."""
+    """Holders per chunk. Frames: keys; or no frame, and tokens, text or chat messages (keys are
+    made by the controller with the namespace and group spec of `like`, or of the only class of
+    instances there is, of `model` where that is given). Text, messages and the name of a LoRA are
+    put to an instance."""
 
     request: U64 = 0
     tokens: list[U32] = []
@@ -90,6 +95,7 @@ class Lookup(Message, tag="lookup"):
     salt: str = ""
     lora: str = ""
     like: str = ""  # an instance whose namespace counts
+    model: str = ""
 
 
 class LookupInfo(Message, tag="lookup_info"):
@@ -101,10 +107,12 @@ class LookupInfo(Message, tag="lookup_info"):
     holders: list[list[str]]
     matched: dict[str, U32]
     incompatible: dict[str, str] = {}  # other instances of the model, and the field that differs
+    tokens: U32 = 0  # of the prompt; 0: keys were given
 
 
 class Route(Message, tag="route"):
-    """Which instances have the longest prefix of these tokens? For routers; nothing is handed out.
+    """Which instances have the longest prefix of these tokens, text or chat messages? For routers;
+    nothing is handed out.
 
     `model` may be left out where all instances serve the same one.
     """
@@ -114,6 +122,9 @@ class Route(Message, tag="route"):
     model: str = ""
     salt: str = ""
     limit: U32 = 16
+    text: str = ""
+    messages: list[dict[str, str]] = []
+    lora: str = ""
 
 
 class Candidate(msgspec.Struct, omit_defaults=True):

@@ -121,6 +121,8 @@ class Heartbeat(Message, tag="heartbeat"):
     pool_granules: dict[str, U64] = {}  # by state
     hot: list[tuple[bytes, U64]] = []  # every 10 s: the hottest prefixes, key and hits
     data_version: U64 = 0  # a greater one than the controller has: its `Ranks` was lost
+    retired_ages: list[U64] = []  # slots retired for room since, by `core/metrics.py`'s AGES
+    retired_seconds: Seconds = 0.0  # the sum of these ages
     peer_bytes: dict[str, U64] = {}  # that came from peers since the last heartbeat; of few names
 
 

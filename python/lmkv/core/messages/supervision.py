@@ -16,7 +16,7 @@ class MoverConfig(Message, tag="mover_config"):
 
     rank: U32
     agent: Name  # of NIXL; never used twice
-    control_socket: str  # path of the ROUTER to bind
+    control_socket: str  # path of the ROUTER to bind, unless there is a host
     share_socket: str
     pool_address: U64
     slots: U64
@@ -28,6 +28,9 @@ class MoverConfig(Message, tag="mover_config"):
     uids: list[U32] = []  # that may map the pool, beside the mover's own
     limbo_seconds: Seconds = 60.0  # past either the mover ends, and with it the READs
     limbo_share: Seconds = 1 / 16  # of the pool's slots
+    control_host: str = ""  # address at which the ROUTER binds by TCP, and its keys
+    data_public: bytes = b""
+    data_secret: bytes = b""
 
 
 class Segments(Message, tag="segments"):

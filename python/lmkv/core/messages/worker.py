@@ -1,4 +1,4 @@
-"""Agent and worker. The worker binds a ROUTER (ipc) in run_dir, the agent connects a DEALER."""
+"""Agent and worker. The worker binds a ROUTER (ipc in run_dir, or TCP), the agent a DEALER."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class WorkerState(Message, tag="worker_state"):
     epoch: U64
     data_version: U64
     info: RankInfo
-    mover_socket: str = ""  # ipc address of the mover's control socket, "" while there is none
+    mover_socket: str = ""  # address of the mover's control socket, "" while there is none
     mover_generation: U32 = 0  # counts the movers of this worker
     local_segments: U32 = (
         0  # usable by this rank itself; `info.usable_segments` is what peers may read

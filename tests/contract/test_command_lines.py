@@ -12,14 +12,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from lmkv.cli.main import app
 from lmkv.cli.top import rates
 from lmkv.core.messages import InstanceState, StatusInfo
+from typer.testing import CliRunner
 
-from tests.contract.test_controller import DEADLINE, Instance, free_port
+from tests.contract.test_controller import DEADLINE, Instance, free_port, until
+from tests.contract.test_controllers import Instance as Agent
+from tests.contract.test_controllers import knows
 from tests.stub_instance import HOST_B, NAMESPACE, StubInstance, keys
 from tests.web import TOKENS, Web, leave, prompt_keys, store
 
-CHANGING = {"uptime", "heartbeat_age", "lag", "time"}
+CHANGING = {"uptime", "heartbeat_age", "lag", "time", "age"}
 
 
 @pytest.fixture
@@ -106,6 +110,23 @@ def test_lists_over_either_socket(web: Web, trio: list[Instance]) -> None:
     assert (prefix["key"], prefix["hits"], prefix["holders"]) == (keys(31).hex(), 2, ["a"])
 
 
+def test_all_controllers_are_asked(web: Web) -> None:
+    nobody = f"tcp://127.0.0.1:{free_port()}"
+    other = Web("--peers", f"{web.state},{nobody}")
+    try:
+        other.up()
+        found = both(other, "get", "controllers")
+        assert [(each["state"], each["address"]) for each in found] == [
+            ("ready", other.state), ("unreachable", nobody), ("ready", web.state),
+        ]  # fmt: skip
+        out, _ = lmkv("get", "controllers", "--controller", other.state)
+        assert [line.split()[1] for line in out.splitlines()] == [
+            "state", "ready", "unreachable", "ready",
+        ]  # fmt: skip
+    finally:
+        assert other.end() == (0, "")
+
+
 def test_instances_are_chosen_and_paged(web: Web, trio: list[Instance]) -> None:
     words = ["get", "instances", "--controller", web.state]
     assert [each["instance"] for each in data(*words, "--after", "a")] == ["b", "z"]
@@ -117,6 +138,16 @@ def test_instances_are_chosen_and_paged(web: Web, trio: list[Instance]) -> None:
     assert lmkv(*words, "--limit", "3")[1] == ""
     assert lmkv(*words, "-l", "model=n") == ("", "no instances\n")
     assert "allowed is NAME=VALUE" in lmkv(*words, "-l", "load=1", status=2)[1]
+
+
+def test_all_pages_are_asked_for(
+    web: Web, trio: list[Instance], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmkv.cli.get.PAGE", 1)
+    for address in (web.state, web.http):
+        words = ["get", "instances", "-o", "json", "--controller", address]
+        found = json.loads(CliRunner().invoke(app, words).stdout)
+        assert [each["instance"] for each in found] == ["a", "b", "z"]
 
 
 def test_tables(web: Web, trio: list[Instance]) -> None:
@@ -242,3 +273,44 @@ def test_doctor_finds_what_is_wrong(web: Web, trio: list[Instance]) -> None:
         assert all(bool(each["fix"]) == (each["level"] != "OK") for each in found)
     out, _ = lmkv("doctor", "--controller", f"tcp://127.0.0.1:{free_port()}", status=1)
     assert out.splitlines()[-2].startswith("FAIL  controller   no controller listens")
+
+
+# ------------------------------------------------------------------ why
+
+PROMPT = list(range(8))  # two chunks of 4
+
+
+@pytest.fixture
+def agents() -> Iterator[tuple[Web, Agent, Agent]]:
+    web = Web("--dead-after-beats", "1000", "--suspect-after-beats", "999")
+    web.up()
+    both = Agent("us", [web.state]), Agent("peer", [web.state])
+    until(lambda: knows(web, 0))
+    yield web, *both
+    for each in both:
+        each.agent.close()
+    assert web.end() == (0, "")
+
+
+def test_why_over_either_socket(agents: tuple[Web, Agent, Agent]) -> None:
+    web, us, peer = agents
+    peer.hold(PROMPT)
+    until(lambda: knows(web, 2))
+    assert us.cause(PROMPT) == "mover_down"
+    assert us.cause([7, *PROMPT]) == "cold"
+    words = ["why", "--instance", "us"]
+    newest, oldest = both(web, *words)
+    assert (newest["instance"], newest["request"], newest["miss_tokens"]) == (
+        "us", "2", {"cold": 8, "too_short": 2},
+    )  # fmt: skip
+    assert oldest["miss_tokens"] == {"mover_down": 8, "too_short": 1}
+    every = both(web, "why")
+    assert [each for each in every if each["instance"] == "us"] == [newest, oldest]
+    assert both(web, *words, "--last", "1") == [newest]
+    at = ["--controller", web.http]
+    out, err = lmkv(*words, *at)
+    assert err == "" and "cold 8, too_short 2" in out.splitlines()[1]
+    said = lmkv("why", "request-99", *at, status=1)[1]
+    assert said == "lmkv: no instance remembers a request 'request-99'\n"
+    assert "'nobody' is not known here" in lmkv("why", "--instance", "nobody", *at, status=1)[1]
+    assert lmkv("why", "--last", "0", *at, status=2)[0] == ""
