@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 from typing import Any
 
 from lmkv.core.causes import CAUSES, HIT_CAUSES
@@ -80,7 +81,9 @@ def causes(points: Sequence[Point]) -> dict[str, Any]:
 
 def pulled(points: Sequence[Point]) -> dict[str, Any]:
     options = _base(BYTES, BYTES)
-    options["yAxis"]["interval"] = step(max((p.peer_bytes for p in points), default=0.0))
+    most = max((point.peer_bytes for point in points), default=0.0)
+    between = step(most)
+    options["yAxis"] |= {"interval": between, "max": between * max(1, ceil(most / between))}
     options["series"] = [
         {
             "name": "from peers per second", "type": "line", "symbol": "none", "color": "#2aa198",

@@ -143,7 +143,7 @@ def _chunks(info: LookupInfo) -> str:
         [f"{i:,}", f"{i * info.chunk_tokens:,}", ", ".join(map(instance_link, names)) or "nobody"]
         for i, names in enumerate(info.holders[:ROWS])
     ]
-    heads = [("Chunk", "n"), ("From token", "n"), ("Holders", "")]
+    heads = [("Chunk", "n"), ("From token", "n"), ("Holders", "rest")]
     chunks = len(info.holders)
     rest = info.tokens - chunks * info.chunk_tokens
     what = (

@@ -53,7 +53,7 @@ dt { color:var(--soft) } dd { margin:0; overflow-wrap:anywhere }
 .find > input { font:inherit; color:var(--ink); background:var(--panel);
   border:1px solid var(--line); border-radius:4px; padding:4px 8px; min-width:22em }
 .find a[aria-current] { color:var(--ink); font-weight:600 }
-.fields { margin-top:12px }
+.fields { margin-top:12px } .q-option-group { margin:0 0 10px -6px }
 .pager { display:flex; gap:16px; align-items:center; margin-top:10px; min-height:24px }
 .pool { display:flex; height:18px; border-radius:4px; overflow:hidden; background:var(--line);
   margin-bottom:10px } .pool i { display:block; height:100% }
