@@ -3,8 +3,10 @@ tokenizer is a small one. vLLM's own are in tests/vllm/test_commands.py."""
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from lmkv.core.client import Client
 from lmkv.core.extras import LORA, SALT, pack
 from lmkv.core.messages import Lookup, LookupInfo, Refused
 
+from tests.contract.test_command_lines import lmkv
 from tests.contract.test_controller import DEADLINE, until
 from tests.contract.test_controllers import CHUNK, Instance
 from tests.web import Web
@@ -186,3 +189,45 @@ def test_over_the_controllers_own_socket(web: Web, us: Reader) -> None:
         both, _ = client.ask(Lookup(8, [1], text=TEXT))
         assert isinstance(both, Refused)
         assert (both.request, both.field) == (8, "text")
+
+
+@pytest.mark.parametrize("socket", ["state", "http"])
+def test_lmkv_lookup(web: Web, us: Reader, tmp_path: Path, socket: str) -> None:
+    us.keep(TEXT)
+    us.keep("user: hello")
+    us.keep(TEXT[:4], lora=LORA_HASH)
+    holds(web, 6)
+    address = str(getattr(web, socket))
+    (tmp_path / "text").write_text(TEXT)
+    (tmp_path / "chat").write_text(json.dumps(CHAT))
+    for words, matched in (
+        ((TEXT,), 12),
+        ((f"@{tmp_path / 'text'}",), 12),
+        ((TEXT, "--lora", "law"), 4),
+        ((TEXT, "--salt", "other"), 0),
+        (("--messages", str(tmp_path / "chat")), 8),
+        (("--messages", str(tmp_path / "chat"), "--like", "us"), 8),
+    ):
+        out, _ = lmkv("lookup", *words, "--controller", address, "-o", "json")
+        assert json.loads(out)["matched"].get("us", 0) == matched, words
+    _, said = lmkv("lookup", TEXT, "--lora", "cook", "--controller", address, status=1)
+    assert said.startswith("lmkv: lora 'cook': no request with it")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "TEXT: give one of TEXT, --tokens, --messages"),
+        (["x", "--tokens", "1"], "TEXT and --tokens: give one of"),
+        (["@/nowhere/text"], "TEXT @/nowhere/text: No such file"),
+        (["--messages", "/nowhere/chat"], "--messages @/nowhere/chat: No such file"),
+        (["--messages", "BAD"], "allowed is a list of objects with texts"),
+        (["--messages", "LESS"], "message 0 has no role, or no content"),
+        (["--messages", "NONE"], "there are none"),
+    ],
+)
+def test_what_lmkv_lookup_does_not_take(tmp_path: Path, words: list[str], said: str) -> None:
+    for name, text in (("BAD", '[{"role": 1}]'), ("LESS", '[{"role": "user"}]'), ("NONE", "[]")):
+        (tmp_path / name).write_text(text)
+    words = [str(tmp_path / word) if word.isupper() else word for word in words]
+    assert said in lmkv("lookup", *words, status=2)[1]

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
+import threading
 from collections.abc import Iterator
 
+import msgspec
 import pytest
+from lmkv.core.messages import Command, Done, Resync, SlotsResult
 
+from tests.contract.test_command_lines import lmkv
 from tests.contract.test_controller import Instance as Stub
 from tests.contract.test_controller import until
 from tests.contract.test_controllers import Instance
@@ -92,3 +98,68 @@ def test_an_instance_that_does_not_answer(web: Web) -> None:
         assert (answer.status, answer.error["code"]) == (504, "timeout")
         assert answer.error["message"] == "instance 'old' did not answer sync in 0.2 s"
         leave(old)
+
+
+# ------------------------------------------------------------------ the command line
+
+
+@pytest.fixture(params=["state", "http"])
+def address(request: pytest.FixtureRequest, web: Web) -> str:
+    return str(getattr(web, request.param))
+
+
+def test_lmkv_sync(web: Web, us: Instance, address: str) -> None:
+    us.hold(PROMPT)
+    until(lambda: keys_of(web) == 2)
+    out, _ = lmkv("sync", NAME, "--controller", address)
+    assert out.startswith(f"{NAME}: 2 chunks before, 2 after, in ")
+    assert out.rstrip().endswith("mended: 0 missing, 0 moved, 0 gone")
+    found = json.loads(lmkv("sync", NAME, "--controller", address, "-o", "json")[0])
+    assert (found["instance"], found["keys_after"]) == (NAME, 2)
+    _, said = lmkv("sync", "nobody", "--controller", address, status=1)
+    assert said == "lmkv: instance 'nobody' is not known here\n"
+
+
+def test_lmkv_verify(web: Web, us: Instance, address: str) -> None:
+    us.hold(PROMPT)
+    until(lambda: keys_of(web) == 2)
+    words = "verify", "--sample", "0", "--controller", address
+    assert lmkv(*words)[0].split("\n")[1].split() == [NAME, "2", "2", "0", "0", "0"]
+    [found] = json.loads(lmkv(*words, "-o", "json")[0])
+    assert (found["keys"], found["slots"], found["differing"]) == (2, 2, [])
+
+
+def test_lmkv_verify_of_one_that_drifts(web: Web) -> None:
+    """Every heartbeat differs, whichever is the first that the command meets."""
+    said: list[str] = []
+
+    def run() -> None:
+        words = "verify", "--instance", "s", "--controller", web.state
+        said.append(lmkv(*words, status=1)[0])
+
+    with Stub(StubInstance("s", 9), web) as s:
+        s.join()
+        s.beat()
+        thread = threading.Thread(target=run)
+        thread.start()
+        number = 0
+        while thread.is_alive():
+            number += 1
+            seq = s.stub.seq
+            s.stub.store(number)
+            s.stub.seq = seq  # lost
+            s.tell(s.stub.heartbeat())
+            resync = s.take(Resync)
+            assert isinstance(resync, Resync)
+            s.tell(*s.stub.sync(resync.sync))
+            for message, _ in s.said:
+                if isinstance(message, Command):
+                    done = msgspec.msgpack.encode(SlotsResult(number))
+                    s.tell((Done(message.request, message.id, done), ()))
+            s.said.clear()
+        thread.join()
+        leave(s)
+    [out] = said
+    line = out.split("\n")[1].split()
+    assert (line[0], line[3:]) == ("s", ["1", "0", "0"])
+    assert re.fullmatch("s: [0-9a-f]{32} missing", out.split("\n")[2])

@@ -19,12 +19,14 @@ from tests.web import Web
 
 ENDLESS = "/v1/events"
 DEADLINE = 20.0
+NOT_SERVED = 501  # what this release does not do, by name
 
 
 @contextmanager
 def served() -> Iterator[Web]:
     """A controller with one instance, so that lookups have whom to ask about."""
-    web = Web("--http-rate", "1000000", "--dead-after-beats", "1000000")
+    beats = ("--dead-after-beats", "1000000")
+    web = Web("--http-rate", "1000000", "--compat", "lmcache", *beats)
     try:
         web.up()
         with Instance(StubInstance("a"), web) as instance:
@@ -59,14 +61,16 @@ def run(web: Web, examples: int, number: int | None = None) -> int:
 def _try(operation: Any, mode: Any, examples: int, number: int) -> None:
     from schemathesis.checks import CHECKS
 
-    wanted = ("not_a_server_error", "status_code_conformance", "content_type_conformance",
-              "response_schema_conformance")  # fmt: skip
-    checks = CHECKS.get_by_names(list(wanted))
+    wanted = ["status_code_conformance", "content_type_conformance"]
+    if operation.path.startswith("/v1/"):  # it does not know the tuples of LMCache's paths
+        wanted.append("response_schema_conformance")
+    checks = CHECKS.get_by_names(wanted)
 
     @_bounded(examples, number)
     @given(operation.as_strategy(generation_mode=mode))
     def answers_as_described(case: Any) -> None:
-        case.call_and_validate(checks=checks, timeout=DEADLINE)
+        answer = case.call_and_validate(checks=checks, timeout=DEADLINE)
+        assert answer.status_code < 500 or answer.status_code == NOT_SERVED, answer.text
 
     with suppress(Unsatisfiable):  # no parameter: nothing can be wrong
         answers_as_described()

@@ -25,7 +25,7 @@ def test_atheris(name: str) -> None:
 def test_rest() -> None:
     pytest.importorskip("schemathesis")
     with rest.served() as web:
-        assert rest.run(web, 5, number=1) >= 10
+        assert rest.run(web, 3, number=1) >= 10
 
 
 def test_a_defect_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

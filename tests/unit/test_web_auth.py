@@ -15,13 +15,14 @@ from lmkv.web.auth import EVERYONE, OPEN, Tokens, needs, scopes
 from lmkv.web.limits import MOST_CLIENTS, Buckets
 
 
-def app(known: Tokens | None = None) -> FastAPI:
+def app(compat: str = "") -> FastAPI:
     nothing: Any = None
-    return build(nothing, nothing, 0, known or Tokens(), Buckets(1000))
+    return build(nothing, nothing, 0, Tokens(), Buckets(1000), compat)
 
 
-def test_every_route_has_a_scope() -> None:
-    served = app()
+@pytest.mark.parametrize("compat", ["", "lmcache"])
+def test_every_route_has_a_scope(compat: str) -> None:
+    served = app(compat)
     table = scopes(served)
     routes = {(method, route.path) for route in served.routes for method in route.methods}  # type: ignore[attr-defined]
     assert routes == set(table)

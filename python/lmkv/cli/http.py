@@ -20,6 +20,7 @@ from lmkv.cli import access
 from lmkv.core.messages import Controllers, Instances, Lookup, Message, Prefixes, Status
 
 DEADLINE = 5.0  # seconds
+LOOKUP_DEADLINE = 15.0  # an instance may have its part in it
 PAGE = 250
 READ_ONLY = ("why",)  # operations
 MOST_BYTES = 64 << 20  # of an answer
@@ -95,9 +96,9 @@ class Http:
         if isinstance(message, Prefixes):
             return self._get(f"/v1/prefixes?top={message.top}")
         assert isinstance(message, Lookup)
-        return self._get(
-            "/v1/lookup", {"tokens": message.tokens, "salt": message.salt, "like": message.like}
-        )
+        names = ("tokens", "text", "messages", "salt", "lora", "like", "model")
+        given = {name: getattr(message, name) for name in names if getattr(message, name)}
+        return self._get("/v1/lookup", given, LOOKUP_DEADLINE)
 
     def _page(self, after: str, limit: int) -> dict[str, Any]:
         return self._get(f"/v1/instances?limit={limit}&after={quote(after, safe='')}")

@@ -14,6 +14,7 @@ from lmkv.cli.describe import describe
 from lmkv.cli.doctor import doctor
 from lmkv.cli.events import events
 from lmkv.cli.get import get
+from lmkv.cli.health import sync, verify
 from lmkv.cli.lookup import lookup
 from lmkv.cli.sim import sim
 from lmkv.cli.status import status
@@ -37,6 +38,8 @@ app.add_typer(get, name="get")
 app.add_typer(describe, name="describe")
 app.command()(lookup)
 app.command()(why)
+app.command()(sync)
+app.command()(verify)
 app.command()(events)
 app.add_typer(config, name="config")
 app.command()(doctor)

@@ -38,6 +38,7 @@ class Work:
         self._instance = instance
         self._command = command
         self._began = registry.clock()
+        self._before = instance.drift.number  # syncs that had begun
 
     def begin(self) -> list[Out]:
         return []
@@ -56,14 +57,13 @@ class Work:
 
 class Sync(Work):
     def begin(self) -> list[Out]:
-        self._before = self._instance.syncs
         return self._registry.sync(self._instance)
 
     def poll(self) -> Answer | None:
         instance = self._instance
-        if instance.syncs == self._before or self._registry.syncing(instance):
+        drift = instance.ended
+        if drift.number <= self._before:
             return None
-        drift = instance.drift
         result = SyncResult(
             instance.name,
             drift.keys_before,
@@ -81,7 +81,7 @@ class Verify(Work):
         instance = self._instance
         self._directory = self._registry.placement.directory
         self._directory.watch(instance.number, True)
-        self._judged, self._drifts, self._syncs = instance.judged, instance.drifts, instance.syncs
+        self._judged, self._drifts = instance.judged, instance.drifts
         self._compared: VerifyResult | None = None
         self._mended = float("inf")  # when the sync of a drift had ended
         return []
@@ -90,13 +90,11 @@ class Verify(Work):
         if self._compared is not None:
             return None  # the instance has its part
         instance = self._instance
-        if instance.judged == self._judged or self._registry.syncing(instance):
-            return None
-        if instance.drifts == self._drifts:
+        if instance.judged > self._judged and instance.drifts == self._drifts:
             assert instance.heartbeat is not None
             same = instance.heartbeat.count
             self._compared = VerifyResult(instance.name, same, same)
-        elif instance.syncs > self._syncs and self._swept():
+        elif instance.mended.number > self._before and self._swept():
             self._compared = self._listed()
         return None if self._compared is None else self._command
 
@@ -107,7 +105,7 @@ class Verify(Work):
         return self._directory.sweep(0) or now - self._mended >= SWEEP
 
     def _listed(self) -> VerifyResult:
-        drift = self._instance.drift
+        drift = self._instance.mended
         gone = self._directory.gone(self._instance.number)
         kinds = ("missing", drift.missing_keys), ("moved", drift.moved_keys), ("gone", gone)
         return VerifyResult(

@@ -23,7 +23,9 @@ class Drift:
     """What a full sync mends: chunks that the directory lacks, has elsewhere, or has and the
     instance not; counts, and the first keys of the former two."""
 
-    keys_before: int
+    number: int = 0  # of the sync, which counts those of the instance
+    reason: str = ""
+    keys_before: int = 0
     keys_after: int = 0
     missing: int = 0
     moved: int = 0
@@ -75,8 +77,9 @@ class Instance:
     seq: int = 0
     state: str = "live"  # or suspect, dead
     synced: bool = False
-    drift: Drift = field(default_factory=lambda: Drift(0))  # of the sync that began last
-    syncs: int = 0  # full ones that ended
+    drift: Drift = field(default_factory=Drift)  # of the sync that began last,
+    ended: Drift = field(default_factory=Drift)  # of the one that ended last,
+    mended: Drift = field(default_factory=Drift)  # and of those that a drift was the reason for
     judged: int = 0  # heartbeats whose sums were compared,
     drifts: int = 0  # and differed
     probes: int = 0  # sent and not answered

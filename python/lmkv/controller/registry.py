@@ -239,7 +239,7 @@ class Registry:
             self._awaited.add(instance.name)
         sync = self._syncs.welcome(instance.name)
         if sync:
-            self._begin_sync(instance)
+            self._begin_sync(instance, "new")
         welcome = Welcome(
             PROTOCOL_MAX,
             self.name,
@@ -294,9 +294,11 @@ class Registry:
         if self._syncs.progress(instance.name, message.sync):
             self._syncs.end(instance.name)
             directory = self.placement.directory
-            instance.drift.gone = directory.end_sync(instance.number)
-            instance.drift.keys_after = directory.sums(instance.number)[0]
-            instance.syncs += 1
+            drift = instance.ended = instance.drift
+            drift.gone = directory.end_sync(instance.number)
+            drift.keys_after = directory.sums(instance.number)[0]
+            if drift.reason == "drift":
+                instance.mended = drift
             instance.synced = True
             self._awaited.discard(instance.name)
         return []
@@ -329,16 +331,17 @@ class Registry:
         out: list[Out] = []
         for name, number, reason in self._syncs.start():
             instance = self.instances[name]
-            self._begin_sync(instance)
+            self._begin_sync(instance, reason)
             self.resyncs += 1
             self.history.add("resync", name, reason)
             out.append((instance.connection, Resync(number, reason), ()))
         return out
 
-    def _begin_sync(self, instance: Instance) -> None:
+    def _begin_sync(self, instance: Instance, reason: str) -> None:
         directory = self.placement.directory
         directory.begin_sync(instance.number)
-        instance.drift = Drift(directory.sums(instance.number)[0])
+        keys = directory.sums(instance.number)[0]
+        instance.drift = Drift(instance.drift.number + 1, reason, keys)
 
     def sync(self, instance: Instance) -> list[Out]:
         """A full sync, since somebody wants one."""

@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field
 
 from lmkv.core.client import Unreachable
 from lmkv.core.messages import Instances, InstanceState, Lookup
+from lmkv.web import models
 from lmkv.web.auth import needs
 from lmkv.web.cluster_view import ClusterView
 from lmkv.web.errors import RETRY, Problem
@@ -31,6 +32,21 @@ MOST = 16  # errors in an answer
 # `/health` of a worker; 0 is LMCache's word for well.
 CODES = {"live": 0, "suspect": 1, "dead": 2, "syncing": 3, "incompatible": 4}
 NOT_PULLABLE = 5
+
+
+class Wrong(BaseModel):
+    detail: str
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Wrong, "description": "the caller's mistake"},
+    401: {"model": models.Error, "description": "no token, or one that is not known"},
+    403: {"model": Wrong, "description": "a token whose scope is not enough"},
+    404: {"model": Wrong, "description": "nothing of that name is known"},
+    413: {"model": Wrong, "description": "more than the controller takes at once"},
+    429: {"model": models.Error, "description": "too many requests of one client"},
+    503: {"model": Wrong, "description": "the controller does not answer, or not yet"},
+}
 
 
 class Route(APIRoute):
@@ -151,7 +167,9 @@ class CheckFinishRequest(BaseModel):
 
 
 def routes(view: ClusterView) -> APIRouter:
-    router = APIRouter(route_class=Route, tags=["LMCache"], dependencies=[needs("read")])
+    router = APIRouter(
+        route_class=Route, tags=["LMCache"], dependencies=[needs("read")], responses=ERRORS
+    )
 
     @router.post("/lookup", summary="Who has the prompt's beginning: the longest first")
     async def lookup(body: LookupRequest) -> LookupResponse:

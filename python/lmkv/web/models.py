@@ -73,6 +73,11 @@ class Cluster(Answer):
     hit_tokens: dict[str, int] = Field(description="by cause, since the controller began")
     miss_tokens: dict[str, int]
     pool_granules: dict[str, int] = Field(description="by state, of all pools")
+    retired_ages: list[int] = Field(
+        description="slots retired for room, by age: up to 1, 5, 15, 60, 300, 900, 3600, 14400 and "
+        "86400 seconds, and above"
+    )
+    retired_seconds: float = Field(description="the sum of these ages")
     peer_bytes: int = Field(description="that came from one instance to another")
     versions: dict[str, int] = Field(description="instances that are not dead, by their release")
 
