@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 
 from fastapi import FastAPI, Request
-from nicegui import app as nicegui
 from nicegui import ui
 
 from lmkv.web.auth import Tokens
@@ -56,7 +55,6 @@ def site(view: ClusterView, hub: Hub, tokens: Tokens) -> FastAPI:
             await watching
 
     app = FastAPI(lifespan=lifespan, openapi_url=None)
-    nicegui.on_exception(lambda error: None)  # of a page that is gone meanwhile; others are logged
     ui.run_with(
         app,
         title="lmkv",

@@ -51,7 +51,7 @@ dl { display:grid; grid-template-columns:max-content 1fr; gap:4px 18px; margin:0
 dt { color:var(--soft) } dd { margin:0; overflow-wrap:anywhere }
 .find { display:flex; gap:8px; align-items:center; flex-wrap:wrap }
 .find > input { font:inherit; color:var(--ink); background:var(--panel);
-  border:1px solid var(--line); border-radius:4px; padding:4px 8px; min-width:22em }
+  border:1px solid var(--line); border-radius:4px; padding:4px 8px; min-width:26em }
 .find a[aria-current] { color:var(--ink); font-weight:600 }
 .fields { margin-top:12px } .q-option-group { margin:0 0 10px -6px }
 .pager { display:flex; gap:16px; align-items:center; margin-top:10px; min-height:24px }
