@@ -98,7 +98,7 @@ class Agent:
         self._config = config
         self._engine = engine
         self._clock = clock
-        self.stats = Stats()
+        self.stats = Stats(clock)
         self.refuse = Refusals(self.stats)
         self.events = KvEvents(describe, self.refuse) if describe is not None else None
 
