@@ -7,11 +7,27 @@
 
 namespace lmkv::cuda {
 
+template <class Work>
+void SharedMemory::settle(const Work& work) const {
+  const auto entered = gpu_.enter();
+  const Stream stream(gpu_, 0);
+  Event done(gpu_);
+  work(stream.get());
+  done.record(stream.get());
+  done.wait();
+}
+
 SharedMemory::SharedMemory(const Gpu& gpu, std::size_t bytes) : gpu_(gpu), bytes_(bytes) {
   REQUIRE(bytes != 0 && bytes % kMultiple == 0, "bytes: ", bytes, " is not a multiple of ",
           kMultiple);
   const auto entered = gpu_.enter();
   gpu_.driver().mem_alloc(&address_, bytes);
+  try {  // others map all of it: they see nothing of what it held before
+    settle([&](CUstream stream) { gpu_.driver().fill(address_, 0, bytes / 4, stream); });
+  } catch (...) {
+    close();
+    throw;
+  }
 }
 
 SharedMemory::SharedMemory(const Gpu& gpu, const IpcHandle& handle, std::size_t bytes)
@@ -51,20 +67,15 @@ CUdeviceptr SharedMemory::at(std::size_t offset, std::size_t bytes) const {
 }
 
 void SharedMemory::write(std::size_t offset, std::span<const std::byte> bytes) {
-  copy(at(offset, bytes.size()), reinterpret_cast<CUdeviceptr>(bytes.data()), bytes.size());
+  const CUdeviceptr to = at(offset, bytes.size());
+  const auto from = reinterpret_cast<CUdeviceptr>(bytes.data());
+  settle([&](CUstream stream) { gpu_.driver().copy(to, from, bytes.size(), stream); });
 }
 
 void SharedMemory::read(std::size_t offset, std::span<std::byte> bytes) const {
-  copy(reinterpret_cast<CUdeviceptr>(bytes.data()), at(offset, bytes.size()), bytes.size());
-}
-
-void SharedMemory::copy(CUdeviceptr to, CUdeviceptr from, std::size_t bytes) const {
-  const auto entered = gpu_.enter();
-  const Stream stream(gpu_, 0);
-  Event done(gpu_);
-  gpu_.driver().copy(to, from, bytes, stream.get());
-  done.record(stream.get());
-  done.wait();
+  const CUdeviceptr from = at(offset, bytes.size());
+  const auto to = reinterpret_cast<CUdeviceptr>(bytes.data());
+  settle([&](CUstream stream) { gpu_.driver().copy(to, from, bytes.size(), stream); });
 }
 
 void SharedMemory::close() noexcept {

@@ -38,7 +38,9 @@ class SharedMemory {
   void close() noexcept;
 
  private:
-  void copy(CUdeviceptr to, CUdeviceptr from, std::size_t bytes) const;
+  // Calls `work(stream)` and waits for the stream.
+  template <class Work>
+  void settle(const Work& work) const;
   CUdeviceptr at(std::size_t offset, std::size_t bytes) const;
 
   const Gpu& gpu_;

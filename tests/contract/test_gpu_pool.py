@@ -112,6 +112,13 @@ def test_one_call_is_for_one_kind_of_memory(device: Device, kept: list[PoolCard]
         card.copier.clear(card.stores, card.chunks(blocks))
 
 
+def test_memory_begins_empty_and_its_slots_are_gone(device: Device, kept: list[PoolCard]) -> None:
+    memory = GpuMemory(device.gpu(), SIZE)
+    assert memory.read(0, SIZE) == bytes(SIZE)
+    kept.append(card := PoolCard(device, small(), memory))
+    assert card.copier.verify(card.stores, card.there([[], []])) == [GONE, GONE]
+
+
 def test_sizes_that_cannot_be(device: Device, kept: list[PoolCard]) -> None:
     gpu = device.gpu()
     with pytest.raises(ValueError, match="bytes: 4096 is not a multiple of 2097152"):
