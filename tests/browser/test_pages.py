@@ -79,7 +79,7 @@ def test_the_overview_counts_and_moves(web: Web, pair: tuple[Instance, Instance]
     open_at(tab, web, "/")
     tab.see("No drift, no digest mismatch")
     live = tab.page.locator(".figure", has_text="Live")
-    assert live.locator("b").inner_text() == "2"
+    live.locator("b", has_text=re.compile("^2$")).wait_for()
     tab.see("registered")
     beat(pair[0], hit_tokens={"hit_pool": 600_000}, pool_granules=POOL, running=4)
     tab.page.wait_for_function(
