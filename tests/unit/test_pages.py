@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import Any
 
 import pytest
@@ -158,14 +159,14 @@ def test_token_ids_as_people_paste_them() -> None:
     for wrong in ("", "[]", "1,x", "-1", "4294967296", "1.5", "٣", "9" * 5000, "\0"):
         with pytest.raises(Problem, match="tokens: "):
             numbers(wrong)
-    assert (
-        command(Lookup(tokens=[1, 2], salt="it's"))
-        == """lmkv lookup --tokens 1,2 --salt 'it'"'"'s'"""
-    )
+    said = command(Lookup(tokens=[1, 2], salt="it's"))
+    assert shlex.split(said) == ["lmkv", "lookup", "--salt", "it's", "--tokens", "1,2"]
     assert "@FILE" in command(Lookup(tokens=[*range(10_000)]))
-    assert command(Lookup(text="it's", like="a")).endswith(
-        """-d '{"text": "it'"'"'s", "like": "a"}'"""
-    )
+    said = command(Lookup(text="-it's", like="a"))
+    assert shlex.split(said) == ["lmkv", "lookup", "--like", "a", "--", "-it's"]
+    assert command(Lookup(text="@home")) == "lmkv lookup -- @FILE"
+    messages = [{"role": "user", "content": "hi"}]
+    assert command(Lookup(messages=messages)) == "lmkv lookup --messages FILE"
     assert "@FILE" in command(Lookup(text="x" * 10_000))
 
 

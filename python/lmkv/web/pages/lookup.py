@@ -102,18 +102,18 @@ def numbers(text: str) -> list[int]:
 
 
 def command(asked: Lookup) -> str:
-    """The command that says the same; of text and messages, REST's."""
-    if not asked.tokens:
-        body = {"text": asked.text} if asked.text else {"messages": asked.messages}
-        more = {name: getattr(asked, name) for name in ("salt", "like") if getattr(asked, name)}
-        sent = json.dumps({**body, **more}, ensure_ascii=False)
-        sent = sent if len(sent) <= IN_LINK else "@FILE"
-        address = '"$LMKV_CONTROLLER/v1/lookup"'
-        return f"curl -H 'Content-Type: application/json' {address} -d {shlex.quote(sent)}"
-    listed = ",".join(map(str, asked.tokens))
-    words = ["lmkv", "lookup", "--tokens", listed if len(listed) <= IN_LINK else "@FILE"]
+    """The command line that says the same, with a file in the place of what is long."""
+    words = ["lmkv", "lookup"]
     words += ["--salt", asked.salt] if asked.salt else []
     words += ["--like", asked.like] if asked.like else []
+    listed = ",".join(map(str, asked.tokens))
+    if asked.tokens:
+        words += ["--tokens", listed if len(listed) <= IN_LINK else "@FILE"]
+    elif asked.messages:
+        words += ["--messages", "FILE"]
+    else:
+        plain = len(asked.text) <= IN_LINK and not asked.text.startswith("@")
+        words += ["--", asked.text if plain else "@FILE"]
     return shlex.join(words)
 
 
