@@ -115,10 +115,12 @@ def on_gpu(n: int, blocks: list[int]) -> Any:
 # ---------------------------------------------------------------- memory
 
 
-def test_vllm_sizes_its_kv_around_the_pool(make: Any) -> None:
+def test_vllm_sizes_its_kv_around_the_pool(make: Any, caplog: Any) -> None:
     engine = make().profile()
     assert engine.left == LEFT - POOL
-    engine.start()
+    with caplog.at_level("INFO", "lmkv.worker"):
+        engine.start()
+    assert gpu_room.SCOPE in caplog.text
     pool = engine.worker._worker.pool
     assert (pool.tier, pool.segments) == (1, 1)
     assert pool.slots == (POOL - gpu_room.PROBE_BYTES) // pool.slot_bytes

@@ -27,6 +27,10 @@ LIBRARY = "libcuda.so.1"
 MULTIPLE = 2 << 20  # bytes: less might share an IPC handle with other memory
 PROBE_BYTES = 16
 STARTUP_PLAN = "VLLM_ENABLE_STARTUP_PLAN"
+SCOPE = (
+    "pool_device: instances of this host open a pool in a GPU's memory; it is not pulled over the"
+    " network, and nothing is pulled into it"
+)
 
 _rooms: dict[int, _native.GpuMemory | str] = {}  # by the GPU's number; or why there is none
 

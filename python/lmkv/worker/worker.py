@@ -104,6 +104,7 @@ class Worker:
             self.pool = gpu_room.cut(room, slot.slot_bytes, slot.granule_bytes)
             probe = gpu_room.write_probe(room, self.pool.slots * self.pool.slot_bytes)
             shared = GpuSegment(room.handle(), room.size, probe)
+            log.info("lmkv: %s", gpu_room.SCOPE)
         self._copiers = copiers or HostCopiers(pages)
         self._before: Any = None  # a mark: what the step's loads come after
         self._mapped = MappedPeers(
