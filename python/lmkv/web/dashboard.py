@@ -22,7 +22,8 @@ from lmkv.web.auth import Tokens, needs
 from lmkv.web.cluster_view import ClusterView
 from lmkv.web.events import Hub
 
-OWN = ("/instances", "/lookup", "/flow", "/_nicegui", "/_nicegui_ws", "/favicon.ico")
+PAGES = ("/instances", "/lookup", "/flow", "/favicon.ico")  # to be read; LMCache posts to one too
+OWN = ("/_nicegui", "/_nicegui_ws")
 MOST = 256  # pages that are open at once
 # Vue compiles templates in the browser. Nothing comes from another host.
 POLICY = (
@@ -69,6 +70,10 @@ def missing() -> APIRouter:
     return router
 
 
+def _below(path: str, roots: tuple[str, ...]) -> bool:
+    return any(path == root or path.startswith(root + "/") for root in roots)
+
+
 class Pages:
     """ASGI middleware: the pages' own paths are theirs."""
 
@@ -77,7 +82,8 @@ class Pages:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
-        if path != "/" and not any(path == own or path.startswith(own + "/") for own in OWN):
+        read = scope.get("method", "GET") in ("GET", "HEAD")
+        if not (_below(path, OWN) or (read and (path == "/" or _below(path, PAGES)))):
             await self._app(scope, receive, send)
             return
 
