@@ -3,9 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 CXX_FILES := $(shell find csrc kernels tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' 2>/dev/null)
 
-.PHONY: help setup demo test faults soak fuzz bench kernels gpu-check dashboards lint format
+.PHONY: help setup demo test faults soak fuzz bench kernels gpu-check screenshots dashboards lint format
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | while IFS='	' read -r name words; do printf '  make %-10s %s\n' "$$name" "$$words"; done
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | while IFS='	' read -r name words; do printf '  make %-11s %s\n' "$$name" "$$words"; done
 
 setup:  ## make .venv with all that demo, tests and benches need (again: a second)
 	@$(PYTHON) tools/setup.py
@@ -33,6 +33,9 @@ kernels:  ## compile the GPU kernels: ptxas's lines, then a table of registers, 
 
 gpu-check:  ## on a GPU: its tests, the copies' rates beside the card's, gpu-report.json; under 8 minutes
 	@$(firstword $(wildcard $(BIN)/python) $(PYTHON)) -m tools.gpu_check
+
+screenshots: setup  ## pictures of the pages, light and dark, of a simulated cluster; six minutes
+	@$(BIN)/python -m tests.browser.screenshots
 
 dashboards: setup  ## Grafana's dashboards, Prometheus's rules, docs/metrics.md's tables, from one list
 	@$(BIN)/python -m tools.observability

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from demo.client import MODEL, Client
 from demo.processes import Process, Processes, free_ports
+from tools.gpu_here import why_not
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -37,6 +38,13 @@ def start_controller(processes: Processes, run_dir: Path) -> tuple[Process, str]
     return process, f"tcp://127.0.0.1:{port}"
 
 
+def device_words(on_gpu: bool) -> list[str]:
+    """Both servers are on the first GPU, where torch has one: each has a third of it."""
+    if not on_gpu:
+        return ["--block-size", str(BLOCK)]
+    return ["--block-size", "128", "--gpu-memory-utilization", "0.3"]
+
+
 def start_server(
     processes: Processes, name: str, core: int, model: Path, controller: str | None, run_dir: Path
 ) -> tuple[Process, Client]:
@@ -44,8 +52,8 @@ def start_server(
     words = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model),
         "--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port),
-        "--block-size", str(BLOCK), "--max-model-len", "8192", "--enforce-eager",
-        "--enable-prompt-tokens-details",
+        "--max-model-len", "8192", "--enforce-eager", "--enable-prompt-tokens-details",
+        *device_words(why_not() is None),
     ]  # fmt: skip
     environment = {
         "VLLM_CPU_OMP_THREADS_BIND": str(core),

@@ -104,9 +104,15 @@ class World:
         self.ranks = ranks
         self.specs = SPECS + [f"group {g}" for g in range(1, len(windows))]
         heads = settings.pop("heads", None)  # of each rank, first and number
-        segments = settings.pop("segment_slots", [0] * ranks)
+        segments, tier = settings.pop("segment_slots", [0] * ranks), settings.pop("tier", 0)
         own = [
-            RankInfo(r, HERE, segment_granules=16 * segments[r], heads=[heads[r]] if heads else [])
+            RankInfo(
+                r,
+                HERE,
+                segment_granules=16 * segments[r],
+                tier=tier,
+                heads=[heads[r]] if heads else [],
+            )
             for r in range(ranks)
         ]
         engine = Engine(

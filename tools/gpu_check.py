@@ -31,7 +31,7 @@ BUILD = ROOT / "build/gpu-check"
 SITE = BUILD / "site"
 RESULTS = BUILD / "results.xml"
 REPORT = ROOT / "gpu-report.json"
-TESTS = ("tests/gpu", "tests/contract/test_gpu_copier.py")
+TESTS = ("tests/gpu", "tests/contract/test_gpu_copier.py", "tests/contract/test_gpu_pool.py")
 MODULES = ("nanobind", "numpy", "torch", "cupy", "pytest", "hypothesis")
 BUILD_S, TESTS_S, RATES_S = 170, 120, 175  # 465 s in all
 

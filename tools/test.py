@@ -1,7 +1,8 @@
 """`make test`: the tiers in turn, each with its time; red when any of them is.
 
-`python` has csrc's own tests under sanitizers too; `scalar` runs the native tests once more with
-the plain instruction set; `vllm` starts real engines and comes last; `gpu` is there where a GPU is.
+`python` has csrc's own tests under sanitizers too; `browser` drives the pages in Chromium; `scalar`
+runs the native tests once more with the plain instruction set; `vllm` starts real engines and comes
+last; `gpu` is there where a GPU is.
 The last line says whether the GPU kernels, as they are, ever ran on a GPU.
 """
 
@@ -23,8 +24,11 @@ PYTEST = [sys.executable, "-m", "pytest", "-q"]
 NATIVE = "key or slot or cop or digest or golden"  # what an instruction set could change
 
 TIERS: dict[str, list[list[str]]] = {
-    "python": [[*PYTEST, "-m", "not vllm and not gpu", "tests"]],
-    "scalar": [[*PYTEST, "-m", "not vllm and not gpu and not slow", "-k", NATIVE, "tests"]],
+    "python": [[*PYTEST, "-m", "not vllm and not gpu and not browser", "tests"]],
+    "browser": [[*PYTEST, "-m", "browser", "tests/browser"]],
+    "scalar": [
+        [*PYTEST, "-m", "not vllm and not gpu and not browser and not slow", "-k", NATIVE, "tests"]
+    ],
     "gpu": [[*PYTEST, "-m", "gpu", "tests"]],
     "vllm": [[*PYTEST, "-m", "vllm", "tests"]],
 }

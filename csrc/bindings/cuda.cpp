@@ -1,12 +1,16 @@
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "bindings.h"
 #include "buffer.h"
 #include "cuda/gpu_copier.h"
+#include "cuda/gpu_pool.h"
+#include "pools.h"
 
 namespace lmkv {
 
@@ -18,23 +22,29 @@ using cuda::Event;
 using cuda::Gpu;
 using cuda::GpuChunk;
 using cuda::GpuCopier;
+using cuda::GpuPool;
+using cuda::SharedMemory;
 
-// (slot address, key, generation, blocks), as C++ holds it while Python's lock is dropped.
+enum class Blocks { all, may_skip, none };
+
+// (slot address, key, generation, blocks, whether the slot is in a GPU's memory: no by default), as
+// C++ holds it while Python's lock is dropped.
 class Chunks {
  public:
-  Chunks(const GpuCopier& copier, const nb::sequence& chunks, bool may_skip) {
+  Chunks(const GpuCopier& copier, const nb::sequence& chunks, Blocks needed) {
     blocks_.reserve(nb::len(chunks));
     for (const nb::handle each : chunks) {
       const auto chunk = nb::cast<nb::tuple>(each);
-      REQUIRE(chunk.size() == 4, "chunk: ", chunk.size(), " fields, not 4");
+      REQUIRE(chunk.size() == 4 || chunk.size() == 5, "chunk: ", chunk.size(),
+              " fields, not 4 or 5");
       const auto address = nb::cast<std::uintptr_t>(chunk[0]);
       REQUIRE(address != 0 && address % LMKV_SLOT_ALIGN == 0, "slot_address: ", address,
               " is not a multiple of ", LMKV_SLOT_ALIGN);
       blocks_.push_back(nb::cast<std::vector<std::uint32_t>>(chunk[3]));
-      copier.check_blocks(blocks_.back(), may_skip);
+      if (needed != Blocks::none) copier.check_blocks(blocks_.back(), needed == Blocks::may_skip);
       chunks_.push_back({reinterpret_cast<std::byte*>(address),
                          one_key(nb::cast<nb::bytes>(chunk[1])), nb::cast<std::uint64_t>(chunk[2]),
-                         blocks_.back()});
+                         blocks_.back(), chunk.size() == 5 && nb::cast<bool>(chunk[4])});
     }
   }
   std::span<const GpuChunk> all() const { return chunks_; }
@@ -84,6 +94,7 @@ void bind_gpu(nb::module_& m) {
       .def_prop_ro("capability", &Gpu::capability)
       .def_prop_ro("multiprocessors", &Gpu::multiprocessors)
       .def_prop_ro("driver_version", [](const Gpu& gpu) { return gpu.driver().version; })
+      .def("memory", &Gpu::memory, Release())
       .def("mark", &mark, nb::arg("stream"), nb::keep_alive<0, 1>())
       .def(
           "register_host",
@@ -108,10 +119,66 @@ void bind_gpu(nb::module_& m) {
           nb::arg("gpu"), nb::arg("urgent"), nb::arg("staging_bytes"), nb::keep_alive<1, 2>());
 }
 
+cuda::IpcHandle ipc_handle(const nb::bytes& raw) {
+  cuda::IpcHandle handle;
+  REQUIRE(raw.size() == handle.size(), "handle: ", raw.size(), " bytes, not ", handle.size());
+  std::memcpy(handle.data(), raw.c_str(), handle.size());
+  return handle;
+}
+
+nb::bytes read(const SharedMemory& memory, std::size_t offset, std::size_t bytes) {
+  std::vector<std::byte> found(bytes);
+  {
+    nb::gil_scoped_release release;
+    memory.read(offset, found);
+  }
+  return to_bytes(std::span<const std::byte>(found));
+}
+
+void bind_gpu_pool(nb::module_& m) {
+  using Release = nb::call_guard<nb::gil_scoped_release>;
+
+  nb::class_<SharedMemory>(m, "GpuMemory")
+      .def(
+          "__init__",
+          [](SharedMemory* self, const Gpu& gpu, std::size_t bytes, const nb::object& handle) {
+            if (handle.is_none()) {
+              new (self) SharedMemory(gpu, bytes);
+            } else {
+              new (self) SharedMemory(gpu, ipc_handle(nb::cast<nb::bytes>(handle)), bytes);
+            }
+          },
+          nb::arg("gpu"), nb::arg("size"), nb::arg("handle").none() = nb::none(),
+          nb::keep_alive<1, 2>())
+      .def_prop_ro("address",
+                   [](const SharedMemory& memory) { return std::uintptr_t(memory.data()); })
+      .def_prop_ro("size", &SharedMemory::bytes)
+      .def("handle",
+           [](const SharedMemory& memory) {
+             const cuda::IpcHandle handle = memory.handle();
+             return to_bytes(std::span<const std::byte>(handle));
+           })
+      .def(
+          "write",
+          [](SharedMemory& memory, std::size_t offset, const nb::bytes& data) {
+            memory.write(offset, {reinterpret_cast<const std::byte*>(data.c_str()), data.size()});
+          },
+          nb::arg("offset"), nb::arg("data"))
+      .def("read", &read, nb::arg("offset"), nb::arg("size"))
+      .def("close", &SharedMemory::close, Release());
+
+  auto pool = nb::class_<GpuPool>(m, "GpuPool");
+  pool.def(nb::init<SharedMemory&, std::uint64_t, std::uint64_t>(), nb::arg("memory"),
+           nb::arg("granule_bytes"), nb::arg("slots"), nb::keep_alive<1, 2>())
+      .def("close", &GpuPool::close, Release());
+  bind_range(pool);
+}
+
 }  // namespace
 
 void bind_cuda(nb::module_& m) {
   bind_gpu(m);
+  bind_gpu_pool(m);
   nb::class_<GpuCopier>(m, "GpuCopier")
       .def(nb::init<Gpu&, const SlotLayout&, Pages, std::uint64_t, std::uint64_t, std::uint32_t>(),
            nb::arg("gpu"), nb::arg("layout"), nb::arg("pages"), nb::arg("blocks_per_chunk"),
@@ -121,7 +188,7 @@ void bind_cuda(nb::module_& m) {
           "gather",
           [](const GpuCopier& copier, Channel& channel, const nb::sequence& chunks,
              const Event* after, bool staged) {
-            const Chunks all(copier, chunks, false);
+            const Chunks all(copier, chunks, Blocks::all);
             nb::gil_scoped_release release;
             copier.gather(channel, all.all(), after, path(staged));
           },
@@ -130,7 +197,7 @@ void bind_cuda(nb::module_& m) {
       .def(
           "audit",
           [](const GpuCopier& copier, Channel& channel, const nb::sequence& chunks) {
-            const Chunks all(copier, chunks, false);
+            const Chunks all(copier, chunks, Blocks::all);
             std::vector<SlotStatus> statuses;
             {
               nb::gil_scoped_release release;
@@ -140,10 +207,30 @@ void bind_cuda(nb::module_& m) {
           },
           nb::arg("channel"), nb::arg("chunks"))
       .def(
+          "verify",
+          [](const GpuCopier& copier, Channel& channel, const nb::sequence& chunks) {
+            const Chunks all(copier, chunks, Blocks::none);
+            std::vector<SlotStatus> statuses;
+            {
+              nb::gil_scoped_release release;
+              statuses = copier.verify(channel, all.all());
+            }
+            return numbers(statuses);
+          },
+          nb::arg("channel"), nb::arg("chunks"))
+      .def(
+          "clear",
+          [](const GpuCopier& copier, Channel& channel, const nb::sequence& chunks) {
+            const Chunks all(copier, chunks, Blocks::none);
+            nb::gil_scoped_release release;
+            copier.clear(channel, all.all());
+          },
+          nb::arg("channel"), nb::arg("chunks"))
+      .def(
           "scatter",
           [](const GpuCopier& copier, Channel& channel, const nb::sequence& chunks,
              const SlotPart* part, const Event* after, bool staged) {
-            const Chunks all(copier, chunks, true);
+            const Chunks all(copier, chunks, Blocks::may_skip);
             std::vector<SlotStatus> statuses;
             {
               nb::gil_scoped_release release;

@@ -83,8 +83,16 @@ nb::dict granules(SlotTable& table) {
 void bind_table(nb::module_& m) {
   using namespace nb::literals;
   nb::class_<SlotTable>(m, "SlotTable")
-      .def(nb::init<std::uint32_t, std::uint32_t, double, double>(), "capacity"_a,
-           "segment_slots"_a, "retired_share"_a = 0.03, "reuse_age"_a = 0.1)
+      .def(
+          "__init__",
+          [](SlotTable* self, std::uint32_t capacity, std::uint32_t segment_slots,
+             double retired_share, double reuse_age, std::uint8_t tier) {
+            REQUIRE(tier <= std::uint8_t(Tier::device), "tier: ", int(tier),
+                    " is not 0 (host) or 1 (device)");
+            new (self) SlotTable(capacity, segment_slots, retired_share, reuse_age, Tier(tier));
+          },
+          "capacity"_a, "segment_slots"_a, "retired_share"_a = 0.03, "reuse_age"_a = 0.1,
+          "tier"_a = 0)
       .def("grow", &SlotTable::grow, "slots"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("begin_epoch", &SlotTable::begin_epoch, nb::call_guard<nb::gil_scoped_release>())
       .def(

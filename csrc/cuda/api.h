@@ -1,8 +1,7 @@
 // The functions of CUDA's driver library that lmkv calls, with the types they need, as cuda.h of
 // CUDA 12 and 13 has them (tests/cpp/cuda_header.cpp holds both side by side where there is one).
 // Declared here so that a build needs no toolkit; driver.h finds them in libcuda.so.1.
-// event_elapsed and mem_info are for measurements and tests, ipc_* for pools that are in a GPU's
-// memory.
+// event_elapsed is for measurements and tests, ipc_* and mem_range for pools in a GPU's memory.
 #pragma once
 
 #include <cstddef>
@@ -71,6 +70,8 @@ namespace lmkv::cuda {
   X(mem_info, cuMemGetInfo_v2, (std::size_t * free, std::size_t * total))                         \
   X(mem_alloc, cuMemAlloc_v2, (CUdeviceptr * address, std::size_t bytes))                         \
   X(mem_free, cuMemFree_v2, (CUdeviceptr address))                                                \
+  X(mem_range, cuMemGetAddressRange_v2,                                                           \
+    (CUdeviceptr * base, std::size_t * bytes, CUdeviceptr address))                               \
   X(host_register, cuMemHostRegister_v2, (void* address, std::size_t bytes, unsigned int flags))  \
   X(host_unregister, cuMemHostUnregister, (void* address))                                        \
   X(host_pointer, cuMemHostGetDevicePointer_v2,                                                   \

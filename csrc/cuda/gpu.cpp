@@ -77,6 +77,13 @@ int Gpu::attribute(CUdevice_attribute attribute) const {
   return value;
 }
 
+std::pair<std::size_t, std::size_t> Gpu::memory() const {
+  const auto entered = enter();
+  std::size_t free = 0, total = 0;
+  driver_.mem_info(&free, &total);
+  return {free, total};
+}
+
 void Gpu::load(std::span<const std::byte> image) {
   REQUIRE(!image.empty(), "image: it is empty");
   REQUIRE(!module_, "image: the kernels are loaded already");

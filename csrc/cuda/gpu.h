@@ -10,6 +10,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 
 #include "cuda/driver.h"
 
@@ -53,6 +54,8 @@ class Gpu {
   [[nodiscard]] Entered enter() const;
   // The same for what undoes things, whose errors nobody hears.
   [[nodiscard]] Entered enter_to_undo() const noexcept;
+  // Free bytes of its memory, and all.
+  std::pair<std::size_t, std::size_t> memory() const;
   // Makes the context this thread's.
   void use() const { driver_.set_current(context_); }
 

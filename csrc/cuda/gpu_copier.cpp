@@ -51,7 +51,7 @@ struct GpuCopier::Round {
   std::size_t first;        // of all the copy's chunks
   const SlotLayout& slots;  // theirs, of a part
   const SlotPart* part;
-  bool staged, registered;
+  bool staged, registered, device;
   std::size_t slot_stride;  // of staged slots
   std::uint32_t heads;      // that are copied
 
@@ -96,6 +96,9 @@ GpuCopier::GpuCopier(Gpu& gpu, const SlotLayout& layout, Pages pages,
   gather_ = gpu.kernel("lmkv_gather" + suffix);
   scatter_ = gpu.kernel("lmkv_scatter" + suffix);
   audit_ = gpu.kernel("lmkv_audit" + suffix);
+  verify_ = gpu.kernel("lmkv_verify_16");
+  clear_ = gpu.kernel("lmkv_clear");
+  publish_ = gpu.kernel("lmkv_publish");
 }
 
 void GpuCopier::check_blocks(std::span<const std::uint32_t> blocks, bool may_skip) const {
@@ -110,6 +113,10 @@ CUfunction GpuCopier::function(Kind kind) const {
       return scatter_;
     case Kind::audit:
       return audit_;
+    case Kind::verify:
+      return verify_;
+    case Kind::clear:
+      return clear_;
   }
   return nullptr;
 }
@@ -121,6 +128,15 @@ void GpuCopier::gather(Channel& channel, std::span<const GpuChunk> chunks, const
 
 std::vector<SlotStatus> GpuCopier::audit(Channel& channel, std::span<const GpuChunk> chunks) const {
   return copy(Kind::audit, channel, chunks, nullptr, nullptr, CopyPath::direct);
+}
+
+std::vector<SlotStatus> GpuCopier::verify(Channel& channel,
+                                          std::span<const GpuChunk> chunks) const {
+  return copy(Kind::verify, channel, chunks, nullptr, nullptr, CopyPath::direct);
+}
+
+void GpuCopier::clear(Channel& channel, std::span<const GpuChunk> chunks) const {
+  copy(Kind::clear, channel, chunks, nullptr, nullptr, CopyPath::direct);
 }
 
 std::vector<SlotStatus> GpuCopier::scatter(Channel& channel, std::span<const GpuChunk> chunks,
@@ -149,10 +165,16 @@ std::vector<SlotStatus> GpuCopier::copy(Kind kind, Channel& channel,
   std::lock_guard lock(channel.busy());
   const auto entered = gpu_.enter();
   const SlotLayout& slots = part ? part->theirs() : layout_;
-  const bool registered = std::ranges::all_of(chunks, [&](const GpuChunk& chunk) {
-    return gpu_.on_device(chunk.slot, slots.used_bytes()).has_value();
-  });
-  const bool staged = path == CopyPath::staged || !registered;
+  const bool device = !chunks.empty() && chunks.front().device;
+  for (const GpuChunk& chunk : chunks) {
+    REQUIRE(chunk.device == device, "chunks: some are in a GPU's memory, and some are not");
+  }
+  REQUIRE(device || (kind != Kind::verify && kind != Kind::clear),
+          "chunks: they are not in a GPU's memory");
+  const bool registered = device || std::ranges::all_of(chunks, [&](const GpuChunk& chunk) {
+                            return gpu_.on_device(chunk.slot, slots.used_bytes()).has_value();
+                          });
+  const bool staged = !device && (path == CopyPath::staged || !registered);
   const std::size_t stride = round_up(slots.used_bytes(), 256);
   const auto heads = std::uint32_t(part ? part->heads() : pages_.heads);
   REQUIRE(!staged || stride <= channel.lane_staging(), "staging: ", channel.lane_staging(),
@@ -169,7 +191,7 @@ std::vector<SlotStatus> GpuCopier::copy(Kind kind, Channel& channel,
       if (round) end(*round, statuses);
       const std::size_t count = std::min(most, chunks.size() - first);
       round.emplace(Round{kind, channel.lane(turn), chunks.subspan(first, count), first, slots,
-                          part, staged, registered, stride, heads});
+                          part, staged, registered, device, stride, heads});
       launch(*round, after);
     }
     for (std::size_t n = 0; n < Channel::kLanes; ++n) {
@@ -187,21 +209,39 @@ void GpuCopier::launch(Round& round, const Event* after) const {
   const Lane& lane = round.lane;
   lay_out(round);
   tell(round);
-  if (round.kind == Kind::gather) {
+  if (round.kind == Kind::gather && !round.device) {
     for (const GpuChunk& chunk : round.chunks) clear_slot(chunk.slot);
   }
   round.lane.to_device(0, round.told);
   gpu_.driver().fill(lane.device(round.arrived_at), 0, round.chunks.size(), lane.stream());
   if (round.staged && round.kind != Kind::gather) bring_in(round);
   if (after) gpu_.driver().stream_wait(lane.stream(), after->get(), 0);
+  if (round.device && (round.kind == Kind::gather || round.kind == Kind::clear)) {
+    launch_headers(round, clear_);
+  }
+  if (round.kind == Kind::clear) {
+    round.lane.mark();
+    return;
+  }
   CopyJob job = job_of(round);
   const std::uint32_t grid = std::min(grid_, job.chunks * job.layers * job.heads);
   void* parameters[] = {&job};
   gpu_.driver().launch(function(round.kind), grid, 1, 1, kCopyThreads, 1, 1, 0, lane.stream(),
                        parameters, nullptr);
   if (round.staged && round.kind == Kind::gather) bring_out(round);
+  if (round.device && round.kind == Kind::gather) launch_headers(round, publish_);
   round.lane.to_host(round.headers_at, round.answered);
   round.lane.mark();
+}
+
+void GpuCopier::launch_headers(const Round& round, CUfunction function) const {
+  HeaderJob job{on_gpu<std::uint8_t* const>(round.lane.device(round.slots_at)),
+                on_gpu<const SlotHeader>(round.lane.device(round.headers_at)),
+                std::uint32_t(round.chunks.size())};
+  const std::uint32_t grid = (job.chunks + kHeaderThreads - 1) / kHeaderThreads;
+  void* parameters[] = {&job};
+  gpu_.driver().launch(function, grid, 1, 1, kHeaderThreads, 1, 1, 0, round.lane.stream(),
+                       parameters, nullptr);
 }
 
 void GpuCopier::lay_out(Round& round) const {
@@ -227,8 +267,9 @@ void GpuCopier::tell(const Round& round) const {
   for (std::size_t n = 0; n < round.chunks.size(); ++n) {
     const GpuChunk& chunk = round.chunks[n];
     array<CUdeviceptr>(lane, round.slots_at)[n] =
-        round.staged ? round.staged_slot(n)
-                     : gpu_.on_device(chunk.slot, round.slots.used_bytes()).value_or(0);
+        round.staged   ? round.staged_slot(n)
+        : round.device ? as_address(chunk.slot)
+                       : gpu_.on_device(chunk.slot, round.slots.used_bytes()).value_or(0);
     array<SlotName>(lane, round.names_at)[n] = {chunk.key.lo, chunk.key.hi, chunk.generation};
     for (const std::uint32_t block : chunk.blocks) {
       for (std::uint32_t k = 0; k < kernel_blocks_; ++k) {
@@ -303,8 +344,10 @@ void GpuCopier::end(Round& round, std::vector<SlotStatus>& statuses) const {
   round.lane.await();
   for (std::size_t n = 0; n < round.chunks.size(); ++n) {
     SlotStatus& status = statuses[round.first + n];
-    if (round.kind == Kind::gather) {
-      publish(round.chunks[n].slot, array<SlotHeader>(round.lane, round.headers_at)[n]);
+    if (round.kind == Kind::gather || round.kind == Kind::clear) {
+      if (!round.device) {
+        publish(round.chunks[n].slot, array<SlotHeader>(round.lane, round.headers_at)[n]);
+      }
       status = SlotStatus::good;
     } else {
       status = SlotStatus(array<std::uint32_t>(round.lane, round.verdicts_at)[n]);

@@ -1,9 +1,11 @@
-// Gather and scatter between vLLM's blocks in GPU memory and slots in host memory: what Copier is
-// for a host, with many chunks in a launch.
+// Gather and scatter between vLLM's blocks in GPU memory and slots: what Copier is for a host, with
+// many chunks in a launch.
 //
-// Two paths (docs/kernels.md): `direct`, where kernels read and write slots across the link, and
-// `staged`, where they use slots in the GPU's memory that are copied across as a whole. Slots that
-// are not registered with the GPU are always staged.
+// For slots in host memory there are two paths (docs/kernels.md): `direct`, where kernels read and
+// write slots across the link, and `staged`, where they use slots in the GPU's memory that are
+// copied across as a whole. Slots that are not registered with the GPU are always staged. Those in
+// a GPU's memory are used where they are, and no host thread touches them: kernels clear and
+// publish them too.
 #pragma once
 
 #include <span>
@@ -24,6 +26,7 @@ struct GpuChunk {
   Key key;
   std::uint64_t generation;
   std::span<const std::uint32_t> blocks;  // vLLM's
+  bool device = false;                    // the slot is in a GPU's memory
 };
 
 // One cache group's. Immutable but for the channels' rooms: each is used by one thread at a time.
@@ -43,6 +46,10 @@ class GpuCopier {
               CopyPath path) const;
   // Do the blocks still have the digests of the slots' tables?
   std::vector<SlotStatus> audit(Channel& channel, std::span<const GpuChunk> chunks) const;
+  // Are these slots, all in a GPU's memory, what they say they are, to the last byte? No blocks.
+  std::vector<SlotStatus> verify(Channel& channel, std::span<const GpuChunk> chunks) const;
+  // No reader accepts these slots, all in a GPU's memory, from here on.
+  void clear(Channel& channel, std::span<const GpuChunk> chunks) const;
   // Slots to blocks; these hold rubbish unless the answer is good. With a `part`, slots of a peer
   // that has some of our heads.
   std::vector<SlotStatus> scatter(Channel& channel, std::span<const GpuChunk> chunks,
@@ -53,7 +60,7 @@ class GpuCopier {
   std::uint32_t piece() const { return piece_; }  // bytes of an access to pages
 
  private:
-  enum class Kind : std::uint8_t { gather, scatter, audit };
+  enum class Kind : std::uint8_t { gather, scatter, audit, verify, clear };
   struct Round;
 
   std::vector<SlotStatus> copy(Kind kind, Channel& channel, std::span<const GpuChunk> chunks,
@@ -66,13 +73,15 @@ class GpuCopier {
   void bring_out(const Round& round) const;
   void end(Round& round, std::vector<SlotStatus>& statuses) const;
   CUfunction function(Kind kind) const;
+  void launch_headers(const Round& round, CUfunction function) const;
 
   Gpu& gpu_;
   SlotLayout layout_;
   Pages pages_;
   std::uint64_t blocks_per_chunk_, kernel_blocks_;
   std::uint32_t piece_ = 0, grid_ = 0;
-  CUfunction gather_ = nullptr, scatter_ = nullptr, audit_ = nullptr;
+  CUfunction gather_ = nullptr, scatter_ = nullptr, audit_ = nullptr, verify_ = nullptr;
+  CUfunction clear_ = nullptr, publish_ = nullptr;
 };
 
 }  // namespace lmkv::cuda

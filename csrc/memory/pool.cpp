@@ -9,8 +9,7 @@
 namespace lmkv {
 namespace {
 
-std::uint64_t pool_bytes(std::uint64_t granule_bytes, std::uint64_t slots,
-                         std::uint64_t segment_slots) {
+void check_sizes(std::uint64_t granule_bytes, std::uint64_t slots, std::uint64_t segment_slots) {
   REQUIRE(granule_bytes >= LMKV_SLOT_ALIGN && granule_bytes % LMKV_SLOT_ALIGN == 0 &&
               granule_bytes <= 1ull << 40,
           "granule_bytes: ", granule_bytes, " is not a multiple of 4096 up to 2^40");
@@ -21,17 +20,15 @@ std::uint64_t pool_bytes(std::uint64_t granule_bytes, std::uint64_t slots,
   const std::uint64_t slot_bytes = granule_bytes * kGranulesPerSlot;
   REQUIRE(slots < (1ull << 46) / slot_bytes, "slots: ", slots, " of ", slot_bytes,
           " bytes are more than 2^46 bytes");
-  return slots * slot_bytes;
 }
 
 }  // namespace
 
 PoolRange::PoolRange(std::uint64_t granule_bytes, std::uint64_t slots, std::uint64_t segment_slots,
-                     std::uintptr_t address)
-    : granule_bytes_(granule_bytes),
-      slots_(slots),
-      segment_slots_(segment_slots),
-      range_(pool_bytes(granule_bytes, slots, segment_slots), address) {}
+                     Tier tier)
+    : granule_bytes_(granule_bytes), slots_(slots), segment_slots_(segment_slots), tier_(tier) {
+  check_sizes(granule_bytes, slots, segment_slots);
+}
 
 std::uint32_t PoolRange::segments_at_most() const {
   return std::uint32_t((slots_ + segment_slots_ - 1) / segment_slots_);
@@ -48,12 +45,12 @@ std::uint64_t PoolRange::segment_bytes(std::uint32_t segment) const {
 
 std::span<std::byte> PoolRange::segment(std::uint32_t n) const {
   REQUIRE(n < segments(), "segment: ", n, " of ", segments());
-  return {range_.data() + segment_offset(n), segment_bytes(n)};
+  return {base_ + segment_offset(n), segment_bytes(n)};
 }
 
 std::byte* PoolRange::slot(const Place& place) const {
-  REQUIRE(place.tier == std::uint8_t(Tier::host), "place: tier ", int(place.tier),
-          " is not 0 (host)");
+  REQUIRE(place.tier == std::uint8_t(tier_), "place: tier ", int(place.tier), " is not ",
+          int(tier_), tier_ == Tier::host ? " (host)" : " (device)");
   REQUIRE(place.granules >= 1 && place.granules <= kGranulesPerSlot, "place: ", int(place.granules),
           " granules are not in 1 .. 16");
   const std::uint64_t per_segment = segment_slots_ * kGranulesPerSlot;
@@ -63,18 +60,26 @@ std::byte* PoolRange::slot(const Place& place) const {
           " are usable");
   REQUIRE(place.first / per_segment == last / per_segment, "place: granules ", place.first, " .. ",
           last, " cross segments of ", per_segment);
-  return range_.data() + place.first * granule_bytes_;
+  return base_ + place.first * granule_bytes_;
 }
 
 std::uint32_t PoolRange::next_segment() const {
-  REQUIRE(range_.data() != nullptr, "pool: it is closed");
+  REQUIRE(base_ != nullptr, "pool: it is closed");
   const std::uint32_t next = segments();
   REQUIRE(next < segments_at_most(), "pool: all ", next, " segments are there");
   return next;
 }
 
-void PoolRange::close_range() {
+HostRange::HostRange(std::uint64_t granule_bytes, std::uint64_t slots, std::uint64_t segment_slots,
+                     std::uintptr_t address)
+    : PoolRange(granule_bytes, slots, segment_slots, Tier::host),
+      range_(slots * slot_bytes(), address) {
+  base_ = range_.data();
+}
+
+void HostRange::close_range() {
   usable_ = 0;
+  base_ = nullptr;
   range_.unmap();
 }
 

@@ -1,4 +1,5 @@
-// A pool: slots in memfd segments at one address, the worker's own (Pool) or mapped (PoolMap).
+// A pool: slots in memfd segments at one address, the worker's own (Pool) or mapped (PoolMap). One
+// in a GPU's memory is in cuda/gpu_pool.h.
 //
 // add_segment() may run in a background thread: a segment counts once it can be used. close()
 // invalidates every address that was handed out; the caller knows that no copy is running.
@@ -15,14 +16,15 @@
 
 namespace lmkv {
 
-// What both have: where slot and segment lie.
+// What all have: where slot and segment lie.
 class PoolRange {
  public:
   // A slot is 16 granules, room for a chunk of any of the rank's cache groups.
   PoolRange(std::uint64_t granule_bytes, std::uint64_t slots, std::uint64_t segment_slots,
-            std::uintptr_t address);
+            Tier tier);
 
-  std::uintptr_t address() const { return reinterpret_cast<std::uintptr_t>(range_.data()); }
+  std::uintptr_t address() const { return reinterpret_cast<std::uintptr_t>(base_); }
+  Tier tier() const { return tier_; }
   std::uint64_t slots() const { return slots_; }
   std::uint64_t segment_slots() const { return segment_slots_; }
   std::uint32_t segments() const { return usable_.load(std::memory_order_acquire); }
@@ -39,17 +41,29 @@ class PoolRange {
   std::uint64_t segment_offset(std::uint32_t segment) const;
   // The number of the segment to add next; std::invalid_argument when all are there or closed.
   std::uint32_t next_segment() const;
-  void close_range();
 
   std::uint64_t granule_bytes_, slots_, segment_slots_;
-  AddressRange range_;
+  Tier tier_;
+  std::byte* base_ = nullptr;  // none: it is closed
   std::atomic<std::uint32_t> usable_ = 0;
   std::mutex adding_;
 };
 
-class Pool : public PoolRange {
+// In memory of the host.
+class HostRange : public PoolRange {
  public:
-  using PoolRange::PoolRange;
+  HostRange(std::uint64_t granule_bytes, std::uint64_t slots, std::uint64_t segment_slots,
+            std::uintptr_t address);
+
+ protected:
+  void close_range();
+
+  AddressRange range_;
+};
+
+class Pool : public HostRange {
+ public:
+  using HostRange::HostRange;
   std::uint32_t add_segment(bool populate);
   Descriptor segment_fd(std::uint32_t segment, bool readonly);
   void close();
@@ -58,11 +72,11 @@ class Pool : public PoolRange {
   std::vector<Descriptor> fds_;  // guarded by adding_
 };
 
-class PoolMap : public PoolRange {
+class PoolMap : public HostRange {
  public:
   PoolMap(std::uint64_t granule_bytes, std::uint64_t slots, std::uint64_t segment_slots,
           std::uintptr_t address, bool writable)
-      : PoolRange(granule_bytes, slots, segment_slots, address), writable_(writable) {}
+      : HostRange(granule_bytes, slots, segment_slots, address), writable_(writable) {}
   std::uint32_t add_segment(int fd);
   // Page faults of a segment now, in pieces, not in the first READs: 0.8 us a page (tried).
   void fault_in(std::uint32_t segment);

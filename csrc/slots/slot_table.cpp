@@ -30,12 +30,13 @@ std::uint32_t checked_capacity(std::uint32_t capacity) {
 }  // namespace
 
 SlotTable::SlotTable(std::uint32_t capacity, std::uint32_t segment_slots, double retired_share,
-                     double reuse_age, std::uint32_t last_counter)
+                     double reuse_age, Tier tier, std::uint32_t last_counter)
     : slots_(checked_capacity(capacity)),
       index_(capacity),
       free_(segment_slots),
       retired_share_(retired_share),
       reuse_age_(reuse_age),
+      tier_(tier),
       last_counter_(last_counter) {
   REQUIRE(segment_slots > 0, "segment_slots: 0, allowed 1 and more");
   REQUIRE(retired_share >= 0 && retired_share <= 0.5, "retired_share: ", retired_share,

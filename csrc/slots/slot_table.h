@@ -51,9 +51,10 @@ class SlotTable {
     std::uint64_t free, reserved, readable, pinned, retired, limbo;
   };
 
-  // `last_counter` is for tests of its end.
+  // `tier` is the pools'. `last_counter` is for tests of its end.
   SlotTable(std::uint32_t capacity, std::uint32_t segment_slots, double retired_share,
-            double reuse_age, std::uint32_t last_counter = ~std::uint32_t{0});
+            double reuse_age, Tier tier = Tier::host,
+            std::uint32_t last_counter = ~std::uint32_t{0});
 
   void grow(std::uint32_t slots);
   void begin_epoch();
@@ -98,7 +99,9 @@ class SlotTable {
 
   static constexpr std::size_t kAges = 1024;  // that are kept between two take_ages()
 
-  static Place place_of(std::uint32_t slot) { return {slot * kGranulesPerSlot, kGranulesPerSlot}; }
+  Place place_of(std::uint32_t slot) const {
+    return {slot * kGranulesPerSlot, kGranulesPerSlot, std::uint8_t(tier_)};
+  }
 
   std::uint32_t find(std::uint64_t hash, const Key& key) const;
   std::uint32_t match(const Place& place, std::uint32_t counter) const;
@@ -120,6 +123,7 @@ class SlotTable {
   KeyIndex index_;
   FreeRuns free_;
   const double retired_share_, reuse_age_;
+  const Tier tier_;
   const std::uint32_t last_counter_;
   std::uint32_t usable_ = 0, counter_ = 0;
   List recent_;                                          // readable, not pinned

@@ -7,8 +7,13 @@ A test holds this file against the built module.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 from typing_extensions import Buffer
+
+_GpuChunk: TypeAlias = (
+    tuple[int, bytes, int, Sequence[int]] | tuple[int, bytes, int, Sequence[int], bool]
+)
 
 # ---------------------------------------------------------------- keys (csrc/keys)
 
@@ -154,6 +159,9 @@ class Pool:
     def granule_bytes(self) -> int: ...
     @property
     def slot_bytes(self) -> int: ...
+    @property
+    def tier(self) -> int:
+        """Of its places: 0 host, 1 a GPU's memory."""
     def segment(self, n: int) -> tuple[int, int]:
         """(address, bytes) of a usable segment."""
     def slot_address(self, place: bytes, room: int = 0) -> int:
@@ -180,6 +188,12 @@ class PoolMap:
         times slower then). It may run beside everything else, and ends when the pool is closed."""
     @property
     def address(self) -> int: ...
+    @property
+    def tier(self) -> int: ...
+    @property
+    def slots(self) -> int: ...
+    @property
+    def segment_slots(self) -> int: ...
     @property
     def segments(self) -> int: ...
     @property
@@ -271,6 +285,8 @@ class Gpu:
     @property
     def driver_version(self) -> int:
         """The CUDA version that the driver is for: 13000 is 13.0."""
+    def memory(self) -> tuple[int, int]:
+        """Free bytes of its memory, and all."""
     def mark(self, stream: int) -> GpuMark:
         """Behind all that has been put into this stream (a CUstream's address) so far."""
     def register_host(self, address: int, bytes: int, readonly: bool = False) -> None:
@@ -285,9 +301,49 @@ class GpuChannel:
 
     def __init__(self, gpu: Gpu, urgent: bool, staging_bytes: int) -> None: ...
 
+class GpuMemory:
+    """Memory of a GPU: new, or with a `handle` another process's (CUDA IPC), of which `size` bytes
+    must be there. Multiples of 2 MiB. RuntimeError: of the driver. Closing frees or unmaps it; who reads
+    there then ends the engine."""
+
+    def __init__(self, gpu: Gpu, size: int, handle: bytes | None = None) -> None: ...
+    @property
+    def address(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    def handle(self) -> bytes:
+        """For other processes: 64 bytes."""
+    def write(self, offset: int, data: bytes) -> None:
+        """Some bytes, and waits."""
+    def read(self, offset: int, size: int) -> bytes: ...
+    def close(self) -> None: ...
+
+class GpuPool:
+    """Slots in a GPU's memory, one segment. Closing closes the memory."""
+
+    def __init__(self, memory: GpuMemory, granule_bytes: int, slots: int) -> None: ...
+    @property
+    def address(self) -> int: ...
+    @property
+    def tier(self) -> int: ...
+    @property
+    def slots(self) -> int: ...
+    @property
+    def segment_slots(self) -> int: ...
+    @property
+    def segments(self) -> int: ...
+    @property
+    def granule_bytes(self) -> int: ...
+    @property
+    def slot_bytes(self) -> int: ...
+    def segment(self, n: int) -> tuple[int, int]: ...
+    def slot_address(self, place: bytes, room: int = 0) -> int: ...
+    def close(self) -> None: ...
+
 class GpuCopier:
-    """Gather and scatter on a GPU: one launch for up to 256 chunks. A chunk is (address of a slot
-    in host memory, key, generation, vLLM's blocks). Calls return when all is done, and drop the
+    """Gather and scatter on a GPU: one launch for up to 256 chunks. A chunk is (address of a slot,
+    key, generation, vLLM's blocks, whether the slot is in a GPU's memory: no when left out), and
+    the slots of one call are in one kind of memory. Calls return when all is done, and drop the
     lock; kernels run after `after`. `staged`: slots are copied as a whole, and kernels work in the
     GPU's memory; so are slots that are not registered. RuntimeError: nothing counts as done."""
 
@@ -308,19 +364,21 @@ class GpuCopier:
     def gather(
         self,
         channel: GpuChannel,
-        chunks: Sequence[tuple[int, bytes, int, Sequence[int]]],
+        chunks: Sequence[_GpuChunk],
         after: GpuMark | None = None,
         staged: bool = False,
     ) -> None:
         """As Copier.gather."""
-    def audit(
-        self, channel: GpuChannel, chunks: Sequence[tuple[int, bytes, int, Sequence[int]]]
-    ) -> list[int]:
+    def audit(self, channel: GpuChannel, chunks: Sequence[_GpuChunk]) -> list[int]:
         """SlotStatus of each: GOOD where the blocks still have the digests of the slot's table."""
+    def verify(self, channel: GpuChannel, chunks: Sequence[_GpuChunk]) -> list[int]:
+        """SlotStatus of slots in a GPU's memory, by their own bytes; no block is read."""
+    def clear(self, channel: GpuChannel, chunks: Sequence[_GpuChunk]) -> None:
+        """No reader accepts these slots in a GPU's memory from here on."""
     def scatter(
         self,
         channel: GpuChannel,
-        chunks: Sequence[tuple[int, bytes, int, Sequence[int]]],
+        chunks: Sequence[_GpuChunk],
         part: SlotPart | None = None,
         after: GpuMark | None = None,
         staged: bool = False,
@@ -338,9 +396,14 @@ class SlotTable:
     """
 
     def __init__(
-        self, capacity: int, segment_slots: int, retired_share: float = 0.03, reuse_age: float = 0.1
+        self,
+        capacity: int,
+        segment_slots: int,
+        retired_share: float = 0.03,
+        reuse_age: float = 0.1,
+        tier: int = 0,
     ) -> None:
-        """Room for `capacity` slots at most, none usable yet."""
+        """Room for `capacity` slots at most, none usable yet. `tier` is the pools'."""
     def grow(self, slots: int) -> None:
         """Slots [0, slots) are usable now; never fewer than before."""
     def begin_epoch(self) -> None:

@@ -191,7 +191,9 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
             return
         from lmkv.core import identity
         from lmkv.core.pool_size import DoesNotFit
+        from lmkv.worker import gpu_room
         from lmkv.worker.copiers import copiers_of
+        from lmkv.worker.front import in_front
         from lmkv.worker.kv_group import Unsupported
         from lmkv.worker.page_layout import page_layouts
         from lmkv.worker.worker import Worker
@@ -205,6 +207,11 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
             )
             instance, engine_id = self._instance()
             run_dir = identity.run_dir(self._config.run_dir or None)
+            on_gpu = self._config.pool_device == "cuda"
+            room = gpu_room.take(gpu_room.ordinal_of(pages)) if on_gpu else None
+            copiers = copiers_of(pages, self._config, run_dir)
+            if self._config.pool_device == "cuda+host":
+                copiers = in_front(copiers, pages)
             self._worker = Worker(
                 self._config,
                 instance,
@@ -213,7 +220,8 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
                 self._ranks_on_host(),
                 pages,
                 rank // parallel.tensor_parallel_size,
-                copiers_of(pages, self._config, run_dir),
+                copiers,
+                room,
             )
             self._worker.start()
         except (Unsupported, DoesNotFit, ValueError, OSError, RuntimeError) as error:

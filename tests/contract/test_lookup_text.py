@@ -1,5 +1,5 @@
 """Lookups of text, messages and adapters: a real controller, its web process, and real agents whose
-tokenizer is a small one. vLLM's own are in tests/vllm/test_commands.py."""
+tokenizer is a small one. vLLM's own are in tests/vllm/test_commands_vllm.py."""
 
 from __future__ import annotations
 

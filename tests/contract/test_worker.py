@@ -424,6 +424,7 @@ class Gate:
 
     def __init__(self, copiers: HostCopiers, same: bool = True) -> None:
         self.mark, self.forget = copiers.mark, copiers.forget
+        self.clear, self.check = copiers.clear, copiers.check
         self._copiers, self._same = copiers, same
         self.entered, self.open = threading.Event(), threading.Event()
 
@@ -477,6 +478,7 @@ class Fault:
 
     def __init__(self, copiers: HostCopiers, fault: Callable[[int], None]) -> None:
         self.mark, self.forget = copiers.mark, copiers.forget
+        self.clear, self.check = copiers.clear, copiers.check
         self._copiers, self._fault = copiers, fault
         self.audits = 0
 

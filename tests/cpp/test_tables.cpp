@@ -79,7 +79,7 @@ void threads_share_a_slot_table() {
 }
 
 void counters_end_before_they_wrap() {
-  SlotTable table(4, 4, 0, 0.1, 3);
+  SlotTable table(4, 4, 0, 0.1, Tier::host, 3);
   table.grow(4);
   EXPECT(table.reserve(keys(1, 3), 0));
   bool refused = false;

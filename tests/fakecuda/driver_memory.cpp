@@ -53,6 +53,15 @@ CUresult cuMemFree_v2(CUdeviceptr address) {
   return remove(__func__, [&](Driver& driver) { return driver.memory.release(address); });
 }
 
+CUresult cuMemGetAddressRange_v2(CUdeviceptr* base, std::size_t* bytes, CUdeviceptr address) {
+  return call(__func__, Needs::context, [&](Driver& driver) -> int {
+    const Address first = driver.memory.whole(address, *bytes);
+    if (first == 0) return INVALID_VALUE;
+    *base = first;
+    return SUCCESS;
+  });
+}
+
 CUresult cuMemHostRegister_v2(void* address, std::size_t bytes, unsigned int flags) {
   return call(__func__, Needs::context, [&](Driver& driver) -> int {
     if ((flags & ~kRegisterFlags) != 0) return INVALID_VALUE;

@@ -150,6 +150,14 @@ const Range* Memory::find(Address at) const {
                                                                            : nullptr;
 }
 
+Address Memory::whole(Address at, std::size_t& bytes) const {
+  const auto found = before(at);
+  if (found == ranges_.end() || at - found->first >= found->second.bytes) return 0;
+  if (found->second.kind != Kind::allocated && found->second.kind != Kind::opened) return 0;
+  bytes = found->second.bytes;
+  return found->first;
+}
+
 bool Memory::overlaps(Address at, std::size_t bytes, const Range** with) const {
   const Range* range = find(at);
   const auto next = ranges_.upper_bound(at);

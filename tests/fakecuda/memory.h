@@ -49,6 +49,9 @@ class Memory {
   int enter(Address at, std::size_t bytes, bool read_only);  // host_register
   int leave(Address at);
 
+  // Where the allocation or mapping that has this address begins, and its bytes; 0: there is none.
+  Address whole(Address at, std::size_t& bytes) const;
+
   int make_handle(Address at, CUipcMemHandle& handle);
   int open(const CUipcMemHandle& handle, int device, Address& at);
   int close(Address at);

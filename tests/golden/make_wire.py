@@ -40,7 +40,7 @@ TEXTS = {
     "data_interface": "eth0",
 }
 NUMBERS = {"epoch": 0xFEDCBA9876543210, "query_port": 7551, "protocol": 1, "protocol_min": 1,
-           "protocol_max": 1, "dp_rank": 3}  # fmt: skip
+           "protocol_max": 1, "dp_rank": 3, "tier": 1}  # fmt: skip
 
 
 def sample(kind: Any, name: str, full: bool) -> Any:

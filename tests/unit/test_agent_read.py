@@ -322,6 +322,21 @@ def test_a_mover_that_dies_ends_the_wait() -> None:
     assert world.at_rest()
 
 
+def test_nothing_is_pulled_into_a_pool_on_a_gpu() -> None:
+    """Its mover cannot. Slots are placed there, and what is mapped is not concerned."""
+    world = World(tier=1)
+    prompt = world.prompt(2)
+    world.begin("a", prompt)
+    world.located(2)
+    assert world.match("a", prompt) is None  # peer's details are asked for
+    world.peer_info()
+    assert world.match("a", prompt) == 0
+    assert not pulls_of(world)
+    assert finish(world, "a")[1] == {"mover_down": 8, "too_short": 1}
+    places, _ = world.agent.table.reserve(bytes(16), 0.0)
+    assert places[5] == 1
+
+
 def test_two_requests_share_one_pull() -> None:
     world = World()
     prompt = pulling(world, "a")

@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "connector_metadata": set(),
     "connector_text": set(),
     "connector_metrics": set(),  # the connector's half that vLLM's API server needs
-    "plugin": set(),
+    "plugin": {"worker"},
     "__init__": set(),
 }
 

@@ -274,6 +274,38 @@ def test_a_path_that_is_no_path() -> None:
         read(InstanceConfig, {"config": 3}, {})
 
 
+# ------------------------------------------------------------------ pools in a GPU's memory
+
+
+def test_a_pool_on_a_gpu_has_a_size():
+    for device in ("cuda", "cuda+host"):
+        config = load(InstanceConfig, {"pool_device": device, "gpu_pool_gib": 2})
+        assert (config.pool_device, config.gpu_pool_gib) == (device, 2)
+    load(InstanceConfig, {"pool_device": "cuda+host", "gpu_pool_gib": 2, "pool_gib": 3})
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        (
+            {"pool_device": "cuda"},
+            "gpu_pool_gib = None (default): allowed is a size in GiB with pool_device = cuda",
+        ),
+        ({"gpu_pool_gib": 2}, "gpu_pool_gib = 2.0 (inline): allowed is none with pool_device"),
+        (
+            {"pool_device": "cuda", "gpu_pool_gib": 2, "pool_gib": 3},
+            "pool_gib = 3.0 (inline): allowed is auto with pool_device = cuda (inline), whose size",
+        ),
+        ({"pool_device": "rocm"}, "allowed is host, cuda or cuda+host"),
+        ({"pool_device": "cuda", "gpu_pool_gib": 0}, "allowed is GiB above 0, at most 65536"),
+    ],
+)
+def test_a_pool_on_a_gpu_that_cannot_be(settings, why):
+    with pytest.raises(ConfigError) as error:
+        load(InstanceConfig, settings)
+    assert why in str(error.value)
+
+
 def test_peers_of_a_controller() -> None:
     config = load(ControllerConfig, {"peers": "tcp://a:1, tcp://b:2"})
     assert config.peers == ["tcp://a:1", "tcp://b:2"]

@@ -49,6 +49,8 @@ def test_the_settings_of_the_readme_have_these_defaults() -> None:
         "pull": default.pull,
         "min_tokens": str(default.min_tokens),
         "gpu_path": default.gpu_path,
+        "pool_device": default.pool_device,
+        "gpu_pool_gib": "none",
         "gpu_multiprocessors": str(default.gpu_multiprocessors),
         "gpu_staging_mib": str(default.gpu_staging_mib),
     }

@@ -259,6 +259,26 @@ def test_nobody_there_is_a_dead_peer(holder, run_dir):
     assert error.value.cause == "peer_dead"
 
 
+def test_a_pool_on_a_gpu_is_not_for_an_engine_without_one(holder):
+    peer = holder.peer()
+    peer.info.tier = 1
+    with pytest.raises(MapError, match="its pool is in a GPU's memory") as error:
+        with MappedPeers(LAYOUT.granule_bytes).map(peer):
+            pass
+    assert error.value.cause == "incompatible"
+
+
+def test_a_mover_that_tells_no_handle_is_refused(holder):
+    peer = holder.peer()
+    peer.info.tier = 1
+    peers = MappedPeers(
+        LAYOUT.granule_bytes, open_gpu=lambda handle, size: pytest.fail("no handle")
+    )
+    with pytest.raises(MapError, match="answered without a GPU's handle"), peers.map(peer):
+        pass
+    assert len(peers) == 0
+
+
 def test_other_granules_are_incompatible(holder):
     peer = holder.peer()
     peer.info.granule_bytes *= 2

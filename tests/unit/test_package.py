@@ -107,11 +107,40 @@ def test_the_plugin_registers_once_and_may_be_called_again(monkeypatch: pytest.M
     for i, _ in enumerate(parts := module.split(".")):
         monkeypatch.setitem(sys.modules, ".".join(parts[: i + 1]), factory)
 
+    class WorkerWrapperBase:
+        def init_worker(self, worker: object) -> None:
+            self.worker = worker
+            self.vllm_config = types.SimpleNamespace(kv_transfer_config=None)
+
+    workers = types.ModuleType("workers")
+    workers.WorkerWrapperBase = WorkerWrapperBase
+    for name in ("v1", "v1.worker", "v1.worker.worker_base"):
+        monkeypatch.setitem(sys.modules, f"vllm.{name}", workers)
+
     from lmkv.plugin import register
 
     register()
+    once = WorkerWrapperBase.init_worker
     register()
     assert KVConnectorFactory._registry == {"LmkvConnector": ("lmkv.connector", "LmkvConnector")}
+    assert WorkerWrapperBase.init_worker is once
+    wrapper, worker = WorkerWrapperBase(), object()
+    wrapper.init_worker(worker)
+    assert wrapper.worker is worker
+
+
+def test_settings_are_found_beside_other_connectors() -> None:
+    from lmkv.plugin import settings_of
+
+    mine = {"kv_connector": "LmkvConnector", "kv_connector_extra_config": {"min_tokens": 1}}
+    other = {"kv_connector": "ExampleConnector", "kv_connector_extra_config": None}
+    assert settings_of(mine) == {"min_tokens": 1}
+    assert settings_of({"kv_connector": "LmkvConnector"}) == {}
+    assert settings_of(other) is None and settings_of({}) is None
+    both = {"kv_connector": "MultiConnector", "kv_connector_extra_config": {"connectors": [other]}}
+    assert settings_of(both) is None
+    both["kv_connector_extra_config"] = {"connectors": [other, mine]}
+    assert settings_of(both) == {"min_tokens": 1}
 
 
 def test_vllm_finds_the_plugin_by_its_entry_point() -> None:

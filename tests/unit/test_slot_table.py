@@ -431,3 +431,15 @@ def test_ages_of_what_was_retired_for_room() -> None:
     table.admit(*table.reserve(keys(4), 17.5))
     assert table.take_ages() == [5.5]  # key 2's
     assert table.take_ages() == []
+
+
+def test_places_are_of_the_pools_tier():
+    table = SlotTable(8, 8, tier=1)
+    table.grow(8)
+    places, counters = table.reserve(bytes(16), 0.0)
+    assert places[5] == 1
+    host = places[:5] + b"\0" + places[6:]
+    assert table.admit(host, counters) == 0  # another place
+    assert table.admit(places, counters) == 1
+    with pytest.raises(ValueError, match="tier: 2 is not 0"):
+        SlotTable(8, 8, tier=2)

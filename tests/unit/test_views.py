@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lmkv import _native
 from lmkv.core.messages import (
+    INSTANCE_SORTS,
     Controllers,
     ControllersInfo,
     Heartbeat,
@@ -186,3 +189,53 @@ def test_a_brief_status_counts_what_the_whole_one_lists() -> None:
     assert isinstance(controllers, ControllersInfo)
     (one,) = controllers.controllers
     assert (one.instances, one.lag, one.epoch) == (3, 2, brief.epoch)
+
+
+# ------------------------------------------------------------------ pages of instances
+
+
+def listed(story: Story, **question: Any) -> tuple[list[str], int]:
+    answer = story.ask(Instances(1, **question))
+    assert isinstance(answer, InstancesInfo), answer
+    return [each.instance for each in answer.instances], answer.total
+
+
+def crowd() -> Story:
+    """`a` to `e`; `b` has most tokens and `c` the fullest pool, `e` is incompatible."""
+    story = Story()
+    told = {"a": (1, 9), "b": (7, 5), "c": (7, 1), "d": (0, 9)}
+    for name, (hits, free) in told.items():
+        stub = story.join(StubInstance(name))
+        stub.registration.version = "0.1" if name < "c" else "0.2"
+        beat = Heartbeat(
+            stub.epoch, stub.number(), *stub.table.sums(), {"hit_pool": hits},
+            pool_granules={"free": free, "readable": 10 - free, "limbo": hits},
+        )  # fmt: skip
+        story.tell(stub, (beat, ()))
+    story.join(StubInstance("e", namespace=OTHER))
+    return story
+
+
+def test_instances_in_any_order_a_page_at_a_time() -> None:
+    story = crowd()
+    assert listed(story, sort="hit_tokens", descending=True) == (["b", "c", "a", "d", "e"], 5)
+    assert listed(story, sort="hit_tokens") == (["d", "e", "a", "b", "c"], 5)
+    assert listed(story, sort="fill", descending=True, limit=2, offset=0) == (["c", "b"], 5)
+    assert listed(story, sort="fill", descending=True, limit=2, offset=4) == (["e"], 5)
+    assert listed(story, sort="instance", offset=5) == ([], 5)
+    assert listed(story, sort="state")[0][0] == "e"
+    for sort in INSTANCE_SORTS:
+        assert sorted(listed(story, sort=sort)[0]) == ["a", "b", "c", "d", "e"]
+    code = refused(story, Instances(1, sort="beauty"))
+    assert code == ("field", "sort")
+
+
+def test_instances_that_a_filter_lets_through() -> None:
+    story = crowd()
+    assert listed(story, filter="incompatible") == (["e"], 1)
+    assert listed(story, filter="0.2", sort="instance") == (["c", "d"], 2)
+    assert listed(story, filter="0.2", limit=1) == (["c"], 2)
+    assert listed(story, filter="0.2", limit=1, after="c") == (["d"], 2)
+    assert listed(story, filter="b", sort="fill") == (["b"], 1)
+    assert listed(story, filter="nothing") == ([], 0)
+    assert story.ask(Status(1)).versions == {"0.1": 2, "0.2": 2, "": 1}  # type: ignore[union-attr]

@@ -49,21 +49,21 @@ EPOCH, DEADLINE = 0x1_0000_0007, 20.0
 CHUNK = 64  # tokens
 
 
-def place(n: int) -> bytes:
-    return struct.pack("<IBBH", 16 * n, 16, 0, 0)
+def place(n: int, tier: int = 0) -> bytes:
+    return struct.pack("<IBBH", 16 * n, 16, tier, 0)
 
 
 def key(n: int) -> bytes:
     return n.to_bytes(2, "little") * 8
 
 
-def store(n: int, blocks: list[int]) -> Store:
+def store(n: int, blocks: list[int], tier: int = 0) -> Store:
     """Job n: chunk n into slot n, as counter n."""
-    return Store(n, key(n), place(n), n, blocks)
+    return Store(n, key(n), place(n, tier), n, blocks)
 
 
-def chunk(n: int, blocks: list[int], peer: int = -1) -> LoadChunk:
-    return LoadChunk(key(n), place(n), (EPOCH & 0xFFFFFFFF) << 32 | n, blocks, peer)
+def chunk(n: int, blocks: list[int], peer: int = -1, tier: int = 0) -> LoadChunk:
+    return LoadChunk(key(n), place(n, tier), (EPOCH & 0xFFFFFFFF) << 32 | n, blocks, peer)
 
 
 class Card:

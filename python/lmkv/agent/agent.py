@@ -98,7 +98,7 @@ class Agent:
         self._config = config
         self._engine = engine
         self._clock = clock
-        self.stats = Stats()
+        self.stats = Stats(clock)
         self.refuse = Refusals(self.stats)
         self.events = KvEvents(describe, self.refuse) if describe is not None else None
 
@@ -115,7 +115,9 @@ class Agent:
         self.epoch = identity.new_epoch()
         self._isolation = ""
         self.segment_slots = engine.segment_slots
-        self.table = _native.SlotTable(engine.slots, engine.segment_slots, config.retired_share)
+        self.table = _native.SlotTable(
+            engine.slots, engine.segment_slots, config.retired_share, tier=engine.ranks[0].info.tier
+        )
         self._namespace()
         self.infos = [rank.info for rank in engine.ranks]
         self.data_version = 0

@@ -301,6 +301,9 @@ class Reader:
                 bad = state.chunks[result.good]
             if peer and result.result in UNFIT:
                 self._locator.failed(peer)
+        for chunk, peer in zip(state.chunks[: result.good], state.chunk_peers):
+            if peer:
+                self._stats.came(peer, self._groups[chunk.group].payload_bytes)
         good = self._brought(state, result.good)
         self.account(state, good)
         self._release(state)

@@ -12,7 +12,9 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from typing import Any
 
+from lmkv.core.clock import Clock, monotonic
 from lmkv.core.metrics import AGES
+from lmkv.core.peer_labels import PeerLabels
 
 KEPT = 1024  # observed values between two steps; of more, the last ones
 
@@ -20,8 +22,10 @@ KEPT = 1024  # observed values between two steps; of more, the last ones
 class Stats:
     """Thread-safe counters: `take()` gives each count once, `totals()` tokens since the start."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock = monotonic) -> None:
         self._lock = threading.Lock()
+        self._peers = PeerLabels(clock)
+        self._peer_bytes: Counter[str] = Counter()
         self._counts = _none()
         self._observed: dict[str, deque[float]] = {}
         self._totals: dict[str, Counter[str]] = {"hit": Counter(), "miss": Counter()}
@@ -56,6 +60,14 @@ class Stats:
         self.count("pull_bytes", by=pulled)
         self.count("peer_pull_bytes", peer, by=pulled)
         self.count("peer_pull_seconds", peer, by=seconds)
+        self.came(peer, pulled)
+
+    def came(self, peer: str, size: int) -> None:
+        """Bytes from a peer's memory, pulled or mapped."""
+        with self._lock:
+            self._peer_bytes[self._peers.of(peer)] += size
+            for label in self._peers.take_gone():
+                self._peer_bytes.pop(label, None)
 
     def retired(self, ages: Sequence[float]) -> None:
         """Slots of these ages, in seconds, were retired for room."""
@@ -78,6 +90,11 @@ class Stats:
         """`hit` and `miss` tokens by cause."""
         with self._lock:
             return {kind: counts.copy() for kind, counts in self._totals.items()}
+
+    def peer_bytes(self) -> Counter[str]:
+        """Bytes that came since the start, by peer; of those that brought some lately."""
+        with self._lock:
+            return self._peer_bytes.copy()
 
     def take(self) -> dict[str, Any]:
         """Counts since the last call; empty dict when there are none."""

@@ -77,6 +77,7 @@ class Stream:
         self._beat_sent: float | None = None  # when it left, until it is answered
         self._told: dict[str, Counter[str]] = {"hit": Counter(), "miss": Counter()}
         self._told_ages = [0] * (len(AGES) + 1), 0.0
+        self._told_bytes: Counter[str] = Counter()  # by peer
         self._data_version = -1
         self._controllers: list[str] = []  # as the controller was told
         self._sync: tuple[int, int] | None = None  # number, next granule
@@ -196,6 +197,7 @@ class Stream:
             return  # the last one has not even left
         count, sum_first, sum_second = self._table.sums()
         tokens, (ages, age_sum) = self._stats.totals(), self._stats.ages()
+        came = self._stats.peer_bytes()
         told, told_sum = self._told_ages
         new = [now - before for now, before in zip(ages, told)]
         frames = wire.encode(
@@ -211,9 +213,11 @@ class Stream:
                 data_version=registration.data_version,
                 retired_ages=new if any(new) else [],
                 retired_seconds=min(max(0.0, age_sum - told_sum), 1e9),
+                peer_bytes=dict(came - self._told_bytes),
             )
         )
         self._told, self._told_ages = tokens, (ages, age_sum)
+        self._told_bytes = came
         self._beat, self._beat_sent = (self._seq, frames), None
         self._put(frames)
 

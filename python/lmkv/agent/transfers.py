@@ -21,6 +21,7 @@ from lmkv.agent.request import RequestState, Source
 from lmkv.agent.stats import Stats
 from lmkv.core import wire
 from lmkv.core.config import InstanceConfig
+from lmkv.core.geometry import HOST
 from lmkv.core.messages import PullPeer, PullResult, RankInfo
 from lmkv.core.metrics import PULL_RESULTS
 from lmkv.core.parts import parts
@@ -153,7 +154,8 @@ class Transfers:
         if state.transfer == "mapped" or self._config.pull == "never":
             state.miss = "incompatible" if state.transfer == "mapped" else "recompute_cheaper"
             return False
-        if not self._pulls.ready or not all(r.info.nixl_metadata for r in ranks):
+        on_gpu = self._own[0].tier != HOST  # its mover pulls nothing into it
+        if on_gpu or not self._pulls.ready or not all(r.info.nixl_metadata for r in ranks):
             state.miss = "mover_down"
             return False
         return True

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lmkv.controller.events import History
+from lmkv.controller.flows import Flows
 from lmkv.controller.instance import Ages, Drift, Instance, add, differs, group, hosts, unreadable
 from lmkv.controller.peers import Peers
 from lmkv.controller.placement import Placement
@@ -68,6 +69,7 @@ class Registry:
         self.epoch = new_epoch()
         self.placement = Placement(clock)
         self.history = History(self.epoch, clock)
+        self.flows = Flows(clock)
         self.peers = Peers(config.peers)
         self.instances: dict[str, Instance] = {}  # by id, dead ones too
         self.drifts = 0
@@ -307,6 +309,7 @@ class Registry:
         add(self.hit_tokens, beat.hit_tokens)
         add(self.miss_tokens, beat.miss_tokens)
         self.ages.add(beat)
+        self.flows.add(instance.name, beat.peer_bytes)
         self.placement.weigh(instance, instance.load)
         if instance.synced and instance.name not in self._syncs:
             sums = self.placement.directory.sums(instance.number)

@@ -9,18 +9,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from heapq import nlargest, nsmallest
+from typing import Any
 
 from lmkv import __version__
 from lmkv.controller.instance import Instance, add, differs
 from lmkv.controller.prompts import lookup, route
 from lmkv.controller.registry import Out, Registry
 from lmkv.core.messages import (
+    INSTANCE_SORTS,
     PROTOCOL_MAX,
     PROTOCOL_MIN,
     AnyMessage,
     Controllers,
     ControllersInfo,
     ControllerState,
+    Flow,
     Instances,
     InstancesInfo,
     InstanceState,
@@ -35,9 +38,11 @@ from lmkv.core.messages import (
     StatusInfo,
     Subscribe,
 )
+from lmkv.core.peer_labels import printable
 
 PAGE = 250  # instances
 NAMED = 16  # holders of a prefix
+VERSIONS = 16
 
 
 def ask(
@@ -67,6 +72,8 @@ def _answer(registry: Registry, message: AnyMessage, frames: list[bytes]) -> Mes
         return ControllersInfo(message.request, [_controller(registry)], others)
     if isinstance(message, Prefixes):
         return prefixes(registry, message)
+    if isinstance(message, Flow):
+        return registry.flows.answer(message)
     return None
 
 
@@ -115,6 +122,8 @@ def status(registry: Registry, message: Status) -> StatusInfo:
         PROTOCOL_MAX,
         registry.ages.counts,
         registry.ages.seconds,
+        registry.flows.bytes,
+        _versions(alive),
     )
 
 
@@ -137,6 +146,11 @@ def _controller(registry: Registry) -> ControllerState:
     )
 
 
+def _versions(alive: Iterable[Instance]) -> dict[str, int]:
+    counts = Counter(printable(instance.registration.version) for instance in alive)
+    return dict(counts.most_common(VERSIONS))
+
+
 def _lag(registry: Registry, alive: Iterable[Instance]) -> float:
     now = registry.clock()
     return max((now - instance.heard for instance in alive), default=0.0)
@@ -154,9 +168,28 @@ def instances(registry: Registry, message: Instances) -> InstancesInfo | Refused
             return Refused("unknown_instance", text, "instance", message.request)
         return InstancesInfo(message.request, [viewer.instance(found)])
     limit = min(max(1, message.limit), PAGE)
-    names = nsmallest(limit + 1, (name for name in registry.instances if name > message.after))
-    page = [viewer.instance(registry.instances[name]) for name in names[:limit]]
-    return InstancesInfo(message.request, page, names[limit - 1] if len(names) > limit else "")
+    if message.sort:
+        return _sorted(registry, viewer, message, limit)
+    everyone = registry.instances.values()
+    names = [each.name for each in everyone if viewer.passes(each, message.filter)]
+    page = nsmallest(limit + 1, (name for name in names if name > message.after))
+    shown = [viewer.instance(registry.instances[name]) for name in page[:limit]]
+    following = page[limit - 1] if len(page) > limit else ""
+    return InstancesInfo(message.request, shown, following, len(names))
+
+
+def _sorted(
+    registry: Registry, viewer: _Viewer, message: Instances, limit: int
+) -> InstancesInfo | Refused:
+    if message.sort not in INSTANCE_SORTS:
+        text = f"sort {message.sort!r}: allowed is one of {', '.join(INSTANCE_SORTS)}"
+        return Refused("field", text, "sort", message.request)
+    found = [each for each in registry.instances.values() if viewer.passes(each, message.filter)]
+    found.sort(key=lambda each: each.name)
+    found.sort(key=lambda each: viewer.rank(each, message.sort), reverse=message.descending)
+    page = found[message.offset : message.offset + limit]
+    shown = [viewer.instance(instance) for instance in page]
+    return InstancesInfo(message.request, shown, total=len(found))
 
 
 class _Viewer:
@@ -186,6 +219,30 @@ class _Viewer:
         if self._registry.syncing(instance):
             return "syncing"
         return "incompatible" if self._compared(instance)[1] else "live"
+
+    def passes(self, instance: Instance, text: str) -> bool:
+        registration = instance.registration
+        texts = instance.name, registration.model, registration.version
+        return any(text in each for each in texts) or text == self.state(instance)
+
+    def rank(self, instance: Instance, sort: str) -> Any:
+        """What instances are ordered by."""
+        beat = instance.heartbeat
+        granules = beat.pool_granules if beat else {}
+        if sort == "instance":
+            return instance.name
+        if sort == "state":
+            return self.state(instance)
+        if sort in ("model", "version"):
+            return getattr(instance.registration, sort)
+        if sort == "fill":
+            held = sum(granules.values())
+            return (held - granules.get("free", 0)) / max(1, held)
+        if sort in ("pinned", "limbo"):
+            return granules.get(sort, 0)
+        if sort in ("hit_tokens", "miss_tokens"):
+            return sum(getattr(instance, sort).values())
+        return instance.load if sort == "load" else -instance.heard
 
     def keys(self, instance: Instance) -> int:
         number = instance.number

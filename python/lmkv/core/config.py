@@ -83,6 +83,13 @@ class InstanceConfig(Config, kw_only=True, frozen=True):
         Annotated[float, Meta(gt=0, le=65536)] | None,
         Meta(description="auto, or GiB above 0, at most 65536"),
     ] = None
+    pool_device: Annotated[
+        Literal["host", "cuda", "cuda+host"], Meta(description="host, cuda or cuda+host")
+    ] = "host"  # cuda+host: a pool of the host, with what was used last in the GPU's memory too
+    gpu_pool_gib: Annotated[
+        Annotated[float, Meta(gt=0, le=65536)] | None,
+        Meta(description="GiB above 0, at most 65536"),
+    ] = None  # of each rank's GPU, where pool_device says so
     chunk_tokens: Annotated[
         Annotated[int, Meta(ge=1, le=65536)] | None,
         Meta(description="auto, or a whole number from 1 to 65536"),
@@ -376,6 +383,7 @@ def _check_together(config: Config) -> None:
     """Settings that are right only together: the first of a pair must not exceed the second."""
     if isinstance(config, InstanceConfig):
         _ordered(config, "pull_deadline_min", "pull_deadline_max")
+        _check_pools(config)
     if isinstance(config, ControllerConfig):
         _ordered(config, "suspect_after_beats", "dead_after_beats", strictly=True)
         _ordered(config, "warming_least", "warming_most")
@@ -395,6 +403,22 @@ def _check_together(config: Config) -> None:
                 f"http_port = 0 ({config.origins['http_port']}): allowed is another port where the "
                 f"query port is 65535"
             )
+
+
+def _check_pools(config: InstanceConfig) -> None:
+    """A pool on a GPU takes memory from vLLM's own KV: how much is never guessed."""
+    device, origin = config.pool_device, config.origins["pool_device"]
+    on_gpu = device != "host"
+    if on_gpu == (config.gpu_pool_gib is None):
+        raise ConfigError(
+            f"gpu_pool_gib = {config.gpu_pool_gib!r} ({config.origins['gpu_pool_gib']}): allowed "
+            f"is {'a size in GiB' if on_gpu else 'none'} with pool_device = {device} ({origin})"
+        )
+    if device == "cuda" and config.pool_gib is not None:
+        raise ConfigError(
+            f"pool_gib = {config.pool_gib!r} ({config.origins['pool_gib']}): allowed is auto with "
+            f"pool_device = cuda ({origin}), whose size is gpu_pool_gib"
+        )
 
 
 def _ordered(config: Config, low: str, high: str, strictly: bool = False) -> None:

@@ -18,6 +18,7 @@ from lmkv.core.messages import RankInfo
 
 FORMAT_VERSION = 1  # of slots, docs/slots.md
 GRANULES_A_SLOT = 16
+HOST, DEVICE = 0, 1  # tiers of places: memory of the host, of a GPU
 SLOT_ALIGN = 4096  # bytes
 TOKENS = "tokens"  # page format 1; any other name is the engine's own, page format 2
 

@@ -2,8 +2,9 @@
 
 MoverConfig -> the pool's address -> share and control sockets -> NIXL -> segments -> MoverState.
 Then one thread serves agent, worker and peers, and the engine's own threads pull. Without NIXL it
-goes on, not pullable, and says why. What it cannot go on without ends it with one sentence; the
-worker lives, and starts another.
+goes on, not pullable, and says why. Of a pool in a GPU's memory it maps nothing: it tells peers on
+this host the handle, by which their engines read. What it cannot go on without ends it with one
+sentence; the worker lives, and starts another.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import zmq
 
 from lmkv import __version__, _native
 from lmkv.core import messages, wire
+from lmkv.core.geometry import HOST
 from lmkv.core.keyfiles import Pair
-from lmkv.core.messages import Attach, Message, MoverConfig, MoverState, Segments
+from lmkv.core.messages import Attach, GpuSegment, Message, MoverConfig, MoverState, Segments
 from lmkv.core.rank_sockets import Place, RankSocket
 from lmkv.mover import transport
 from lmkv.mover.peers import Peers
@@ -43,18 +45,8 @@ class Mover:
         self._worker = worker
         self._config = self._first_message()
         config = self._config
-        try:
-            self._pool = _native.PoolMap(
-                config.granule_bytes,
-                config.slots,
-                config.segment_slots,
-                config.pool_address,
-                writable=True,
-            )
-        except RuntimeError as error:
-            raise Fatal(
-                f"the pool's address {config.pool_address:#x} is not free: {error}"
-            ) from None
+        self._segments = 0  # that are shared
+        self._pool = self._map(config) if config.tier == HOST else None
         try:
             self._share = ShareServer(config.share_socket, config.rank, config.uids, time.monotonic)
             self._context = zmq.Context()
@@ -76,12 +68,29 @@ class Mover:
         self._versions = {"lmkv": __version__}
         self._known: list[bytes] = []  # routing ids of agents, the latest last
         self._peers = Peers(config.rank, config.layouts, config.granule_bytes)
-        self._added: queue.SimpleQueue[int] = queue.SimpleQueue()  # segments to be faulted in
+        # Segments to be faulted in.
+        self._added: queue.SimpleQueue[tuple[_native.PoolMap, int]] = queue.SimpleQueue()
         threading.Thread(target=self._fault_in, name="lmkv-faults", daemon=True).start()
         self._running = True
         self._over_limbo = False
-        self._start_nixl()
+        if self._pool is not None:
+            self._start_nixl(self._pool)
         self._pulls = Pulls(config.rank, self._engine, self._peers)
+
+    @staticmethod
+    def _map(config: MoverConfig) -> _native.PoolMap:
+        try:
+            return _native.PoolMap(
+                config.granule_bytes,
+                config.slots,
+                config.segment_slots,
+                config.pool_address,
+                writable=True,
+            )
+        except RuntimeError as error:
+            raise Fatal(
+                f"the pool's address {config.pool_address:#x} is not free: {error}"
+            ) from None
 
     def _first_message(self) -> MoverConfig:
         message, _ = self._receive()
@@ -89,7 +98,7 @@ class Mover:
             raise Fatal(f"the worker's first message is {type(message).__name__}, not MoverConfig")
         return message
 
-    def _start_nixl(self) -> None:
+    def _start_nixl(self, pool: _native.PoolMap) -> None:
         try:
             library = transport.find_library()
             self._versions[library.package] = library.version
@@ -106,7 +115,7 @@ class Mover:
             self._error = str(error)
             self._agents = None
         if self._agents is not None:
-            self._engine = _native.PullEngine(self._agents.pull, self._pool)
+            self._engine = _native.PullEngine(self._agents.pull, pool)
 
     # ------------------------------------------------------------ worker
 
@@ -123,6 +132,10 @@ class Mover:
         message, fds = self._receive()
         if isinstance(message, Segments):
             self._add_segments(message, fds)
+        elif isinstance(message, GpuSegment):
+            self._share.share_gpu(message)
+            self._segments = 1
+            self._tell()
         elif isinstance(message, Attach):
             self._attach(message)
         elif isinstance(message, messages.Stop):
@@ -131,33 +144,35 @@ class Mover:
             raise Fatal(f"from the worker: {type(message).__name__} is not served here")
 
     def _add_segments(self, message: Segments, fds: list[int]) -> None:
-        if message.first != self._pool.segments or message.count != len(fds):
+        pool = self._pool
+        if pool is None or message.first != self._segments or message.count != len(fds):
             raise Fatal(
                 f"segments {message.first} .. {message.first + message.count - 1} with {len(fds)} "
-                f"descriptors, segment {self._pool.segments} was expected"
+                f"descriptors, segment {self._segments} was expected"
             )
         for fd in fds:
             try:
-                number = self._pool.add_segment(fd)
+                number = pool.add_segment(fd)
             except (RuntimeError, ValueError) as error:
-                raise Fatal(f"segment {self._pool.segments}: {error}") from None
+                raise Fatal(f"segment {self._segments}: {error}") from None
+            self._segments += 1
             self._share.add_segment(fd)
-            self._register(number, os.fstat(fd).st_size)
+            self._register(number, pool.slot_bytes, os.fstat(fd).st_size)
             os.close(fd)
-            self._added.put(number)
+            self._added.put((pool, number))
         self._tell()
 
     def _fault_in(self) -> None:
         """A thread of the least priority: pulls work without it, the first ones slower."""
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
         while True:
-            self._pool.fault_in(self._added.get())
+            pool, number = self._added.get()
+            pool.fault_in(number)
 
-    def _register(self, segment: int, length: int) -> None:
+    def _register(self, segment: int, slot_bytes: int, length: int) -> None:
         if self._agents is None:
             return
         config = self._config
-        slot_bytes = self._pool.slot_bytes
         address = config.pool_address + segment * config.segment_slots * slot_bytes
         try:
             self._agents.serve.register(address, length)
@@ -223,7 +238,7 @@ class Mover:
             epoch=self._epoch,
             nixl_metadata=metadata,
             share_socket=self._config.share_socket,
-            segments=self._pool.segments,
+            segments=self._segments,
             error=self._error,
             versions=self._versions,
             control=self._bound.address,
@@ -231,7 +246,7 @@ class Mover:
 
     def _tell(self) -> None:
         """Worker and agents, after every change, and when the first segments are there."""
-        if self._pool.segments < self._config.usable_segments:
+        if self._segments < self._config.usable_segments:
             return
         state = wire.encode(self._state())
         self._worker.send(state[0])

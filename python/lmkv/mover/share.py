@@ -2,8 +2,8 @@
 
 A unix SOCK_SEQPACKET socket in `run_dir`, mode 0600. The peer's uid (SO_PEERCRED) must be the
 mover's or an allowed one; it names instance, epoch and rank, and gets one `Shared` with at most 64
-descriptors, from `first` on. A peer that says nothing is dropped after a second, and never waited
-for.
+descriptors, from `first` on; of a pool in a GPU's memory, its CUDA IPC handle. A peer that says
+nothing is dropped after a second, and never waited for.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import struct
 from collections.abc import Callable
 
 from lmkv.core import wire
-from lmkv.core.messages import Share, Shared
+from lmkv.core.messages import GpuSegment, Share, Shared
 
 FDS_AN_ANSWER = 64
 CLIENTS = 64  # under way at once; more are refused
@@ -40,6 +40,7 @@ class ShareServer:
         self._clock = clock
         self._readonly: list[int] = []
         self._bytes: list[int] = []
+        self._gpu: GpuSegment | None = None
         self._clients: dict[int, tuple[socket.socket, float]] = {}
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode):
@@ -52,6 +53,10 @@ class ShareServer:
     def add_segment(self, fd: int) -> None:
         self._readonly.append(os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC))
         self._bytes.append(os.fstat(fd).st_size)
+
+    def share_gpu(self, segment: GpuSegment) -> None:
+        self._gpu = segment
+        self._bytes = [segment.size]
 
     def fileno(self) -> int:
         return self._listener.fileno()
@@ -102,6 +107,8 @@ class ShareServer:
             answer = Shared(
                 self.epoch, self.rank, self.data_version, list(self._bytes), message.first
             )
+            if self._gpu is not None:
+                answer.handle, answer.probe = self._gpu.handle, self._gpu.probe
             return answer, self._readonly[message.first : last]
         return refused, []
 

@@ -10,7 +10,17 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from lmkv import __version__, _native
 from lmkv.core.messages import PROTOCOL_MAX, PROTOCOL_MIN
-from lmkv.web import docs_page, errors, lmcache, metrics, models, operations, rest
+from lmkv.web import (
+    dashboard,
+    docs_page,
+    errors,
+    lmcache,
+    login,
+    metrics,
+    models,
+    operations,
+    rest,
+)
 from lmkv.web.auth import Gate, Tokens, needs
 from lmkv.web.cluster_view import HEALTH_DEADLINE, ClusterView
 from lmkv.web.errors import Problem
@@ -29,6 +39,7 @@ def build(
     tokens: Tokens,
     buckets: Buckets,
     compat: str = "",
+    pages: FastAPI | None = None,
 ) -> FastAPI:
     """`compat`: `lmcache` for its paths beside."""
     app = FastAPI(
@@ -40,9 +51,14 @@ def build(
         openapi_url=None,  # below: it has a scope like any other
     )
     errors.install(app)
+    if pages is not None:
+        app.add_middleware(dashboard.Pages, pages=pages)
+    else:
+        app.include_router(dashboard.missing())
     app.add_middleware(BodyLimit)
     app.add_middleware(Gate, known=tokens, buckets=buckets)  # the last one is the first
     app.include_router(_health(view, controller_pid))
+    app.include_router(login.routes(tokens))
     app.include_router(operations.routes(view))  # its paths end those of instances
     app.include_router(rest.routes(view, hub))
     if compat == "lmcache":

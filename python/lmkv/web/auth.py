@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 from fastapi import Depends, FastAPI, Request, Security
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lmkv.core import tokens
@@ -23,8 +25,11 @@ from lmkv.core.tokens import ADMIN, MOST_CHARACTERS, SCOPES, Grant
 from lmkv.web import errors
 from lmkv.web.errors import Problem
 from lmkv.web.limits import Buckets
+from lmkv.web.sessions import Sessions
 
-OPEN = frozenset({"/healthz", "/readyz", "/version", "/metrics"})  # to anyone
+OPEN = frozenset(  # to anyone
+    {"/healthz", "/readyz", "/version", "/metrics", "/login", "/logout"}
+)
 GRANT = "lmkv.grant"  # in the ASGI scope
 EVERYONE = Grant("", ADMIN)
 bearer = HTTPBearer(auto_error=False, description="lmkv keys token")
@@ -36,7 +41,13 @@ class Tokens:
     def __init__(self, path: str = "") -> None:
         self._path = path
         self._known: tokens.Tokens = {}
+        self._sessions = Sessions()
         self.reload()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether one must have a token."""
+        return bool(self._path)
 
     def reload(self) -> None:
         if self._path:
@@ -51,6 +62,31 @@ class Tokens:
             return None
         return self._known.get(tokens.digest(token.strip()))
 
+    # ------------------------------------------------------------ browsers
+
+    def open_session(self, token: str) -> str | None:
+        """What the cookie is to say; None: that is no token."""
+        if self.grant(f"Bearer {token}") is None:
+            return None
+        return self._sessions.open(tokens.digest(token))
+
+    def close_session(self, cookies: str) -> None:
+        self._sessions.close(cookies)
+
+    def of_session(self, cookies: str) -> Grant | None:
+        """By a `Cookie` header."""
+        if not self._path:
+            return EVERYONE
+        return self._known.get(self._sessions.digest(cookies))
+
+    def of(self, scope: Scope) -> Grant | None:
+        """Of a request: by its header, or by its session."""
+        headers = dict(scope["headers"])
+        given = headers.get(b"authorization")
+        if given is not None:
+            return self.grant(given.decode("latin-1"))
+        return self.of_session(headers.get(b"cookie", b"").decode("latin-1"))
+
 
 class Gate:
     """ASGI middleware: who it is, and whether not too often; else 401 and 429."""
@@ -59,17 +95,20 @@ class Gate:
         self._app, self._known, self._buckets = app, known, buckets
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
+        if scope["type"] == "websocket":
+            await self._socket(scope, receive, send)
             return
-        given = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
-        grant = self._known.grant(given)
+        grant = self._known.of(scope)
         who = grant.name if grant is not None else ""
         wait = self._buckets.take(who or (scope.get("client") or ("",))[0])
         if wait:
             text = f"more than {self._buckets.rate} requests a second of one client"
             headers = {"Retry-After": str(wait)}
             await errors.body(429, "too_many", text, headers=headers)(scope, receive, send)
+        elif grant is None and scope["path"] not in OPEN and _by_browser(scope):
+            asked = f"{scope['path']}?{scope['query_string'].decode('latin-1')}".rstrip("?")
+            to = RedirectResponse(f"/login?to={quote(asked, safe='/')}", 303)
+            await to(scope, receive, send)
         elif grant is None and scope["path"] not in OPEN:
             text = "authorization: allowed is Bearer and a token that is known here"
             headers = {"WWW-Authenticate": "Bearer"}
@@ -78,6 +117,22 @@ class Gate:
         else:
             scope[GRANT] = grant
             await self._app(scope, receive, send)
+
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A page of another host may not speak for who looks at it."""
+        headers = dict(scope["headers"])
+        origin = urlsplit(headers.get(b"origin", b"").decode("latin-1")).netloc
+        own = origin in ("", headers.get(b"host", b"").decode("latin-1"))
+        if self._known.of(scope) is None or not own:
+            await send({"type": "websocket.close", "code": 1008})  # before it is accepted: 403
+        else:
+            await self._app(scope, receive, send)
+
+
+def _by_browser(scope: Scope) -> bool:
+    """Whether somebody looks who can log in."""
+    wants = dict(scope["headers"]).get(b"accept", b"")
+    return scope["method"] == "GET" and b"text/html" in wants
 
 
 def needs(scope: str) -> Any:

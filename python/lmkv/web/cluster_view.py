@@ -27,6 +27,8 @@ from lmkv.core.messages import (
     ControllerState,
     Done,
     Events,
+    Flow,
+    FlowInfo,
     Instances,
     InstancesInfo,
     InstanceState,
@@ -73,8 +75,11 @@ class ClusterView:
         self._max_frame_bytes = info.max_frame_bytes
         return info
 
-    async def instances(self, after: str, limit: int) -> InstancesInfo:
-        return await self._ask(Instances(after=after, limit=limit), InstancesInfo)
+    async def instances(self, question: Instances) -> InstancesInfo:
+        return await self._ask(question, InstancesInfo)
+
+    async def flow(self, seconds: float, limit: int) -> FlowInfo:
+        return await self._ask(Flow(seconds=seconds, limit=limit), FlowInfo)
 
     async def instance(self, name: str) -> InstanceState:
         info = await self._ask(Instances(instance=name), InstancesInfo)

@@ -32,6 +32,10 @@ class Connection(H11Protocol):
         self._watch.cancel()
         super().connection_lost(exc)
 
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        self._watch.cancel()  # a web socket's own pings see to it
+        super().handle_websocket_upgrade(event)
+
     def on_response_complete(self) -> None:
         self._since = self.loop.time()
         super().on_response_complete()
@@ -69,4 +73,5 @@ class Connection(H11Protocol):
             for each in self.connections
             if isinstance(each, Connection) and not each._busy and not each.transport.is_closing()
         ]
-        min(quiet, key=lambda each: each._since).transport.close()
+        if quiet:
+            min(quiet, key=lambda each: each._since).transport.close()

@@ -13,6 +13,7 @@ import json
 import re
 from collections import deque
 from collections.abc import AsyncIterator
+from itertools import islice
 
 from lmkv.core.client import Unreachable
 from lmkv.core.clock import Clock, monotonic
@@ -71,6 +72,13 @@ class Hub:
     def _wake(self) -> None:
         self._news.set()
         self._news = asyncio.Event()
+
+    def recent(self, count: int, instance: str = "") -> list[tuple[Event, float]]:
+        """The last events, of one instance where it is named, with their age; newest first."""
+        now = self._clock()
+        newest = ((each, now - at) for _, each, at in reversed(self._kept))
+        mine = (kept for kept in newest if instance in ("", kept[0].instance))
+        return list(islice(mine, count))
 
     def close(self) -> None:
         """All streams end."""

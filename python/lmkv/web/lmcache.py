@@ -19,7 +19,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 
 from lmkv.core.client import Unreachable
-from lmkv.core.messages import InstanceState, Lookup
+from lmkv.core.messages import Instances, InstanceState, Lookup
 from lmkv.web import models
 from lmkv.web.auth import needs
 from lmkv.web.cluster_view import ClusterView
@@ -267,7 +267,7 @@ def _place(instance: InstanceState) -> tuple[str, int]:
 async def _at(view: ClusterView, ip: str) -> str | None:
     after = ""
     while ip:
-        page = await view.instances(after, PAGE)
+        page = await view.instances(Instances(after=after, limit=PAGE))
         for each in page.instances:
             if _place(each)[0] == ip.lower():
                 return each.instance

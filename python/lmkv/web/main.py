@@ -24,12 +24,13 @@ from lmkv.core.async_client import AsyncClient
 from lmkv.core.descriptors import allow_descriptors
 from lmkv.core.keyfiles import BadKeys, ClientKeys
 from lmkv.core.web_settings import WebSettings, receive
+from lmkv.web import dashboard
 from lmkv.web.app import build
 from lmkv.web.auth import Tokens
 from lmkv.web.cluster_view import ClusterView
 from lmkv.web.connections import Connection
 from lmkv.web.events import Hub
-from lmkv.web.limits import Buckets
+from lmkv.web.limits import MOST_BYTES, Buckets
 
 QUESTION_DEADLINE = 2.0  # seconds
 HANDSHAKE_DEADLINE = 5.0
@@ -58,11 +59,13 @@ async def serve(
     tokens = Tokens(settings.tokens)
     view = ClusterView(client)
     hub = Hub(view)
+    pages = dashboard.load(view, hub, tokens)
     following = asyncio.create_task(hub.run())
     config = uvicorn.Config(
-        build(view, hub, controller_pid, tokens, Buckets(settings.rate), settings.compat),
+        build(view, hub, controller_pid, tokens, Buckets(settings.rate), settings.compat, pages),
         http=Connection,
-        ws="none",
+        ws="none" if pages is None else "wsproto",
+        ws_max_size=MOST_BYTES,
         lifespan="off",
         log_level="error",  # anyone can send what is no HTTP
         access_log=False,
@@ -89,7 +92,8 @@ async def serve(
             loop.create_server, ssl_handshake_timeout=HANDSHAKE_DEADLINE
         )
     try:
-        await Server(config, hub).serve(sockets=[listener])
+        async with dashboard.running(pages):
+            await Server(config, hub).serve(sockets=[listener])
     finally:
         following.cancel()
         await view.close()

@@ -78,6 +78,8 @@ class Cluster(Answer):
         "86400 seconds, and above"
     )
     retired_seconds: float = Field(description="the sum of these ages")
+    peer_bytes: int = Field(description="that came from one instance to another")
+    versions: dict[str, int] = Field(description="instances that are not dead, by their release")
 
 
 class Instance(Answer):
@@ -108,7 +110,23 @@ class Instance(Answer):
 
 class InstancesPage(Answer):
     instances: list[Instance]
-    next: str = Field(description="`after` of the next page; empty on the last one")
+    next: str = Field(
+        description="`after` of the next page; empty on the last one, and where sort is given"
+    )
+    total: int = Field(description="that the filter lets through")
+
+
+class Pair(Answer):
+    source: str
+    target: str
+    bytes: int
+
+
+class Flow(Answer):
+    seconds: float = Field(description="that are looked back; fewer than asked for at first")
+    bytes: int = Field(description="of all pairs")
+    pairs: int
+    flows: list[Pair] = Field(description="most bytes first")
 
 
 class Controller(Answer):

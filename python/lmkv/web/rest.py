@@ -27,6 +27,8 @@ ERRORS: Errors = {
         503: "the controller does not answer, or not yet",
     }.items()
 }
+SORTS = f"one of {', '.join(messages.INSTANCE_SORTS)}; instead of after"
+FILTER = "a part of the name, the model or the version, or a state"
 Name = Annotated[str, Path(min_length=1, max_length=256)]
 
 
@@ -37,12 +39,26 @@ def routes(view: ClusterView, hub: Hub) -> APIRouter:
     async def cluster() -> models.Cluster:
         return models.Cluster.model_validate(await view.status())
 
-    @router.get("/instances", summary="Instances by name, a page at a time")
+    @router.get("/instances", summary="Instances by name, or in another order, a page at a time")
     async def instances(
         after: Annotated[str, Query(max_length=256)] = "",
         limit: Annotated[int, Query(ge=1, le=250)] = 100,
+        sort: Annotated[str, Query(max_length=256, description=SORTS)] = "",
+        descending: bool = False,
+        filter: Annotated[str, Query(max_length=256, description=FILTER)] = "",  # noqa: A002
+        offset: Annotated[int, Query(ge=0, le=1 << 20, description="with sort")] = 0,
     ) -> models.InstancesPage:
-        return models.InstancesPage.model_validate(await view.instances(after, limit))
+        question = messages.Instances(
+            after=after, limit=limit, sort=sort, descending=descending, filter=filter, offset=offset
+        )
+        return models.InstancesPage.model_validate(await view.instances(question))
+
+    @router.get("/flow", summary="Bytes that came from instance to instance of late")
+    async def flow(
+        seconds: Annotated[float, Query(ge=10, le=300)] = 300.0,
+        limit: Annotated[int, Query(ge=1, le=500)] = 100,
+    ) -> models.Flow:
+        return models.Flow.model_validate(await view.flow(seconds, limit))
 
     @router.get("/instances/{instance:path}", summary="One instance")
     async def instance(instance: Name) -> models.Instance:

@@ -10,13 +10,16 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 
 from lmkv import _native
 from lmkv.core import wire
+from lmkv.core.geometry import DEVICE
 from lmkv.core.messages import Check
 from lmkv.worker.affinity import unpin
+from lmkv.worker.copiers import Pool, Slot
+from lmkv.worker.copies import Once
 
 log = logging.getLogger("lmkv.worker")
 
@@ -28,17 +31,20 @@ Frames = list[bytes]
 
 
 class Checker:
-    """`layouts` are those of the rank's cache groups; `report(job, results)` is called from the
-    thread."""
+    """`check(group, slot)` is the copiers', of so many cache `groups`; `report(job, results)` is
+    called from the thread."""
 
     def __init__(
         self,
-        pool: _native.Pool,
-        layouts: Sequence[_native.SlotLayout],
+        pool: Pool,
+        groups: int,
+        check: Callable[[int, Slot], int],
         report: Callable[[int, bytes], None],
     ) -> None:
         self._pool = pool
-        self._layouts = list(layouts)
+        self._groups = groups
+        self._check = check
+        self._once = Once()
         self._report = report
         self._queue: queue.Queue[tuple[Check, Frames] | None] = queue.Queue(WAITING)
         self._stopping = threading.Event()
@@ -67,8 +73,12 @@ class Checker:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST)
         while not self._stopping.is_set():
             asked = self._queue.get()
-            if asked is not None:
+            if asked is None:
+                continue
+            try:
                 self._answer(*asked)
+            except RuntimeError as error:  # of a GPU's driver: whoever asked has a deadline
+                self._once.exception("slots cannot be checked", error)
 
     def _answer(self, check: Check, frames: Frames) -> None:
         keys, places, counters = frames
@@ -88,9 +98,10 @@ class Checker:
             address = self._pool.slot_address(place)
         except ValueError:  # of a segment that is not there
             return _native.SlotStatus.GONE
-        status = _native.SlotStatus.INCOMPATIBLE
-        for layout in self._layouts:
-            status = _native.check_slot(address, layout, key, generation)
+        slot = Slot(address, key, generation, [], self._pool.tier == DEVICE)
+        status: int = _native.SlotStatus.INCOMPATIBLE
+        for group in range(self._groups):
+            status = self._check(group, slot)
             if status != _native.SlotStatus.INCOMPATIBLE:
                 break
         return status

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from lmkv import _native
 
@@ -38,6 +38,10 @@ class Slot:
     key: bytes
     generation: int
     blocks: list[int]
+    device: bool = False  # it is in a GPU's memory
+
+
+Pool: TypeAlias = "_native.Pool | _native.PoolMap | _native.GpuPool"
 
 
 class Copiers(Protocol):
@@ -49,6 +53,14 @@ class Copiers(Protocol):
     def mark(self) -> Any: ...
     def gather(self, group: int, slots: Sequence[Slot], after: Any = None) -> None: ...
     def audit(self, group: int, slot: Slot) -> bool: ...
+    def check(self, group: int, slot: Slot) -> int:
+        """SlotStatus of the slot's own bytes; no block is read."""
+        ...
+
+    def clear(self, group: int, slot: Slot) -> None:
+        """No reader accepts it from here on."""
+        ...
+
     def scatter(
         self,
         group: int,
@@ -59,11 +71,15 @@ class Copiers(Protocol):
         """SlotStatus of each; blocks hold rubbish unless it is GOOD."""
         ...
 
-    def know(self, pool: _native.Pool | _native.PoolMap, readonly: bool) -> None:
+    def know(self, pool: Pool, readonly: bool) -> None:
         """The pool's usable segments, new ones too, may be reached faster from now on."""
         ...
 
-    def forget(self, pool: _native.Pool | _native.PoolMap) -> None:
+    def open(self, handle: bytes, size: int) -> _native.GpuMemory:
+        """A peer's, by its CUDA IPC handle. RuntimeError: it cannot be reached from here."""
+        ...
+
+    def forget(self, pool: Pool) -> None:
         """Before it is closed."""
         ...
 
@@ -76,6 +92,7 @@ class HostCopiers:
 
     def __init__(self, pages: Sequence[PageLayout]) -> None:
         self._copiers = [group.copier() for group in pages]
+        self._layouts = [group.slot for group in pages]
 
     def mark(self) -> None: ...
 
@@ -85,6 +102,12 @@ class HostCopiers:
 
     def audit(self, group: int, slot: Slot) -> bool:
         return self._copiers[group].audit(slot.address, slot.blocks)
+
+    def check(self, group: int, slot: Slot) -> int:
+        return _native.check_slot(slot.address, self._layouts[group], slot.key, slot.generation)
+
+    def clear(self, group: int, slot: Slot) -> None:
+        _native.clear_slot(slot.address)
 
     def scatter(
         self,
@@ -98,6 +121,9 @@ class HostCopiers:
             return [copier.scatter(s.address, s.key, s.generation, s.blocks) for s in slots]
         return [copier.scatter_part(s.address, part, s.key, s.generation, s.blocks) for s in slots]
 
-    def know(self, pool: _native.Pool | _native.PoolMap, readonly: bool) -> None: ...
+    def know(self, pool: Pool, readonly: bool) -> None: ...
 
-    def forget(self, pool: _native.Pool | _native.PoolMap) -> None: ...
+    def open(self, handle: bytes, size: int) -> _native.GpuMemory:
+        raise RuntimeError("this engine's KV is not on a GPU")
+
+    def forget(self, pool: Pool) -> None: ...

@@ -4,7 +4,7 @@ The pool is host memory that is registered with the GPU segment by segment, and 
 pools where the driver takes read-only mappings. Slots cross the link in one of two ways, each
 measured once for reads and for writes (gpu_paths.py): kernels read and write them where they are,
 or they are copied as a whole and the kernels work in the GPU's memory. What is not registered (yet)
-is copied.
+is copied. Slots in a GPU's memory, ours or a peer's, are used where they are.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmkv import _native
-from lmkv.worker.copiers import Slot
+from lmkv.core.geometry import DEVICE
+from lmkv.worker.copiers import Pool, Slot
 
 if TYPE_CHECKING:
     from lmkv.core.config import InstanceConfig
@@ -81,6 +82,7 @@ class GpuCopiers:
             )
             for group in pages
         ]
+        self._layouts = [group.slot for group in pages]
         self.stage_stores = self.stage_loads = True  # until it is known what is faster
         self._lock = threading.Lock()
         self._known: set[Segment] = set()
@@ -93,13 +95,28 @@ class GpuCopiers:
         except RuntimeError as error:
             return str(error)
 
-    def gather(self, group: int, slots: Sequence[Slot], after: Any = None) -> None:
-        copier = self._copiers[group]
-        copier.gather(self._stores, _chunks(slots), _mark(after), self.stage_stores)
+    def gather(
+        self, group: int, slots: Sequence[Slot], after: Any = None, urgent: bool = False
+    ) -> None:
+        """`urgent`: on the loads' streams, by their thread."""
+        channel = self._loads if urgent else self._stores
+        self._copiers[group].gather(channel, _chunks(slots), _mark(after), self.stage_stores)
 
     def audit(self, group: int, slot: Slot) -> bool:
         (status,) = self._copiers[group].audit(self._stores, _chunks([slot]))
         return status == _native.SlotStatus.GOOD
+
+    def check(self, group: int, slot: Slot) -> int:
+        if not slot.device:
+            return _native.check_slot(slot.address, self._layouts[group], slot.key, slot.generation)
+        (status,) = self._copiers[group].verify(self._stores, _chunks([slot]))
+        return status
+
+    def clear(self, group: int, slot: Slot) -> None:
+        if slot.device:
+            self._copiers[group].clear(self._stores, _chunks([slot]))
+        else:
+            _native.clear_slot(slot.address)
 
     def scatter(
         self,
@@ -120,8 +137,8 @@ class GpuCopiers:
             self._loads = _native.GpuChannel(self.gpu, urgent=True, staging_bytes=staging)
             self._staging = staging
 
-    def know(self, pool: _native.Pool | _native.PoolMap, readonly: bool) -> None:
-        if readonly and self._refused:
+    def know(self, pool: Pool, readonly: bool) -> None:
+        if pool.tier == DEVICE or (readonly and self._refused):
             return
         for segment in _segments(pool):
             with self._lock:
@@ -138,7 +155,10 @@ class GpuCopiers:
             with self._lock:
                 self._known.add(segment)
 
-    def forget(self, pool: _native.Pool | _native.PoolMap) -> None:
+    def open(self, handle: bytes, size: int) -> _native.GpuMemory:
+        return _native.GpuMemory(self.gpu, size, handle)
+
+    def forget(self, pool: Pool) -> None:
         for segment in _segments(pool):
             with self._lock:
                 known = segment in self._known
@@ -147,12 +167,12 @@ class GpuCopiers:
                 self.gpu.unregister_host(segment[0])
 
 
-def _segments(pool: _native.Pool | _native.PoolMap) -> list[Segment]:
+def _segments(pool: Pool) -> list[Segment]:
     return [pool.segment(n) for n in range(pool.segments)]
 
 
-def _chunks(slots: Sequence[Slot]) -> list[tuple[int, bytes, int, list[int]]]:
-    return [(slot.address, slot.key, slot.generation, slot.blocks) for slot in slots]
+def _chunks(slots: Sequence[Slot]) -> list[tuple[int, bytes, int, list[int], bool]]:
+    return [(s.address, s.key, s.generation, s.blocks, s.device) for s in slots]
 
 
 def _mark(after: Any) -> _native.GpuMark:

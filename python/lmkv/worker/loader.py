@@ -14,9 +14,10 @@ from typing import Any
 
 from lmkv import _native
 from lmkv.core import parts
+from lmkv.core.geometry import DEVICE
 from lmkv.core.messages import PullPeer, PullResult, RankInfo
 from lmkv.core.steps import Load, LoadChunk, LoadResult
-from lmkv.worker.copiers import Copiers, Slot
+from lmkv.worker.copiers import Copiers, Pool, Slot
 from lmkv.worker.copies import Once
 from lmkv.worker.mapped import MapError, MappedPeers
 from lmkv.worker.page_layout import PageLayout
@@ -30,7 +31,8 @@ MAP_RESULTS = {
 }
 
 
-_Kind = tuple[int, "_native.SlotPart | None"]  # cache group, and the part of peers' slots
+# cache group, the part of peers' slots, and whether they are in a GPU's memory
+_Kind = tuple[int, "_native.SlotPart | None", bool]
 
 
 class _NotFound(Exception):
@@ -54,7 +56,7 @@ class Loader:
 
     def __init__(
         self,
-        pool: _native.Pool,
+        pool: Pool,
         mapped: MappedPeers,
         pages: Sequence[PageLayout],
         info: RankInfo,
@@ -73,7 +75,7 @@ class Loader:
         """Ends with the first chunk that fails; the blocks of those behind it hold rubbish."""
         with contextlib.ExitStack() as maps:
             batches, good, result = self._find(load, maps)
-            for (group, part), reads in batches:
+            for (group, part, _), reads in batches:
                 if reads[0].chunk >= good:
                     continue
                 for read, status in zip(reads, self._scatter(group, part, reads, after)):
@@ -106,9 +108,9 @@ class Loader:
             except Exception as error:
                 self._once.exception("a chunk cannot be found", error)
                 return batches, number, PullResult.MOVER_DOWN
-            for part, address in found:
-                kind = chunk.group, part
-                slot = Slot(address, chunk.key, chunk.generation, chunk.blocks)
+            for part, pool, address in found:
+                kind = chunk.group, part, pool.tier == DEVICE
+                slot = Slot(address, chunk.key, chunk.generation, chunk.blocks, kind[2])
                 batch = open_batches.get(kind)
                 if batch is None or len(batch) == self._copiers.at_once:
                     batch = open_batches[kind] = []
@@ -118,10 +120,10 @@ class Loader:
 
     def _places(
         self, load: Load, chunk: LoadChunk, maps: contextlib.ExitStack
-    ) -> Iterator[tuple[_native.SlotPart | None, int]]:
-        """(part, address of a slot) of all that a chunk is read from. _NotFound, else."""
+    ) -> Iterator[tuple[_native.SlotPart | None, Pool, int]]:
+        """(part, pool, address of a slot) of all that a chunk is read from. _NotFound, else."""
         if chunk.peer < 0:
-            yield None, self._address(self._pool, chunk, None)
+            yield None, self._pool, self._address(self._pool, chunk, None)
             return
         ranks = load.peers[chunk.peer]
         found = parts.parts(self._info, [peer.info for peer in ranks], chunk.group)
@@ -130,7 +132,7 @@ class Loader:
         for part in found:
             heads = self._heads(ranks[part.at], part, chunk.group)
             pool = self._map(ranks[part.at], heads, maps)
-            yield heads, self._address(pool, chunk, heads)
+            yield heads, pool, self._address(pool, chunk, heads)
 
     def _heads(self, peer: PullPeer, part: parts.Part, group: int) -> _native.SlotPart | None:
         try:
@@ -141,7 +143,7 @@ class Loader:
 
     def _map(
         self, peer: PullPeer, heads: _native.SlotPart | None, maps: contextlib.ExitStack
-    ) -> _native.PoolMap:
+    ) -> Pool:
         """The peer's pool, mapped until `maps` is closed."""
         self._forget_earlier_life(peer)
         least = heads.theirs.granule_bytes if heads is not None else 0
@@ -153,7 +155,7 @@ class Loader:
 
     def _address(
         self,
-        pool: _native.Pool | _native.PoolMap,
+        pool: Pool,
         chunk: LoadChunk,
         heads: _native.SlotPart | None,
     ) -> int:

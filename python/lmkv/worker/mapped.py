@@ -2,9 +2,11 @@
 
 A peer's mover hands out read-only descriptors on its share socket; the socket must belong to an
 allowed user and answer with the epoch and rank that we mean, and seals and sizes are checked before
-a byte is mapped. A map is kept per (instance, epoch, rank) and grown when the peer has more
-segments; a map keeps a dead holder's memory alive, so it goes when the peer's life is over, which
-forget() is told or drop_dead() finds out.
+a byte is mapped. A pool in a GPU's memory is opened by its CUDA IPC handle, by the engine's own
+driver, and read only when what lies behind its last slot is what the peer's worker has written
+there: this is the path's probe, each time that a pool is opened. A map is kept per (instance,
+epoch, rank) and grown when the peer has more segments; a map keeps a dead holder's memory alive, so
+it goes when the peer's life is over, which forget() is told or drop_dead() finds out.
 """
 
 from __future__ import annotations
@@ -16,14 +18,16 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from lmkv import _native
 from lmkv.core import wire
-from lmkv.core.geometry import GRANULES_A_SLOT
+from lmkv.core.geometry import DEVICE, GRANULES_A_SLOT
 from lmkv.core.messages import PullPeer, Share, Shared
 
 FDS_AN_ANSWER = 64
 MAX_ANSWER = 1 << 20
+MappedPool: TypeAlias = "_native.PoolMap | _native.GpuPool"
 
 
 class MapError(RuntimeError):
@@ -37,7 +41,7 @@ class MapError(RuntimeError):
 @dataclass
 class _Mapping:
     lock: threading.Lock = field(default_factory=threading.Lock)  # held while it grows
-    pool: _native.PoolMap | None = None
+    pool: MappedPool | None = None
     users: int = 0
     over: bool = False  # unmap when the last user has gone
     peer: PullPeer | None = None  # as last mapped
@@ -52,17 +56,20 @@ class MappedPeers:
         granule_bytes: int,
         deadline: float = 1.0,
         uids: tuple[int, ...] = (),
-        closing: Callable[[_native.PoolMap], None] = lambda pool: None,
+        closing: Callable[[MappedPool], None] = lambda pool: None,
+        open_gpu: Callable[[bytes, int], _native.GpuMemory] | None = None,
     ) -> None:
+        """`open_gpu(handle, bytes)`: memory of a GPU. RuntimeError."""
         self._granule_bytes = granule_bytes
         self._deadline = deadline
+        self._open_gpu = open_gpu
         self._closing = closing  # hears of a pool before it is unmapped
         self._uids = {os.getuid(), *uids}
         self._lock = threading.Lock()
         self._peers: dict[tuple[str, int, int], _Mapping] = {}
 
     @contextlib.contextmanager
-    def map(self, peer: PullPeer, granule_bytes: int = 0) -> Iterator[_native.PoolMap]:
+    def map(self, peer: PullPeer, granule_bytes: int = 0) -> Iterator[MappedPool]:
         """The peer's pool, with all segments that `peer` names, for the length of the block; its
         granules have our size, or `granule_bytes` and more where its rank has other heads.
 
@@ -77,7 +84,7 @@ class MappedPeers:
             with mapping.lock:
                 if mapping.pool is None:
                     mapping.pool = self._new(peer)
-                if mapping.pool.segments < peer.info.usable_segments:
+                if isinstance(mapping.pool, _native.PoolMap):
                     self._grow(mapping.pool, peer)
                 mapping.peer = peer
             yield mapping.pool
@@ -110,7 +117,7 @@ class MappedPeers:
                 self._unmap_unused(key, mapping)
         return dead
 
-    def visit(self, do: Callable[[_native.PoolMap], None]) -> None:
+    def visit(self, do: Callable[[MappedPool], None]) -> None:
         """`do` for each pool, which stays mapped meanwhile."""
         with self._lock:
             pools = [(key, m) for key, m in self._peers.items() if m.pool is not None]
@@ -156,8 +163,10 @@ class MappedPeers:
                 f"{peer.instance}: granules of {found} bytes, here {least or ours}",
             )
 
-    def _new(self, peer: PullPeer) -> _native.PoolMap:
+    def _new(self, peer: PullPeer) -> MappedPool:
         info = peer.info
+        if info.tier == DEVICE:
+            return self._open(peer)
         try:
             return _native.PoolMap(
                 info.granule_bytes,
@@ -168,6 +177,39 @@ class MappedPeers:
             raise MapError("incompatible", f"{peer.instance}: {error}") from None
         except RuntimeError as error:
             raise MapError("no_room", f"{peer.instance}: {error}") from None
+
+    def _open(self, peer: PullPeer) -> _native.GpuPool:
+        """A pool in a GPU's memory, whose right bytes are seen here."""
+        if self._open_gpu is None:
+            raise MapError("incompatible", f"{peer.instance}: its pool is in a GPU's memory")
+        answer = self._answer(peer)
+        slots, granule = peer.info.granules // GRANULES_A_SLOT, peer.info.granule_bytes
+        size = answer.segment_bytes[0] if answer.segment_bytes else 0
+        memory = None
+        try:
+            memory = self._open_gpu(answer.handle, size)
+            pool = _native.GpuPool(memory, granule, slots)
+            found = memory.read(peer.info.granules * granule, len(answer.probe))
+            if not answer.probe or found != answer.probe:
+                raise RuntimeError("other bytes than its pool's are seen here")
+        except (RuntimeError, ValueError) as error:
+            if memory is not None:
+                memory.close()
+            text = f"{peer.instance}: its GPU's memory is not shared with this engine: {error}"
+            raise MapError("incompatible", text) from None
+        return pool
+
+    def _answer(self, peer: PullPeer) -> Shared:
+        try:
+            answer, fds = self._ask(peer, 0)
+        except OSError as error:
+            text = f"{peer.info.share_socket}: {error or 'no answer'}"
+            raise MapError("peer_dead", text) from None
+        for fd in fds:
+            os.close(fd)
+        if not answer.handle:
+            raise MapError("peer_dead", f"{peer.info.share_socket} answered without a GPU's handle")
+        return answer
 
     def _grow(self, pool: _native.PoolMap, peer: PullPeer) -> None:
         while pool.segments < peer.info.usable_segments:
@@ -183,7 +225,7 @@ class MappedPeers:
 
     def _missing(self, peer: PullPeer) -> bool:
         try:
-            for fd in self._ask(peer, 0):
+            for fd in self._ask(peer, 0)[1]:
                 os.close(fd)
         except (ConnectionRefusedError, FileNotFoundError, MapError):
             return True
@@ -193,12 +235,12 @@ class MappedPeers:
 
     def _descriptors(self, peer: PullPeer, first: int) -> list[int]:
         try:
-            return self._ask(peer, first)
+            return self._ask(peer, first)[1]
         except OSError as error:
             text = f"{peer.info.share_socket}: {error or 'no answer'}"
             raise MapError("peer_dead", text) from None
 
-    def _ask(self, peer: PullPeer, first: int) -> list[int]:
+    def _ask(self, peer: PullPeer, first: int) -> tuple[Shared, list[int]]:
         """OSError: nobody answers. MapError: not who we mean."""
         path = peer.info.share_socket
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
@@ -212,7 +254,7 @@ class MappedPeers:
                 data, fds, _, _ = socket.recv_fds(
                     client, MAX_ANSWER, FDS_AN_ANSWER, socket.MSG_CMSG_CLOEXEC
                 )
-                return self._checked(peer, data, first, list(fds))
+                return self._checked(peer, data, first, list(fds)), list(fds)
             except MapError:
                 for fd in fds:
                     os.close(fd)
@@ -224,7 +266,7 @@ class MappedPeers:
         if uid not in self._uids:
             raise MapError("peer_dead", f"{path} belongs to user {uid}, who is not allowed")
 
-    def _checked(self, peer: PullPeer, data: bytes, first: int, fds: list[int]) -> list[int]:
+    def _checked(self, peer: PullPeer, data: bytes, first: int, fds: list[int]) -> Shared:
         path = peer.info.share_socket
         try:
             answer = wire.decode([data])[0]
@@ -240,10 +282,10 @@ class MappedPeers:
                 f"{path}: epoch {answer.epoch:016x}, rank {answer.rank} answered for "
                 f"{peer.epoch:016x}, {peer.info.rank}",
             )
-        if not fds:
+        if not fds and not answer.handle:
             raise MapError(
                 "peer_dead",
                 f"{path} has {len(answer.segment_bytes)} segments, "
                 f"{peer.info.usable_segments} were announced",
             )
-        return fds
+        return answer

@@ -24,7 +24,16 @@ from pathlib import Path
 from lmkv import _native
 from lmkv.core import ucx, wire
 from lmkv.core.backoff import Backoff
-from lmkv.core.messages import Attach, Message, MoverConfig, MoverState, Replace, Segments, Stop
+from lmkv.core.messages import (
+    Attach,
+    GpuSegment,
+    Message,
+    MoverConfig,
+    MoverState,
+    Replace,
+    Segments,
+    Stop,
+)
 from lmkv.core.rank_sockets import Place
 from lmkv.worker.affinity import unpin
 
@@ -80,13 +89,16 @@ class Supervisor:
 
     def __init__(
         self,
-        pool: _native.Pool,
+        pool: _native.Pool | _native.GpuPool,
         rank: int,
         tag: str,
         settings: MoverSettings,
         on_state: Callable[[MoverState | None], None],
         clock: Callable[[], float] = time.monotonic,
+        gpu: GpuSegment | None = None,
     ) -> None:
+        """`gpu`: what peers are told of a pool in a GPU's memory."""
+        self._gpu = gpu
         self._pool = pool
         self._rank = rank
         self._tag = tag
@@ -218,6 +230,7 @@ class Supervisor:
             control_host=settings.control.host if settings.control else "",
             data_public=pair.public if pair else b"",
             data_secret=pair.secret if pair else b"",
+            tier=self._pool.tier,
         )
 
     def _send(self, message: Message, fds: list[int] | None = None) -> bool:
@@ -231,6 +244,10 @@ class Supervisor:
         return True
 
     def _send_segments(self) -> None:
+        if not isinstance(self._pool, _native.Pool):
+            if self._gpu is not None and self._sent == 0 and self._send(self._gpu):
+                self._sent = 1
+            return
         while self._sent < self._pool.segments:
             count = min(self._pool.segments - self._sent, FDS_A_MESSAGE)
             fds = [self._pool.segment_fd(self._sent + i) for i in range(count)]

@@ -22,11 +22,12 @@ import msgspec
 from lmkv import _native
 from lmkv.core import geometry, identity, pool_size, ucx
 from lmkv.core.config import InstanceConfig
-from lmkv.core.geometry import GRANULES_A_SLOT
+from lmkv.core.geometry import DEVICE, GRANULES_A_SLOT
 from lmkv.core.messages import (
     Alarm,
     Attach,
     Checked,
+    GpuSegment,
     MoverState,
     RankInfo,
     Stored,
@@ -34,6 +35,7 @@ from lmkv.core.messages import (
 )
 from lmkv.core.rank_sockets import place
 from lmkv.core.steps import Load, LoadResult, StepPlan, Store
+from lmkv.worker import gpu_room
 from lmkv.worker.checker import Checker
 from lmkv.worker.control import Control
 from lmkv.worker.copiers import Copiers, HostCopiers, Slot
@@ -85,6 +87,7 @@ class Worker:
         pages: Sequence[PageLayout],  # by cache group
         stage: int = 0,
         copiers: Copiers | None = None,  # a host's
+        room: _native.GpuMemory | None = None,  # the pool's, in a GPU's memory
     ) -> None:
         self._config = config
         self._rank = rank
@@ -92,23 +95,33 @@ class Worker:
         where = place(config)
         folder = identity.run_dir(config.run_dir or None)
         slot = max((group.slot for group in pages), key=lambda slot: slot.granule_bytes)
-        slots = pool_size.pool_slots(config.pool_gib, ranks_on_host, slot.slot_bytes)
-        segment_slots = pool_size.segment_slots(slots, slot.slot_bytes)
-        self.pool = _native.Pool(slot.granule_bytes, slots, segment_slots)
-        self._say_what_is_lacking(slots * slot.slot_bytes)
+        self._room = room
+        shared: GpuSegment | None = None  # what peers are told of it
+        self.pool: _native.Pool | _native.GpuPool
+        if room is None:
+            self.pool = self._host_pool(ranks_on_host, slot)
+        else:
+            self.pool = gpu_room.cut(room, slot.slot_bytes, slot.granule_bytes)
+            probe = gpu_room.write_probe(room, self.pool.slots * self.pool.slot_bytes)
+            shared = GpuSegment(room.handle(), room.size, probe)
+            log.info("lmkv: %s", gpu_room.SCOPE)
         self._copiers = copiers or HostCopiers(pages)
         self._before: Any = None  # a mark: what the step's loads come after
         self._mapped = MappedPeers(
-            slot.granule_bytes, config.connect_deadline, closing=self._copiers.forget
+            slot.granule_bytes,
+            config.connect_deadline,
+            closing=self._copiers.forget,
+            open_gpu=self._copiers.open,
         )
         self._info = RankInfo(
             rank,
             identity.host_identity(folder),
             pool_address=self.pool.address,
             granule_bytes=slot.granule_bytes,
-            granules=slots * GRANULES_A_SLOT,
-            segment_granules=segment_slots * GRANULES_A_SLOT,
+            granules=self.pool.slots * GRANULES_A_SLOT,
+            segment_granules=self.pool.segment_slots * GRANULES_A_SLOT,
             stage=stage,
+            tier=self.pool.tier,
             heads=[geometry.rank_heads(group.layout) for group in pages],
         )
         name = identity.socket_name(instance, engine_id, rank, "worker")
@@ -124,7 +137,9 @@ class Worker:
         )
         tag = name.partition("-")[0]
         self._run_dir = str(folder)
-        self.supervisor = Supervisor(self.pool, rank, tag, settings, self._mover_changed)
+        self.supervisor = Supervisor(
+            self.pool, rank, tag, settings, self._mover_changed, gpu=shared
+        )
         self._once = Once()
         self._loader = Loader(
             self.pool, self._mapped, self._pages, self._info, self._copiers, self._once
@@ -137,7 +152,7 @@ class Worker:
             self._copiers.at_once,
             self._copiers.apart,
         )
-        self._checker = Checker(self.pool, [group.slot for group in pages], self._checked)
+        self._checker = Checker(self.pool, len(pages), self._copiers.check, self._checked)
         self._lock = threading.Lock()  # of the state below
         self._attached = Attach(instance, 0)
         self._data_version = 0
@@ -156,6 +171,12 @@ class Worker:
             self._checker.ask,
             where=where,
         )
+
+    def _host_pool(self, ranks_on_host: int, slot: _native.SlotLayout) -> _native.Pool:
+        slots = pool_size.pool_slots(self._config.pool_gib, ranks_on_host, slot.slot_bytes)
+        self._say_what_is_lacking(slots * slot.slot_bytes)
+        segment_slots = pool_size.segment_slots(slots, slot.slot_bytes)
+        return _native.Pool(slot.granule_bytes, slots, segment_slots)
 
     def _say_what_is_lacking(self, pool_bytes: int) -> None:
         memlock = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
@@ -260,7 +281,8 @@ class Worker:
 
     def _slot(self, store: Store, epoch: int) -> Slot:
         generation = (epoch & 0xFFFFFFFF) << 32 | store.counter
-        return Slot(self.pool.slot_address(store.place), store.key, generation, store.blocks)
+        address = self.pool.slot_address(store.place)
+        return Slot(address, store.key, generation, store.blocks, self.pool.tier == DEVICE)
 
     def _audited(self, store: Store, slot: Slot) -> bool:
         """A store that has just been made; one in `audit_every` is looked at once more."""
@@ -268,7 +290,7 @@ class Worker:
         every = self._config.audit_every
         if not every or self._gathers % every or not (wrong := self._audit(store.group, slot)):
             return True
-        _native.clear_slot(slot.address)
+        self._copiers.clear(store.group, slot)
         self._control.send(Alarm(self._rank, "audit", f"chunk {store.key.hex()} {wrong}"))
         return False
 
@@ -276,9 +298,8 @@ class Worker:
         """What is wrong, "" if nothing is."""
         if not self._copiers.audit(group, slot):
             return "differs when it is gathered twice"
-        layout = self._pages[group].slot
-        status = _native.check_slot(slot.address, layout, slot.key, slot.generation)
-        return "" if status == _native.SlotStatus.GOOD else "is not in the slot as it was gathered"
+        good = self._copiers.check(group, slot) == _native.SlotStatus.GOOD
+        return "" if good else "is not in the slot as it was gathered"
 
     def _stored(self, store: Store, good: bool, seconds: float) -> None:
         with self._lock:
@@ -312,7 +333,9 @@ class Worker:
     def _fill(self) -> None:
         pool = self.pool
         try:
-            while not self._stopping.is_set() and pool.segments * pool.segment_slots < pool.slots:
+            while not self._stopping.is_set() and isinstance(pool, _native.Pool):
+                if pool.segments * pool.segment_slots >= pool.slots:
+                    return
                 pool.add_segment()
                 self._copiers.know(pool, readonly=False)
                 self.supervisor.segment_added()

@@ -48,4 +48,5 @@ class RankInfo(msgspec.Struct, omit_defaults=True):
     stream_address: str = ""
     rdma: bool = False
     stage: U32 = 0  # of the pipeline: ranks of one stage have the same layers
+    tier: U8 = 0  # of the pool and its places: 0 host, 1 a GPU's memory
     heads: list[tuple[U32, U32]] = []  # by cache group: first KV head of the model, how many

@@ -78,6 +78,8 @@ class StatusInfo(Message, tag="status_info"):
     protocol_max: U32 = 0
     retired_ages: list[U64] = []  # slots retired for room, by `core/metrics.py`'s AGES
     retired_seconds: float = 0.0  # the sum of these ages
+    peer_bytes: U64 = 0  # that came from one instance to another
+    versions: dict[str, U32] = {}  # instances that are not dead, by their release
 
 
 class Lookup(Message, tag="lookup"):
@@ -143,19 +145,34 @@ class Routed(Message, tag="routed"):
     candidates: list[Candidate] = []
 
 
+INSTANCE_SORTS = (
+    "instance", "state", "model", "fill", "pinned", "limbo", "hit_tokens", "miss_tokens", "load",
+    "heartbeat_age", "version",
+)  # fmt: skip
+
+
 class Instances(Message, tag="instances"):
-    """A page of instances by name, from the one after `after` on; or `instance` alone."""
+    """A page of instances by name, from the one after `after` on; or `instance` alone.
+
+    With `sort` (one of `INSTANCE_SORTS`) a page begins at `offset` instead, in that order. `filter`
+    is a part of the name, the model or the version, or a state.
+    """
 
     request: U64 = 0
     after: str = ""
     limit: U32 = 100
     instance: str = ""
+    sort: str = ""
+    descending: bool = False
+    filter: str = ""
+    offset: U32 = 0
 
 
 class InstancesInfo(Message, tag="instances_info"):
     request: U64
     instances: list[InstanceState] = []
     next: str = ""  # ask again with `after` of this; "": there are no more
+    total: U32 = 0  # that the filter lets through
 
 
 class Controllers(Message, tag="controllers"):
@@ -214,6 +231,30 @@ class PrefixesInfo(Message, tag="prefixes_info"):
     prefixes: list[Prefix] = []
 
 
+class Flow(Message, tag="flow"):
+    """Bytes that came from instance to instance of late, the `limit` pairs with most of them."""
+
+    request: U64 = 0
+    seconds: Seconds = 300.0
+    limit: U32 = 100
+
+
+class Pair(msgspec.Struct, omit_defaults=True):
+    source: str
+    target: str
+    bytes: U64
+
+
+class FlowInfo(Message, tag="flow_info"):
+    """In the last `seconds`, which may be fewer than were asked for; most bytes first."""
+
+    request: U64
+    seconds: Seconds = 0.0
+    bytes: U64 = 0  # of all pairs
+    pairs: U32 = 0
+    flows: list[Pair] = []
+
+
 class Subscribe(Message, tag="subscribe"):
     """Events after `after`: answered by `Events` as soon as there are any, and after `wait` at the
     latest. Who wants more asks again. A connection has one such question at a time."""
@@ -258,6 +299,8 @@ QueryMessage = Union[
     ControllersInfo,
     Prefixes,
     PrefixesInfo,
+    Flow,
+    FlowInfo,
     Subscribe,
     Events,
 ]

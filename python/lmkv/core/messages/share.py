@@ -20,7 +20,8 @@ class Share(Message, tag="share"):
 
 
 class Shared(Message, tag="shared"):
-    """With one read-only descriptor per segment by SCM_RIGHTS (at most 64, `first` on)."""
+    """With one read-only descriptor per segment by SCM_RIGHTS (at most 64, `first` on); or, of a
+    pool in a GPU's memory, with the handle of its one segment."""
 
     epoch: U64
     rank: U32
@@ -28,6 +29,8 @@ class Shared(Message, tag="shared"):
     segment_bytes: list[U64] = []
     first: U32 = 0
     error: str = ""
+    handle: bytes = b""  # CUDA IPC's
+    probe: bytes = b""  # what lies behind the last slot there: whoever maps it must find it
 
 
 ShareMessage = Union[Share, Shared]

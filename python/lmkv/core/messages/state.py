@@ -123,6 +123,7 @@ class Heartbeat(Message, tag="heartbeat"):
     data_version: U64 = 0  # a greater one than the controller has: its `Ranks` was lost
     retired_ages: list[U64] = []  # slots retired for room since, by `core/metrics.py`'s AGES
     retired_seconds: Seconds = 0.0  # the sum of these ages
+    peer_bytes: dict[str, U64] = {}  # that came from peers since the last heartbeat; of few names
 
 
 class HeartbeatOk(Message, tag="heartbeat_ok"):

@@ -1,14 +1,14 @@
 """Worker and mover: a SOCK_SEQPACKET pair, made before the mover is spawned.
 
-The worker sends `MoverConfig` first, then `Segments`, `Attach` and `Stop`; the mover sends
-`MoverState`. The worker's end ends both.
+The worker sends `MoverConfig` first, then `Segments` or one `GpuSegment`, `Attach` and `Stop`; the
+mover sends `MoverState`. The worker's end ends both.
 """
 
 from __future__ import annotations
 
 from typing import Union
 
-from lmkv.core.messages.base import U32, U64, Message, Name, Seconds
+from lmkv.core.messages.base import U8, U32, U64, Message, Name, Seconds
 
 
 class MoverConfig(Message, tag="mover_config"):
@@ -31,6 +31,7 @@ class MoverConfig(Message, tag="mover_config"):
     control_host: str = ""  # address at which the ROUTER binds by TCP, and its keys
     data_public: bytes = b""
     data_secret: bytes = b""
+    tier: U8 = 0  # of the pool: 0 host; 1 a GPU's memory, of which this process maps nothing
 
 
 class Segments(Message, tag="segments"):
@@ -38,6 +39,14 @@ class Segments(Message, tag="segments"):
 
     first: U32
     count: U32
+
+
+class GpuSegment(Message, tag="gpu_segment"):
+    """Worker -> mover: the pool, in a GPU's memory. Peers are told this, and map it themselves."""
+
+    handle: bytes  # CUDA IPC's
+    size: U64  # bytes
+    probe: bytes = b""  # what lies behind the pool's last slot
 
 
 class Stop(Message, tag="stop"):
@@ -52,4 +61,4 @@ class Pong(Message, tag="pong"):
     request: U64 = 0
 
 
-SupervisionMessage = Union[MoverConfig, Segments, Stop, Ping, Pong]
+SupervisionMessage = Union[MoverConfig, Segments, GpuSegment, Stop, Ping, Pong]

@@ -1,0 +1,127 @@
+"""`/instances/NAME`: who it is, what its pool is made of, with whom it shares, what happened."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi import Request
+from nicegui import ui
+
+from lmkv.core.messages import InstanceState
+from lmkv.core.metrics import GRANULE_STATES
+from lmkv.web.pages.frame import live
+from lmkv.web.pages.instances import state_html
+from lmkv.web.pages.overview import events_html
+from lmkv.web.pages.text import NONE, age, count, escape, instance_link, percent, table
+
+if TYPE_CHECKING:
+    from lmkv.web.pages.site import Site
+
+EVENTS = 20
+COLOURS = dict(
+    zip(GRANULE_STATES, ("transparent", "#e0a13c", "#2aa198", "#9b7fd4", "#8d8d8d", "#d9534f"))
+)
+
+
+def page(site: Site) -> None:
+    @ui.page("/instances/{name:path}")
+    async def instance(request: Request, name: str) -> None:
+        with site.frame(request, name) as frame:
+            live(f"<h1>{escape(name)}</h1>")
+            with ui.element("div").classes("split"):
+                with ui.element("section").classes("panel"):
+                    live("<h2>Pool</h2>")
+                    pool = live()
+                with ui.element("section").classes("panel"):
+                    live("<h2>Identity</h2>")
+                    identity = live()
+            with ui.element("div").classes("split"):
+                with ui.element("section").classes("panel"):
+                    live("<h2>Tokens by cause, since it registered</h2>")
+                    causes = live()
+                with ui.element("section").classes("panel"):
+                    live("<h2>Sharing</h2>")
+                    sharing = live()
+            with ui.element("section").classes("panel"):
+                live("<h2>Its events</h2>")
+                events = live()
+
+            async def refresh() -> None:
+                found = await site.view.instance(name)
+                pool.content, identity.content = pool_html(found), identity_html(found)
+                causes.content, sharing.content = causes_html(found), sharing_html(found)
+                events.content = events_html(site.hub.recent(EVENTS, name), named=False)
+
+            await frame.keep(refresh)
+
+
+def pool_html(found: InstanceState) -> str:
+    pool = found.pool_granules
+    held = sum(pool.values())
+    if not held:
+        return "<p>No heartbeat has told of its pool yet.</p>"
+    parts = "".join(
+        f'<i style="width:{100 * pool.get(state, 0) / held:.2f}%;background:{colour}"></i>'
+        for state, colour in COLOURS.items()
+    )
+    rows = [
+        [
+            _key(state),
+            f"{granules:,}",
+            percent(granules, held),
+        ]
+        for state, granules in sorted(pool.items(), key=lambda each: -each[1])
+    ]
+    heads = [("State", "w"), ("Granules", "n"), ("Of the pool", "n")]
+    made = table(heads, rows, "", "The pool by the state of its granules")
+    return f'<div class="pool" aria-hidden="true">{parts}</div>{made}'
+
+
+def _key(state: str) -> str:
+    colour = COLOURS.get(state, "#8888")
+    return f'<span class="key"><i style="--c:{colour}"></i>{escape(state)}</span>'
+
+
+def identity_html(found: InstanceState) -> str:
+    facts = {
+        "State": state_html(found.state),
+        "Model": escape(found.model or NONE),
+        "Version": escape(found.version or NONE),
+        "Ranks": str(found.ranks),
+        "Data-parallel rank": str(found.dp_rank),
+        "Serves at": escape(found.serving_url or NONE),
+        "Epoch": f"{found.epoch:016x}",
+        "Heard": f"{age(found.heartbeat_age)} ago",
+        "Chunks": f"{found.keys:,}",
+        "Requests": f"{found.running} running, {found.waiting} waiting",
+        "Load": f"{found.load:.2f} (1 is sixteen requests)",
+    }
+    return (
+        "<dl>"
+        + "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts.items())
+        + "</dl>"
+    )
+
+
+def causes_html(found: InstanceState) -> str:
+    told = {**found.hit_tokens, **found.miss_tokens}
+    total = sum(told.values())
+    rows = [
+        [escape(cause.replace("_", " ")), count(tokens), percent(tokens, total)]
+        for cause, tokens in sorted(told.items(), key=lambda each: -each[1])
+        if tokens
+    ]
+    heads = [("Cause", "w"), ("Tokens", "n"), ("Of all", "n")]
+    return table(heads, rows, "No request has ended yet.", "Tokens by cause")
+
+
+def sharing_html(found: InstanceState) -> str:
+    if found.state == "dead":
+        return "<p>It is dead: nothing of it is handed out.</p>"
+    pulls = "Peers can pull from it." if found.pullable else "Peers on its host only read from it."
+    if found.differs:
+        other = instance_link(found.differs_from)
+        text = f"It differs from {other} in <b>{escape(found.differs)}</b>: neither has what the "
+        return f"<p>{text}other could use.</p><p>{pulls}</p>"
+    text = "It shares with the first instance of its model, and all that are like that one."
+    return f"<p>{text}</p><p>{pulls}</p>"

@@ -1,0 +1,61 @@
+"""A cluster with life in it: the simulator's agents, asked without end, on a real controller."""
+
+from __future__ import annotations
+
+import random
+import threading
+
+from lmkv.sim.instance import CHUNK, Shape
+from lmkv.sim.simulation import Plan, Simulation
+from lmkv.sim.trace import BLOCK, Asked, tokens
+from lmkv.sim.worker import Rates
+
+INSTANCES = 10
+SHARED = 12  # beginnings that prompts have in common
+SHAPE = Shape(slots=160, chunk_bytes=8 << 20, rates=Rates(4e9, 2e10), prefill=6000.0)
+
+
+class Lively:
+    """From its making to `end()`, in a thread of its own."""
+
+    def __init__(self, controller: str, seed: int = 7) -> None:
+        self._plan = Plan(INSTANCES, SHAPE, [controller], [], route="random", seed=seed)
+        self._chance = random.Random(seed)
+        self._over = threading.Event()
+        self._next = 10_000
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        self._over.set()
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+    def _run(self) -> None:
+        world = Simulation(self._plan)
+        world.open()
+        while not self._over.is_set():
+            for _ in range(self._chance.randrange(1, 7)):
+                world.ask(self._asked())
+            world.run_for(0.25)
+        world.settle(5.0)
+        world.close()
+
+    def _asked(self) -> Asked:
+        """A beginning that others have too, some more often, and an end of its own."""
+        shared = min(int(self._chance.expovariate(0.35)), SHARED - 1)
+        blocks = _beginning(shared)
+        for _ in range(self._chance.randrange(3)):
+            self._next += 1
+            blocks.append(self._next)
+        return Asked(0.0, len(blocks) * BLOCK - self._chance.randrange(CHUNK), tuple(blocks))
+
+
+def _beginning(shared: int) -> list[int]:
+    return [shared * 100 + i for i in range(4 + shared)]
+
+
+def prompt() -> list[int]:
+    """Tokens that many have the beginning of, and nobody the end."""
+    blocks = (*_beginning(9), 1)
+    return tokens(Asked(0.0, len(blocks) * BLOCK, blocks))

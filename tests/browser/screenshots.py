@@ -1,0 +1,73 @@
+"""`make screenshots`: pictures of every page, light and dark, for README.md and docs/dashboard.md.
+
+python -m tests.browser.screenshots [FOLDER] [--seconds 320]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from tests.browser.browser import CHROMIUM, Tab, chromium, tab
+from tests.browser.lively import Lively, prompt
+from tests.web import Web
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def pictures(url: str, busiest: str) -> dict[str, str]:
+    return {
+        "overview": f"{url}/",
+        "instances": f"{url}/instances?sort=hit_tokens&desc=1",
+        "instance": f"{url}/instances/{busiest}",
+        "lookup": f"{url}/lookup",
+        "flow": f"{url}/flow?seconds=60",
+    }
+
+
+def take(shown: Tab, name: str, address: str, tokens: str, path: Path) -> None:
+    page = shown.page
+    page.goto(address)
+    if name == "lookup":
+        page.get_by_label("Prompt").fill(tokens)
+        page.get_by_role("button", name="Look up").click()
+        shown.see("need not be computed")
+        page.get_by_label("Prompt").evaluate("field => { field.scrollTop = 0; field.blur(); }")
+    page.wait_for_timeout(3500)
+    page.screenshot(path=str(path))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Take pictures of the dashboard.")
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "docs" / "pictures")
+    parser.add_argument("--seconds", type=float, default=320.0, help="of life before the first one")
+    given = parser.parse_args()
+    if CHROMIUM is None:
+        print("no pictures: chromium is not installed (apt-get install chromium)", file=sys.stderr)
+        return 1
+    given.folder.mkdir(parents=True, exist_ok=True)
+    web = Web()
+    web.up()
+    lively = Lively(web.state)
+    try:
+        time.sleep(given.seconds)
+        best = web.ask("/v1/instances?sort=hit_tokens&descending=true&limit=1").json
+        name = best["instances"][0]["instance"]
+        tokens = ",".join(map(str, prompt()))
+        with chromium() as browser:
+            for colours in ("light", "dark"):
+                with tab(browser, colours) as shown:
+                    for what, address in pictures(web.http, name).items():
+                        path = given.folder / f"{what}-{colours}.png"
+                        take(shown, what, address, tokens, path)
+                        print(f"{path} {path.stat().st_size >> 10} KiB")
+    finally:
+        lively.end()
+        web.end()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
