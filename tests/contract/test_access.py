@@ -110,6 +110,16 @@ def test_clients_come_and_go_without_a_restart(
     assert status(locked.state, keyfiles.read_client(keys))
 
 
+def test_a_client_that_is_refused_while_nobody_reads_the_log(
+    locked: Controller, keys: Path
+) -> None:
+    assert locked.process.stderr
+    locked.process.stderr.close()
+    ours = keyfiles.read_client(keys)
+    shut_out(locked.state, keyfiles.ClientKeys(*keyfiles.new_pair(), ours.server))
+    assert status(locked.state, ours) in ("warming", "ready")
+
+
 def test_clients_that_cannot_be_read_change_nothing(locked: Controller, keys: Path) -> None:
     (keys / "clients").chmod(0o644)
     locked.process.send_signal(signal.SIGHUP)

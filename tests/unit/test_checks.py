@@ -176,7 +176,8 @@ class Ranks:
         self.bad: dict[tuple[int, bytes], int] = {}
         self.silent: set[int] = set()
         self.asked = 0
-        self.checks = Checks(self.table, 2, lambda: 7, self.turn)
+        self.epoch = 7
+        self.checks = Checks(self.table, 2, lambda: self.epoch, self.turn)
 
     def turn(self) -> None:
         """One of the background thread: another one, as the asker waits."""
@@ -218,6 +219,26 @@ def test_a_slot_that_was_given_away_meanwhile_is_not_wrong() -> None:
 
     ranks.send = retire  # type: ignore[method-assign]
     assert ranks.verify() == SlotsResult(1, 1)
+
+
+def test_slots_of_an_epoch_that_ended_meanwhile_are_not_wrong() -> None:
+    stored = range(1, 65)
+    ranks = Ranks(*stored)
+    send = ranks.send
+
+    def begin_again(*arrays: Any) -> None:
+        """In the first batch; the same keys have the same places and counters again."""
+        if not ranks.asked:
+            ranks.bad = dict.fromkeys(((0, keys(each)) for each in stored), PullResult.GONE)
+            before = ranks.table.places(keys(*stored))[:2]
+            ranks.table.begin_epoch()
+            ranks.table.admit(*ranks.table.reserve(keys(*stored), 0.0))  # type: ignore[misc]
+            assert ranks.table.places(keys(*stored))[:2] == before
+            ranks.epoch += 1
+        send(*arrays)
+
+    ranks.send = begin_again  # type: ignore[method-assign]
+    assert ranks.verify() == SlotsResult(64, 32)
 
 
 def test_a_sample() -> None:

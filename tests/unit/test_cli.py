@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 import zmq
 from lmkv import __version__, _native
+from lmkv.cli import common, tables
 from lmkv.controller.server import Server
 from lmkv.core.client import Client
 from lmkv.core.config import ControllerConfig, load
@@ -114,6 +116,20 @@ def test_status_as_a_table(address: str) -> None:
     assert (status, err) == (DONE, "")
     assert "cluster default" in out and "2 chunks" in out
     assert out.splitlines()[-1].split()[:5] == ["a", "live", MODEL, "1", "2"]
+
+
+def test_what_an_instance_calls_itself_moves_no_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = InstanceState("a", 1, "live", "\x1b[2J\nforged", "http://\x1b]0;x\x07", version="\x9b")
+    tables.instances_table([found])
+    tables.instance_page(found)
+    shown = capsys.readouterr().out
+    assert "?[2J?forged" in shown
+    assert all(line.isprintable() for line in shown.split("\n"))
+    with pytest.raises(typer.Exit):
+        common.fail("instance 'a' said \x1b[2J", FAILED)
+    assert capsys.readouterr().err == "lmkv: instance 'a' said ?[2J\n"
 
 
 def test_status_as_json_from_the_environments_controller(address: str) -> None:

@@ -54,7 +54,7 @@ def test_another_answer_is_none_and_an_endless_list_ends() -> None:
 def test_peers_are_the_configured_ones_then_those_most_used() -> None:
     peers = Peers([D])
     peers.use("one", [A, B])
-    peers.use("two", [B, B, "garbage", "tcp://x:0", "tcp://a\x00b:1"])
+    peers.use("two", [B, B, "garbage", "tcp://x:0", "tcp://a\x00b:1", "tcp://a@b:1"])
     assert peers.addresses == [D, B, A]
     peers.use("two", [C])
     peers.drop("one")

@@ -208,7 +208,10 @@ def test_values_that_are_right_only_together() -> None:
     assert load(ControllerConfig, {"port": 0, "query_port": 0}).port == 0
 
 
-@pytest.mark.parametrize("address", ["", "tcp://", "tcp://:1", "tcp://a:", "tcp://*:1", "a:1"])
+@pytest.mark.parametrize(
+    "address",
+    ["", "tcp://", "tcp://:1", "tcp://a:", "tcp://*:1", "a:1", "tcp://a@b:1", "tcp://é:1"],
+)
 def test_what_is_no_address(address: str) -> None:
     with pytest.raises(ValueError, match=r"tcp://HOST:PORT|no port"):
         split_address(address)

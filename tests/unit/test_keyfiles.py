@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,17 @@ def test_a_folder_that_others_can_use_is_refused(tmp_path: Path) -> None:
     refused("mode is 0755, must be 0700", keyfiles.make, tmp_path / "keys")
 
 
+def test_keys_are_not_made_in_another_users_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "keys").mkdir(mode=0o700)
+    owner = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    said = f"belongs to uid {owner}, must be {owner + 1}"
+    refused(said, keyfiles.make, tmp_path / "keys")
+    assert not list((tmp_path / "keys").iterdir())
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -103,6 +115,27 @@ def test_a_file_that_is_a_folder_or_not_there(folder: Path) -> None:
     refused("No such file", keyfiles.read_clients, folder)
     (folder / "clients").mkdir()
     refused("Is a directory", keyfiles.read_clients, folder)
+
+
+@pytest.mark.parametrize("name", ["server.key", "server.pub", "clients"])
+def test_a_pipe_is_refused_and_not_waited_for(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    os.mkfifo(folder / name, 0o600)
+    read = {"server.key": lambda: keyfiles.read_pair(folder, "server")}
+    read |= {"server.pub": lambda: keyfiles.read_public(folder)}
+    found: list[BaseException] = []
+
+    def reads() -> None:
+        try:
+            read.get(name, lambda: keyfiles.read_clients(folder))()
+        except BadKeys as error:
+            found.append(error)
+
+    reading = threading.Thread(target=reads, daemon=True)
+    reading.start()
+    reading.join(10.0)
+    assert not reading.is_alive()
+    assert "must be a file" in str(found[0])
 
 
 def test_a_further_client(folder: Path, tmp_path: Path) -> None:
@@ -149,6 +182,17 @@ def test_a_token_is_printed_once_and_hashed_at_rest(tmp_path: Path) -> None:
     refused("has a token of that name", tokens.add, path, "ops", "read")
     refused("scope = 'root'", tokens.add, path, "new", "root")
     refused("name = ''", tokens.add, path, "", "read")
+
+
+def test_a_last_line_that_an_editor_has_left_without_its_end(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    first = tokens.add(path, "ops", "operate")
+    for file in (path, folder / "clients"):
+        file.write_text(file.read_text().rstrip("\n"))
+    second = tokens.add(path, "grafana", "read")
+    assert tokens.read(path).keys() == {tokens.digest(first), tokens.digest(second)}
+    keyfiles.make_client(folder, "router", tmp_path / "router", data=False)
+    assert sorted(keyfiles.read_clients(folder).values()) == ["client", "router"]
 
 
 @pytest.mark.parametrize("line", ["a read", f"a root {'0' * 64}", f"a read {'g' * 64}", "x" * 500])

@@ -519,6 +519,21 @@ def test_a_sparse_locate_goes_on_behind_what_nobody_has() -> None:
     assert (answer.found, answer.missing, len(arrays[0])) == (2, "cold", 16)
 
 
+def test_no_registration_makes_answers_that_cannot_be_sent() -> None:
+    story, a = Story(), StubInstance("a")
+    for tokens in (1 << 63, (1 << 20) + 1):
+        a.registration.chunk_tokens = tokens
+        with pytest.raises(wire.WireError, match="chunk_tokens"):
+            wire.decode(wire.encode(a.registration))
+    a.registration.chunk_tokens = 1 << 20
+    wire.decode(wire.encode(a.registration))
+    story.join(a)
+    story.tell(a, *a.store(1))
+    found = views.ask(story.registry, b"client", Lookup(), [keys(1)])
+    assert found is not None
+    wire.decode(wire.encode(found[0][1]))
+
+
 def test_only_so_many_instances() -> None:
     story = Story(max_instances=1)
     a, b = story.join(StubInstance("a")), StubInstance("b")

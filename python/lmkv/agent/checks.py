@@ -56,14 +56,17 @@ class Checks:
         if not self._one.acquire(blocking=False):
             raise Failed("busy", "another verify runs here: try again later")
         try:
+            epoch = self._epoch()
             slots = self._readable()
             result = SlotsResult(len(slots))
             chosen = random.sample(slots, min(sample, len(slots)))
             for at in range(0, len(chosen), BATCH):
                 if until.left() <= SPARE or len(result.wrong) >= WRONG:
                     break
+                if self._epoch() != epoch:  # its counters begin anew: the rest is another's
+                    break
                 batch = chosen[at : at + BATCH]
-                result.wrong += self._wrong(batch, until)
+                result.wrong += self._wrong(batch, epoch, until)
                 result.sampled += len(batch)
             return result, []
         finally:
@@ -76,8 +79,7 @@ class Checks:
             found += _slots(*self._table.slice(first, min(end, first + step)))
         return found
 
-    def _wrong(self, batch: Sequence[Slot], until: Deadline) -> list[Differing]:
-        epoch = self._epoch()
+    def _wrong(self, batch: Sequence[Slot], epoch: int, until: Deadline) -> list[Differing]:
         results = self._ask(batch, epoch, until)
         found = []
         for i, (key, place, counter) in enumerate(batch):

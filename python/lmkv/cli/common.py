@@ -36,8 +36,17 @@ OutputOption = Annotated[
 ]
 
 
+def printable(text: str) -> str:
+    """What others have named cannot move a terminal's cursor, or begin a line of its own."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def say(sentence: object) -> None:
+    typer.echo(f"lmkv: {printable(str(sentence))}", err=True)
+
+
 def fail(sentence: str, status: int) -> NoReturn:
-    typer.echo(f"lmkv: {sentence}", err=True)
+    say(sentence)
     raise typer.Exit(status)
 
 

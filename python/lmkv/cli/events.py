@@ -28,7 +28,9 @@ from lmkv.cli.common import (
     expected,
     fail,
     print_json,
+    printable,
     question,
+    say,
     speaks_http,
     troubles,
 )
@@ -114,7 +116,7 @@ def _followed(source: _Zmq | _Sse, mark: Mark | None) -> Iterator[Happened]:
             if trouble.status != UNREACHABLE:
                 raise
             if not silent:
-                typer.echo(f"lmkv: {trouble}; waiting for it", err=True)
+                say(f"{trouble}; waiting for it")
             silent = True
         time.sleep(PAUSE)
 
@@ -122,7 +124,7 @@ def _followed(source: _Zmq | _Sse, mark: Mark | None) -> Iterator[Happened]:
 def _line(each: Happened) -> None:
     moment = _moment(each).strftime("%Y-%m-%d %H:%M:%S")
     text = f"{moment}  {each.kind:<12}  {each.instance}"
-    typer.echo(f"{text}  {each.text}" if each.text else text)
+    typer.echo(printable(f"{text}  {each.text}" if each.text else text))
 
 
 def _json_line(each: Happened) -> None:

@@ -18,6 +18,7 @@ from lmkv.cli.common import (
     command,
     fail,
     print_json,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def verify(
     if instance and troubles:
         fail(str(troubles[0]), troubles[0].status)
     for trouble in troubles:
-        typer.echo(f"lmkv: {trouble}", err=True)
+        say(trouble)
     if output == "json":
         print_json(found)
     else:

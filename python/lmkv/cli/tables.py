@@ -1,17 +1,20 @@
 """The CLI's answers as tables for people.
 
-Names come from the network: they are printed as they are, never read as rich's markup. Into a pipe
-a line is as long as it must be, so that nothing a script reads is cut.
+Names come from the network: they are never read as rich's markup, and what in them is not printable
+is `?`. Into a pipe a line is as long as it must be, so that nothing a script reads is cut.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from lmkv.cli.common import printable
 from lmkv.core.messages import (
     ControllerState,
     InstanceState,
@@ -42,8 +45,13 @@ INSTANCE_COLUMNS = (
 )  # fmt: skip
 
 
+class Printable(Console):
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
 def console() -> Console:
-    made = Console(markup=False, highlight=False, emoji=False)
+    made = Printable(markup=False, highlight=False, emoji=False)
     if not made.is_terminal:
         made.width = PIPE_WIDTH
     return made

@@ -23,6 +23,7 @@ from lmkv.cli.common import (
     plain,
     print_json,
     question,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class _Lines:
 
     def show(self, info: StatusInfo, found: Rates, trouble: str) -> None:
         if trouble:
-            typer.echo(f"lmkv: {trouble}", err=True)
+            say(trouble)
             return
         print_json({**plain(info), "rates": found._asdict()}, indent=None)
 
@@ -146,7 +147,7 @@ class _Pages(_Lines):
 
     def show(self, info: StatusInfo, found: Rates, trouble: str) -> None:
         if trouble:
-            typer.echo(f"lmkv: {trouble}", err=True)
+            say(trouble)
             return
         self._out.print(page(info, found, "", len(info.instances), self._out.width))
         self._out.print()

@@ -18,6 +18,7 @@ from lmkv.cli.common import (
     command,
     fail,
     print_json,
+    say,
 )
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _of_all(controller: str, arguments: dict[str, str]) -> list[tuple[str, WhyEn
             entries = command(controller, name, "why", arguments, WhyResult, DEADLINE).requests
         except Trouble as trouble:
             if "request" not in arguments:  # most instances do not have the one
-                typer.echo(f"lmkv: {trouble}", err=True)
+                say(trouble)
             continue
         found += [(name, entry) for entry in entries]
     return found

@@ -31,9 +31,10 @@ class AsyncClient:
         self.address = address
         self.keys = keys
         self.deadline = deadline
+        wanted = options(address)  # before there is anything to close
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.DEALER)
-        for option, value in options(address).items():
+        for option, value in wanted.items():
             self._socket.setsockopt(option, value)
         as_client(self._socket, keys)
         self._socket.connect(address)

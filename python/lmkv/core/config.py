@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar
@@ -350,11 +351,15 @@ def _check_peers(addresses: list[str]) -> None:
         split_address(address)
 
 
+# What libzmq connects to; it refuses others when it is too late to say where they stand.
+HOST = re.compile(r"[A-Za-z0-9\[:][A-Za-z0-9.:%\[\]_-]*")
+
+
 def split_address(address: str) -> tuple[str, int]:
     """`tcp://HOST:PORT` to its parts. Raises ValueError with one sentence."""
     scheme, _, rest = address.partition("://")
     host, _, port = rest.rpartition(":")
-    if scheme != "tcp" or not host or any(c.isspace() or c in "/;*" for c in host):
+    if scheme != "tcp" or not HOST.fullmatch(host):
         raise _Detail(f"{address!r} is not tcp://HOST:PORT")
     if not (port.isascii() and port.isdigit() and 1 <= int(port) <= 65535):
         raise _Detail(f"{address!r} has no port from 1 to 65535")

@@ -62,20 +62,31 @@ def derived(pair: Pair, name: str) -> Pair:
 
 def read_private(path: Path) -> str:
     """A file that nobody but its owner, this user or root, can read."""
-    try:
-        with path.open("rb") as file:
-            found = os.fstat(file.fileno())
-            text = file.read(MOST_BYTES + 1)
-    except OSError as error:
-        raise BadKeys(f"{path}: {error.strerror}") from None
-    if not stat.S_ISREG(found.st_mode):
-        raise BadKeys(f"{path}: must be a file")
+    found, text = _read(path)
     if found.st_uid not in (os.getuid(), 0):
         raise BadKeys(f"{path}: belongs to uid {found.st_uid}, must be {os.getuid()} or 0")
     if found.st_mode & 0o077:
         mode = found.st_mode & 0o777
         raise BadKeys(f"{path}: mode is {mode:04o}, others can use it; must be 0600 (chmod 600)")
     return _text(path, text)
+
+
+def _read(path: Path) -> tuple[os.stat_result, bytes]:
+    """Never waits, as for who writes into a pipe."""
+    try:
+        with open(path, "rb", opener=_at_once) as file:
+            found = os.fstat(file.fileno())
+            regular = stat.S_ISREG(found.st_mode)
+            text = file.read(MOST_BYTES + 1) if regular else b""
+    except OSError as error:
+        raise BadKeys(f"{path}: {error.strerror}") from None
+    if not regular:
+        raise BadKeys(f"{path}: must be a file")
+    return found, text
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _text(path: Path, raw: bytes) -> str:
@@ -99,14 +110,14 @@ def write_new(path: Path, text: str, mode: int = 0o600) -> None:
 
 
 def append_private(path: Path, line: str) -> None:
-    """One line more, to a file that is made where there is none."""
-    if path.exists():
-        read_private(path)
+    """One line more, to a file that is made where there is none. Its last line may lack an end."""
+    there = read_private(path) if path.exists() else ""
+    end = "\n" if there and not there.endswith("\n") else ""
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o600)
         with open(descriptor, "a", encoding="ascii") as file:
-            file.write(line + "\n")
+            file.write(end + line + "\n")
     except OSError as error:
         raise BadKeys(f"{path}: {error.strerror}") from None
 
@@ -117,6 +128,8 @@ def _new_folder(folder: Path) -> None:
         found = folder.stat()
     except OSError as error:
         raise BadKeys(f"{folder}: {error.strerror}") from None
+    if found.st_uid != os.getuid():  # who could put another file in the place of one
+        raise BadKeys(f"{folder}: belongs to uid {found.st_uid}, must be {os.getuid()}")
     if found.st_mode & 0o077:
         raise BadKeys(f"{folder}: mode is {found.st_mode & 0o777:04o}, must be 0700 (chmod 700)")
 
@@ -192,11 +205,7 @@ def read_pair(folder: Path, name: str) -> Pair:
 def read_public(folder: Path) -> bytes:
     """The controllers'."""
     path = folder / f"{SERVER}.pub"
-    try:
-        raw = path.read_bytes()[: MOST_BYTES + 1]
-    except OSError as error:
-        raise BadKeys(f"{path}: {error.strerror}") from None
-    return _key(path, _text(path, raw).strip())
+    return _key(path, _text(path, _read(path)[1]).strip())
 
 
 def read_client(folder: Path) -> ClientKeys:

@@ -114,8 +114,15 @@ class ClusterView:
         await self._check_size(question)
         if arrays or not (question.text or question.messages or question.lora):
             return await self._ask(question, kind, *arrays)
-        async with self._texts:
+        try:
+            await asyncio.wait_for(self._texts.acquire(), COMMAND_DEADLINE)
+        except asyncio.TimeoutError:
+            text = f"{TEXTS} lookups of text wait for instances, which is the most: try again later"
+            raise Problem(429, "busy", text) from None
+        try:
             return await self._ask(question, kind, deadline=COMMAND_DEADLINE + SPARE)
+        finally:
+            self._texts.release()
 
     async def command(
         self,

@@ -79,13 +79,14 @@ async def serve(
     def reload() -> None:
         try:
             tokens.reload()
-            if config.ssl is not None:  # for connections to come
+            if config.loaded and config.ssl is not None:  # for connections to come
                 config.ssl.load_cert_chain(settings.cert, settings.key)
         except (BadKeys, OSError) as error:
             log.say("web", f"nothing was read again: {error}", settings.log)
 
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGHUP, reload)
+    tokens.reload()  # a signal that came since they were read was passed over
     if settings.cert:  # asyncio gives a handshake a minute
         loop.create_server = partial(  # type: ignore[method-assign]
             loop.create_server, ssl_handshake_timeout=HANDSHAKE_DEADLINE

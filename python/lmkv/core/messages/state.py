@@ -34,7 +34,7 @@ class Register(Message, tag="register"):
     epoch: U64
     namespace: str
     layouts: list[str]  # one text per rank; which heads it has does not divide instances
-    chunk_tokens: Annotated[int, Meta(ge=1)]
+    chunk_tokens: Annotated[int, Meta(ge=1, le=1 << 20)]
     ranks: list[RankInfo]
     data_version: U64 = 0
     model: str = ""
