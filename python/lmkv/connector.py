@@ -381,7 +381,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
     def on_new_request(self, request: Any) -> None:
         if self._agent is None:
             return
-        from lmkv.agent.agent import Options
+        from lmkv.agent.options import Options
 
         self._requests[request.request_id] = request
         common, chunks, why = self._extras(request)
