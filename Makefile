@@ -5,7 +5,7 @@ CXX_FILES := $(shell find csrc kernels tests -name '*.h' -o -name '*.cpp' -o -na
 
 .PHONY: help setup demo test faults soak fuzz bench kernels gpu-check screenshots dashboards lint format
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | while IFS='	' read -r name words; do printf '  make %-11s %s\n' "$$name" "$$words"; done
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | while IFS='	' read -r name words; do printf '  make %-12s %s\n' "$$name" "$$words"; done
 
 setup:  ## make .venv with all that demo, tests and benches need (again: a second)
 	@$(PYTHON) tools/setup.py

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from lmkv import _native
-from lmkv.agent.agent import Agent, Options
+from lmkv.agent.agent import Agent
 from lmkv.agent.engine import Engine, Rank
+from lmkv.agent.options import Options
 from lmkv.agent.refusals import Refuse, ignore
 from lmkv.agent.tracing import OFF
 from lmkv.agent.transfers import Geometry

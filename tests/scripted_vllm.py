@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lmkv.agent.agent import Options
+from lmkv.agent.options import Options
 from lmkv.agent.stores import confirmed
 from lmkv.core.steps import LoadResult, StepPlan
 

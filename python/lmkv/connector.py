@@ -11,7 +11,6 @@ from __future__ import annotations
 import atexit
 import functools
 import logging
-import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
@@ -29,6 +28,12 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 from vllm.logger import init_logger
 
+from lmkv.connector_deployment import (
+    chunk_tokens,
+    instance_of,
+    ranks_on_host,
+    refuse_unshared,
+)
 from lmkv.connector_metadata import LmkvHandshake, LmkvMetadata, LmkvWorkerMetadata
 from lmkv.connector_metrics import LmkvPromMetrics, LmkvStats, copies
 from lmkv.core import config as settings
@@ -53,7 +58,6 @@ logger = init_logger("vllm.lmkv")
 logging.getLogger("lmkv").parent = logging.getLogger("vllm")  # its handlers, its level
 
 TESTED_VLLM = "0.32."
-CHUNK_TOKENS = 256
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -103,7 +107,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
             )
             self._keys = client_keys(self._config.keys)
             self._rank_keys = agent_keys(place(self._config))
-            self._refuse_unshared()
+            refuse_unshared(vllm_config, kv_cache_config)
         except ValueError as error:
             self.switch_off(str(error))
 
@@ -126,62 +130,15 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
             if self.role is KVConnectorRole.SCHEDULER or error:
                 logger.warning("lmkv shares nothing here: %s", why, exc_info=error)
 
-    def _refuse_unshared(self) -> None:
-        """ValueError with one sentence for a deployment that is not shared yet."""
-        parallel = self._vllm_config.parallel_config
-        for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
-            if getattr(parallel, name, 1) > 1:
-                raise ValueError(f"{name} = {getattr(parallel, name)} is not shared yet, only 1")
-        kind = vllm.platforms.current_platform.device_type
-        if kind not in ("cpu", "cuda"):
-            raise ValueError(f"opted_out: KV on {kind} is not shared yet, only on a CPU or by CUDA")
-        if kind == "cuda":
-            self._refuse_unshared_on_cuda()
-
-    def _refuse_unshared_on_cuda(self) -> None:
-        if self._vllm_config.model_config.enable_sleep_mode:
-            # Asleep, vLLM gives its KV's memory back: a copy under way would fault there.
-            raise ValueError(
-                "opted_out: an engine with enable_sleep_mode is not shared on CUDA yet"
-            )
-        if self._kv_cache_config.needs_kv_cache_zeroing:
-            # A block may be zeroed before its gather is waited for: zeros would be stored.
-            raise ValueError(
-                "opted_out: KV whose blocks vLLM zeroes (Mamba, KV of several precisions) is not"
-                " shared on CUDA yet"
-            )
-
     def _chunk_tokens(self) -> int:
-        """256, or the smallest multiple of all block sizes above it."""
-        groups = self._kv_cache_config.kv_cache_groups
-        block = math.lcm(*(group.kv_cache_spec.block_size for group in groups))
-        asked = self._config.chunk_tokens if self._config else None
-        if asked is None:
-            return -(-CHUNK_TOKENS // block) * block
-        if asked % block:
-            raise ValueError(
-                f"chunk_tokens = {asked}: allowed is a multiple of vLLM's block size {block}"
-            )
-        return asked
+        return chunk_tokens(
+            self._kv_cache_config, self._config.chunk_tokens if self._config else None
+        )
 
     @functools.cached_property
     def _whole_loads(self) -> bool:
         groups = self._kv_cache_config.kv_cache_groups
         return geometry.loads_whole([geometry.window(group.kv_cache_spec) for group in groups])
-
-    def _instance(self) -> tuple[str, str]:
-        """(instance id, engine id)"""
-        from lmkv.core import identity
-
-        assert self._config is not None
-        engine_id = str(self._vllm_config.kv_transfer_config.engine_id)
-        return identity.instance_id(self._config.instance_id, engine_id), engine_id
-
-    def _ranks_on_host(self) -> int:
-        """Of all data-parallel engines; a dense model's are told only their own number."""
-        parallel = self._vllm_config.parallel_config
-        engines = max(parallel.data_parallel_size_local, parallel.data_parallel_index + 1)
-        return int(parallel.world_size * engines)
 
     # ------------------------------------------------------------ worker side
 
@@ -205,7 +162,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
             pages = page_layouts(
                 kv_caches, self._kv_cache_config, self._vllm_config, rank, self._chunk_tokens()
             )
-            instance, engine_id = self._instance()
+            instance, engine_id = instance_of(self._vllm_config, self._config)
             run_dir = identity.run_dir(self._config.run_dir or None)
             on_gpu = self._config.pool_device == "cuda"
             room = gpu_room.take(gpu_room.ordinal_of(pages)) if on_gpu else None
@@ -217,7 +174,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
                 instance,
                 engine_id,
                 rank,
-                self._ranks_on_host(),
+                ranks_on_host(parallel),
                 pages,
                 rank // parallel.tensor_parallel_size,
                 copiers,
@@ -300,52 +257,27 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
 
     @_guarded()
     def _begin(self, ranks: list[dict[str, Any]]) -> None:
-        from lmkv.agent import tracing
-        from lmkv.agent.agent import Agent
-        from lmkv.agent.engine import engine_of
-        from lmkv.agent.links import Link
-        from lmkv.agent.namespace import Unshareable, content_ids, namespace
+        from lmkv.agent.namespace import Unshareable, content_ids
         from lmkv.agent.texts import Texts
-        from lmkv.core import identity
+        from lmkv.connector_agent import agent_of, engine_here
         from lmkv.core.extras import AdapterHashes
 
-        config = self._config
+        vllm_config, cache, config = self._vllm_config, self._kv_cache_config, self._config
         assert config is not None
-        self._adapters, self._content_ids = AdapterHashes(), content_ids(self._vllm_config)
-        groups, chunk = self._kv_cache_config.kv_cache_groups, self._chunk_tokens()
-        block = max(group.kv_cache_spec.block_size for group in groups)
-        self._expect_drafts(self._vllm_config.speculative_config, block)
-
-        def named(isolation: str) -> str:
-            return namespace(self._vllm_config, chunk, config.weights_version, isolation)
-
+        self._adapters, self._content_ids = AdapterHashes(), content_ids(vllm_config)
+        chunk = self._chunk_tokens()
+        block = max(group.kv_cache_spec.block_size for group in cache.kv_cache_groups)
+        self._expect_drafts(vllm_config.speculative_config, block)
         try:
-            named("")
+            engine = engine_here(vllm_config, cache, config, chunk, ranks)
         except Unshareable as error:
             self.switch_off(f"opted_out: {error}")
             return
-        here = identity.host_identity(identity.run_dir(config.run_dir or None))
-        if any(r["control"].startswith("ipc://") and r["info"].host != here for r in ranks):
-            self.switch_off("opted_out: ranks are on several hosts, which takes control_interface")
-            return
-        instance, engine_id = self._instance()
-        engine = engine_of(self._vllm_config, groups, chunk, ranks, instance, engine_id, named)
         self._events = self._pool_events(chunk)
         describe = self._events.describe if self._events is not None else None
-        connect = functools.partial(Link, keys=self._keys)
         texts = Texts(self._tokenise, self._adapters.named)
-        to_ranks = functools.partial(Link, keys=self._rank_keys, short=False)
-        observability = getattr(self._vllm_config, "observability_config", None)
-        endpoint = getattr(observability, "otlp_traces_endpoint", None)
-        self._agent = Agent(
-            config,
-            engine,
-            connect=connect,
-            ranks=to_ranks,
-            describe=describe,
-            tracer=tracing.tracer(endpoint, engine.instance),
-            texts=texts,
-        )
+        keys = self._keys, self._rank_keys
+        self._agent = agent_of(vllm_config, config, engine, *keys, describe, texts)
         self._agent.start()
         atexit.register(self._agent.close)
         logger.info("lmkv: instance %s shares chunks of %d tokens", engine.instance, chunk)
@@ -381,7 +313,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
     def on_new_request(self, request: Any) -> None:
         if self._agent is None:
             return
-        from lmkv.agent.agent import Options
+        from lmkv.agent.options import Options
 
         self._requests[request.request_id] = request
         common, chunks, why = self._extras(request)

@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from lmkv.agent.agent import Agent, Options
+from lmkv.agent.agent import Agent
 from lmkv.agent.engine import Engine, Rank
 from lmkv.agent.links import Link
+from lmkv.agent.options import Options
 from lmkv.agent.reader import Geometry
 from lmkv.agent.texts import Texts
 from lmkv.core.client import Client, Unreachable

@@ -21,6 +21,7 @@ import pytest
 import zmq
 from lmkv.core import wire
 from lmkv.core.client import Client
+from lmkv.core.descriptors import allow_descriptors
 from lmkv.core.messages import Located, Status, StatusInfo
 
 from tests import zmtp
@@ -235,7 +236,7 @@ def test_ten_thousand_connections(beside: Beside) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < wanted + 1000:
         pytest.skip(f"the hard limit of descriptors is {hard}")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted + 1000), hard))
+    allow_descriptors(wanted + 1000)
     before, rss = descriptors(pid), memory(pid)
     try:
         with zmtp.Living() as living:

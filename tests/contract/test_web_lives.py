@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from lmkv.core.client import Client
+from lmkv.core.descriptors import allow_descriptors
 from lmkv.core.messages import Status, StatusInfo
 from lmkv.web.connections import MOST
 from lmkv.web.events import READERS
@@ -139,8 +139,7 @@ def test_more_readers_than_are_served(web: Web) -> None:
 
 def test_a_crowd_of_connections_that_say_nothing(web: Web) -> None:
     """The oldest of them make room."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 4096)), hard))
+    allow_descriptors(4096)
     port = int(web.http.rpartition(":")[2])
     with ExitStack() as stack:
         crowd = [

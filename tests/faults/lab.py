@@ -90,7 +90,7 @@ class Lab:
         self._cluster.wait_ready(self.a, self.b)
         self._transfers = ("nixl",) if tcp else ("mapped", "nixl")
         self._hit_all()
-        self._before = self.b.call("tests.faults.inside:counts")
+        self._before = self.b.call("tests.faults.at_steps:counts")
 
     def _start(self, name: str) -> Engine:
         settings = {
@@ -139,7 +139,7 @@ class Lab:
         if cell.process == LINK:
             return True
         engine = self.a if cell.step in STORING else self.b
-        return not engine.call("tests.faults.inside:armed")
+        return not engine.call("tests.faults.at_steps:armed")
 
     def _strike(self, cell: Cell, engine: Engine) -> None:
         if cell.process == LINK:
@@ -153,7 +153,7 @@ class Lab:
         }
         number = signal.SIGKILL if cell.action == "kill" else signal.SIGSTOP
         pid = pids[cell.process]()
-        engine.call("tests.faults.inside:arm", cell.step, int(number), [pid], WAKE_S)
+        engine.call("tests.faults.at_steps:arm", cell.step, int(number), [pid], WAKE_S)
 
     def _heal(self, cell: Cell, outcome: Outcome) -> None:
         """Start again what this cell killed; everything else must have lived on."""
@@ -203,7 +203,7 @@ class Lab:
         """What is more than before, once nothing changes any more."""
         end = time.monotonic() + REST_S
         while True:
-            now = self.b.call("tests.faults.inside:counts")
+            now = self.b.call("tests.faults.at_steps:counts")
             more = {k: n - self._before[k] for k, n in now.items() if n != self._before[k]}
             if not more or time.monotonic() > end:
                 return more

@@ -96,7 +96,7 @@ class Lab:
         self._job = 0
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        return self.holder.call(f"tests.faults.inside:{name}", *arguments)
+        return self.holder.call(f"tests.faults.at_steps:{name}", *arguments)
 
     def run(self, readers: int) -> Outcome:
         outcome = Outcome()

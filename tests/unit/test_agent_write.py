@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lmkv.agent.agent import Options
+from lmkv.agent.options import Options
 from lmkv.agent.stores import confirmed
 from lmkv.core.messages import PullResult, StoredOk
 from lmkv.core.steps import Store

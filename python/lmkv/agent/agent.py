@@ -28,6 +28,7 @@ from lmkv.agent.group_reader import GroupReader
 from lmkv.agent.kv_events import Describe, KvEvents
 from lmkv.agent.links import Link
 from lmkv.agent.locator import Locator
+from lmkv.agent.options import Options
 from lmkv.agent.pulls import Job, Pulls
 from lmkv.agent.rates import Rates
 from lmkv.agent.reader import NULL_BLOCK, Reader
@@ -49,28 +50,6 @@ log = logging.getLogger("lmkv.agent")
 MAPPED_REMEMBERED = 1 << 16  # keys
 CONTROLLERS_TOLD = 16
 STEP_FOR_EVENTS = 1.0  # seconds that an idle engine steps on, to tell what it did last
-
-
-@dataclass
-class Options:
-    """A request's own wishes (`kv_transfer_params: {"lmkv": {...}}`)."""
-
-    skip_load: bool = False
-    skip_store: bool = False
-    transfer: str = ""
-
-    @classmethod
-    def of(cls, params: Any) -> Options:
-        """What of them is understood; the rest is passed over."""
-        ours = params.get("lmkv") if isinstance(params, Mapping) else None
-        if not isinstance(ours, Mapping):
-            return cls()
-        transfer = ours.get("transfer")
-        return cls(
-            ours.get("skip_load") is True,
-            ours.get("skip_store") is True,
-            transfer if transfer in ("auto", "mapped", "nixl") else "",
-        )
 
 
 @dataclass

@@ -49,7 +49,7 @@ KINDS = {
 
 
 class Unshareable(Exception):
-    """This engine's KV cannot be named; the text says why."""
+    """This engine's KV cannot be shared; the text says why."""
 
 
 def namespace(

@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from lmkv.controller.admission import unfit
 from lmkv.controller.events import History
 from lmkv.controller.flows import Flows
-from lmkv.controller.instance import Ages, Drift, Instance, add, differs, group, hosts, unreadable
+from lmkv.controller.instance import Ages, Drift, Instance, add, differs, group, hosts
 from lmkv.controller.peers import Peers
 from lmkv.controller.placement import Placement
 from lmkv.controller.syncs import Syncs
@@ -28,7 +29,6 @@ from lmkv.core.identity import new_epoch
 from lmkv.core.messages import (
     MAX_KEYS,
     PROTOCOL_MAX,
-    PROTOCOL_MIN,
     Announce,
     AnyMessage,
     Heartbeat,
@@ -172,7 +172,7 @@ class Registry:
     # ------------------------------------------------------------ register
 
     def _register(self, connection: bytes, message: Register) -> list[Out]:
-        refused = self._unfit(connection, message)
+        refused = unfit(message, self.config.cluster, self._connections.get(connection))
         if refused is not None:
             return [(connection, refused, ())]
         old = self.instances.get(message.instance)
@@ -204,28 +204,6 @@ class Registry:
             field = differs(first.registration, instance.registration)
             text = f"{field} differs from that of {first.name}: they do not share"
             self.history.add("incompatible", instance.name, text)
-
-    def _unfit(self, connection: bytes, message: Register) -> Refused | None:
-        ours = f"{PROTOCOL_MIN} to {PROTOCOL_MAX}"
-        if message.protocol_max < PROTOCOL_MIN or message.protocol_min > PROTOCOL_MAX:
-            text = f"protocol {message.protocol_min} to {message.protocol_max}: this is {ours}"
-            return Refused("protocol", text, "protocol_min")
-        if message.cluster != self.config.cluster:
-            text = f"cluster {message.cluster!r}: this controller serves {self.config.cluster!r}"
-            return Refused("cluster", text, "cluster")
-        here = self._connections.get(connection)
-        if here is not None and here.name != message.instance:
-            text = f"instance {message.instance!r}: this connection is {here.name!r}'s"
-            return Refused("field", text, "instance")
-        if not message.instance.isprintable():  # it is shown to people and in metrics
-            text = f"instance {message.instance!r}: its name must have printable characters only"
-            return Refused("field", text, "instance")
-        for field, texts in (("namespace", [message.namespace]), ("layouts", message.layouts)):
-            if (wrong := unreadable(texts)) is not None:
-                return Refused("field", f"{field}: {wrong}", field)
-        if (wrong := unfit_ranks(message.ranks)) is not None:
-            return Refused("field", f"ranks: {wrong}", "ranks")
-        return None
 
     def _welcome(self, instance: Instance) -> list[Out]:
         config = self.config

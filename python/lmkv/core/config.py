@@ -21,6 +21,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from lmkv.core import config_conflicts
+
 # Variables with our prefix that are no settings.
 OTHER_VARIABLES = frozenset(
     {"LMKV_CACERT", "LMKV_CONFIG_FILE", "LMKV_CONTROLLER", "LMKV_ISA", "LMKV_TOKEN"}
@@ -217,8 +219,16 @@ def load(
             values[name] = _convert(kind, name, value, where)
             origins[name] = where
     config = kind(**values, origins=origins)
-    _check_together(config)
+    for conflict in _conflicts(config):
+        raise ConfigError(conflict)
     return config
+
+
+def _conflicts(config: Config) -> Iterable[str]:
+    if isinstance(config, InstanceConfig):
+        return config_conflicts.of_instance(config)
+    assert isinstance(config, ControllerConfig)
+    return config_conflicts.of_controller(config)
 
 
 def problems(kind: type[C], file: Mapping[str, Any], file_name: str) -> list[str]:
@@ -377,54 +387,3 @@ _checks: dict[str, Any] = {
     "peers": _check_peers,
     "data_ports": _check_ports,
 }
-
-
-def _check_together(config: Config) -> None:
-    """Settings that are right only together: the first of a pair must not exceed the second."""
-    if isinstance(config, InstanceConfig):
-        _ordered(config, "pull_deadline_min", "pull_deadline_max")
-        _check_pools(config)
-    if isinstance(config, ControllerConfig):
-        _ordered(config, "suspect_after_beats", "dead_after_beats", strictly=True)
-        _ordered(config, "warming_least", "warming_most")
-        if config.port and config.query_port == config.port:
-            raise ConfigError(
-                f"query_port = {config.query_port} ({config.origins['query_port']}): "
-                f"allowed is another port than port, or 0 for the next one"
-            )
-        if config.port == 65535 and not config.query_port:
-            raise ConfigError(
-                f"port = 65535 ({config.origins['port']}): allowed is a port with a next one, "
-                f"or name a query_port"
-            )
-        query_port = config.query_port or (config.port + 1 if config.port else 0)
-        if config.web and not config.http_port and query_port == 65535:
-            raise ConfigError(
-                f"http_port = 0 ({config.origins['http_port']}): allowed is another port where the "
-                f"query port is 65535"
-            )
-
-
-def _check_pools(config: InstanceConfig) -> None:
-    """A pool on a GPU takes memory from vLLM's own KV: how much is never guessed."""
-    device, origin = config.pool_device, config.origins["pool_device"]
-    on_gpu = device != "host"
-    if on_gpu == (config.gpu_pool_gib is None):
-        raise ConfigError(
-            f"gpu_pool_gib = {config.gpu_pool_gib!r} ({config.origins['gpu_pool_gib']}): allowed "
-            f"is {'a size in GiB' if on_gpu else 'none'} with pool_device = {device} ({origin})"
-        )
-    if device == "cuda" and config.pool_gib is not None:
-        raise ConfigError(
-            f"pool_gib = {config.pool_gib!r} ({config.origins['pool_gib']}): allowed is auto with "
-            f"pool_device = cuda ({origin}), whose size is gpu_pool_gib"
-        )
-
-
-def _ordered(config: Config, low: str, high: str, strictly: bool = False) -> None:
-    a, b = getattr(config, low), getattr(config, high)
-    if a > b or (strictly and a == b):
-        raise ConfigError(
-            f"{low} = {a!r} ({config.origins[low]}): allowed is {'less' if strictly else 'at most'}"
-            f"{' than' if strictly else ''} {high} = {b!r} ({config.origins[high]})"
-        )

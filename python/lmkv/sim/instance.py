@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-from lmkv.agent.agent import Agent, Options
+from lmkv.agent.agent import Agent
 from lmkv.agent.engine import Engine, Rank
 from lmkv.agent.links import Link
+from lmkv.agent.options import Options
 from lmkv.agent.transfers import Geometry
 from lmkv.core.clock import Clock
 from lmkv.core.config import InstanceConfig
