@@ -32,6 +32,8 @@ from lmkv.core.messages import (
     Refused,
     Register,
     Retract,
+    Status,
+    StatusInfo,
     Stored,
     SyncSlice,
     Touched,
@@ -110,6 +112,30 @@ def server() -> Iterator[Server]:
     stop.set()
     thread.join()
     server.close()
+
+
+def test_a_mistake_of_the_controllers_own_costs_an_answer_and_not_the_controller(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(server, "_say", told.append)
+
+    def mistaken(*_: object) -> None:
+        raise OverflowError("too large to encode")
+
+    client = Client(server.state_address)
+    question = wire.encode(Status(7))
+    with monkeypatch.context() as patched:
+        patched.setattr("lmkv.controller.views.ask", mistaken)
+        for _ in range(2):
+            said = client.ask(*question)
+            assert isinstance(said, Refused)
+            assert (said.code, said.request) == ("failed", 7)
+            assert said.message == "OverflowError while answering: too large to encode"
+    assert isinstance(client.ask(*question), StatusInfo)
+    assert server.failures == 2
+    [sentence] = told  # with where it was
+    assert "in mistaken" in sentence
 
 
 @pytest.mark.parametrize("socket", ["state", "query"])

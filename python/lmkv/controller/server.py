@@ -9,6 +9,7 @@ messages, and its stream's own checks find that.
 from __future__ import annotations
 
 import socket as sockets
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from math import ceil
@@ -51,6 +52,8 @@ class Server:
     ) -> None:
         self._config = config
         self._clock = clock
+        self._say = say
+        self.failures = 0  # of answers, by mistakes of ours; the first is told
         self.access = Access(config)
         host = self.access.state_host()
         self._context = zmq.Context(io_threads=IO_THREADS)
@@ -196,6 +199,12 @@ class Server:
             if name and "is not known" in str(error):
                 said = Unsupported(name, request)
             reply(socket, frames[0], said)
+        except Exception as error:  # a mistake of ours: it costs an answer, not the cluster
+            text = f"{type(error).__name__} while answering: {error}"
+            if not self.failures:
+                self._say("".join(traceback.format_exception(error)))
+            self.failures += 1
+            reply(socket, frames[0], Refused("failed", text, request=asked(frames)))
 
     def _send(self, out: list[Out]) -> None:
         for connection, message, arrays in out:
