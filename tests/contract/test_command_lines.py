@@ -215,10 +215,13 @@ def test_history_over_either_socket(web: Web, trio: list[Instance]) -> None:
 @contextmanager
 def following(address: str, since: str) -> Iterator[subprocess.Popen[str]]:
     words = ["events", "-f", "--since", since, "-o", "json", "--controller", address]
+    # Of a shell's background job ctrl-C is ignored, and what it starts would ignore it too.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
         [sys.executable, "-m", "lmkv.cli.main", *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
     ) as running:  # fmt: skip
+        signal.signal(signal.SIGINT, before)
         try:
             yield running
         finally:
