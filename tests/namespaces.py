@@ -46,6 +46,8 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
         _ip(*words, "peer", "name", b.interface, "netns", b.namespace)
         for host in hosts:
             _ip("-n", host.namespace, "address", "add", f"{host.address}/24", "dev", host.interface)
+            # IPv6's own address would be tentative for a second, and UCX might try to bind to it.
+            _ip("-n", host.namespace, "link", "set", host.interface, "addrgenmode", "none")
             _ip("-n", host.namespace, "link", "set", host.interface, "up")
             _ip("-n", host.namespace, "link", "set", "lo", "up")
         yield a, b

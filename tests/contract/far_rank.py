@@ -68,7 +68,8 @@ def reader(given: dict[str, Any]) -> None:
     with Instance("b", given["run_dir"], text=hello["layouts"][0], **mine) as b:
         peer = PullPeer("a", EPOCH, state.data_version, state.info)
         b.pull(1, peer, [(stored.job, stored.job, stored.job)], [(0, 1)])
-        assert pulled(b, 1)[1] == [PullResult.GOOD]
+        answer, results = pulled(b, 1)
+        assert results == [PullResult.GOOD], (answer, results, b.states[-1])
         assert b.check(0, stored.job, 1) == SlotStatus.GOOD
         say(pulled=True, listeners=_listeners(b.supervisor.pid))
     link.close()
