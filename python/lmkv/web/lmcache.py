@@ -45,6 +45,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     404: {"model": Wrong, "description": "nothing of that name is known"},
     413: {"model": Wrong, "description": "more than the controller takes at once"},
     429: {"model": models.Error, "description": "too many requests of one client"},
+    502: {"model": Wrong, "description": "the controller failed at it"},
     503: {"model": Wrong, "description": "the controller does not answer, or not yet"},
 }
 

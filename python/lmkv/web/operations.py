@@ -10,17 +10,8 @@ from lmkv.core import messages
 from lmkv.web import models
 from lmkv.web.auth import needs
 from lmkv.web.cluster_view import ClusterView
-from lmkv.web.rest import ERRORS, Errors, Name
+from lmkv.web.rest import ERRORS, UNANSWERED, Name
 
-UNANSWERED: Errors = {
-    status: {"model": models.Error, "description": text}
-    for status, text in {
-        409: "the instance is suspect or dead, or ended meanwhile",
-        429: "too many requests, too many commands that are not answered, or this one runs",
-        501: "the instance's release does not know the operation",
-        504: "the instance did not answer in time",
-    }.items()
-}
 Deadline = Annotated[float, Query(gt=0, le=600, description="seconds that the instance may take")]
 
 

@@ -24,7 +24,18 @@ ERRORS: Errors = {
         404: "nothing of that name is known",
         413: "more than the controller takes at once",
         429: "too many requests of one client; `Retry-After` says when",
+        502: "the controller, or an instance, failed at it",
         503: "the controller does not answer, or not yet",
+    }.items()
+}
+# Beside those, where an instance has its part.
+UNANSWERED: Errors = {
+    status: {"model": models.Error, "description": text}
+    for status, text in {
+        409: "the instance is suspect or dead, or ended meanwhile",
+        429: "too many requests, too many commands that are not answered, or this one runs",
+        501: "the instance's release does not know the operation",
+        504: "the instance did not answer in time",
     }.items()
 }
 SORTS = f"one of {', '.join(messages.INSTANCE_SORTS)}; instead of after"
@@ -89,7 +100,7 @@ def routes(view: ClusterView, hub: Hub) -> APIRouter:
         headers = {"Cache-Control": "no-store"}
         return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
-    @router.post("/lookup", summary="Who holds a prompt, chunk by chunk")
+    @router.post("/lookup", summary="Who holds a prompt, chunk by chunk", responses=UNANSWERED)
     async def lookup(body: models.Lookup) -> models.Found:
         _one_form(body, "", ["keys"] if body.keys else [])
         question = messages.Lookup(
@@ -103,7 +114,11 @@ def routes(view: ClusterView, hub: Hub) -> APIRouter:
         )
         return models.Found.model_validate(await view.lookup(question, body.keys))
 
-    @router.post("/locate", summary="For routers: instances, those with the longest prefix first")
+    @router.post(
+        "/locate",
+        summary="For routers: instances, those with the longest prefix first",
+        responses=UNANSWERED,
+    )
     async def locate(body: models.Locate) -> models.Located:
         prompts: list[models.Prompt] = [body] if body.prompts is None else [*body.prompts]
         if body.prompts is not None and (given := body.given()):
