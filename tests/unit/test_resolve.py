@@ -6,9 +6,9 @@ import logging
 from collections.abc import Callable
 
 import pytest
-from lmkv.agent import resolve
 from lmkv.agent.resolve import Addresses
 from lmkv.core.clock import ManualClock
+from lmkv.core.records import records
 
 NAME = "dns+tcp://lmkv.svc:7550"
 ONE, TWO, SIX = "tcp://10.0.0.1:7550", "tcp://10.0.0.2:7550", "tcp://[fd00::1]:7550"
@@ -77,12 +77,12 @@ def test_what_is_known_stays_while_the_name_is_not_found(caplog: pytest.LogCaptu
 
 
 def test_the_systems_resolver_gives_whole_addresses() -> None:
-    assert resolve.lookup("127.0.0.1", 7550) == ["tcp://127.0.0.1:7550"]
-    assert resolve.lookup("[::1]", 7550) == ["tcp://[::1]:7550"]
+    assert records("127.0.0.1", 7550) == ["tcp://127.0.0.1:7550"]
+    assert records("[::1]", 7550) == ["tcp://[::1]:7550"]
 
 
 def test_a_lookup_runs_in_a_thread_of_its_own() -> None:
-    addresses = Addresses(["dns+tcp://127.0.0.1:7550"], ManualClock(), resolve.lookup)
+    addresses = Addresses(["dns+tcp://127.0.0.1:7550"], ManualClock(), records)
     addresses.turn()
     found = addresses._found.get(timeout=20.0)
     assert found == {"dns+tcp://127.0.0.1:7550": ["tcp://127.0.0.1:7550"]}

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import logging
 import queue
-import socket
 import threading
 from collections.abc import Callable, Sequence
 
 from lmkv.core.config import NAMES, split_address
+from lmkv.core.records import records
 
 log = logging.getLogger("lmkv.agent")
 
@@ -21,15 +21,6 @@ AGAIN = 5.0  # seconds between two lookups
 MOST = 16  # controllers of one name
 
 Lookup = Callable[[str, int], list[str]]  # name, port -> addresses; OSError
-
-
-def lookup(name: str, port: int) -> list[str]:
-    """All records of `name`, sorted, as addresses."""
-    found = socket.getaddrinfo(name.strip("[]"), port, type=socket.SOCK_STREAM)
-    hosts = {str(where[0]) for *_, where in found}
-    return sorted(
-        f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}" for host in hosts
-    )
 
 
 def in_a_thread(job: Callable[[], None]) -> None:
@@ -43,7 +34,7 @@ class Addresses:
         self,
         configured: Sequence[str],
         clock: Callable[[], float],
-        lookup: Lookup = lookup,
+        lookup: Lookup = records,
         run: Callable[[Callable[[], None]], None] = in_a_thread,
     ) -> None:
         self._configured = configured

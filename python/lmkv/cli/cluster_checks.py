@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from lmkv.cli.common import REFUSED, UNREACHABLE, Trouble, question
 from lmkv.cli.host_checks import FAIL, OK, WARN, Check
 from lmkv.core.config import NAMES, InstanceConfig, split_address
 from lmkv.core.messages import PROTOCOL_MAX, PROTOCOL_MIN, InstanceState, Status, StatusInfo
+from lmkv.core.records import records
 
 SHOWN = 5  # instances by name
 NAME = "controller"
@@ -23,8 +23,8 @@ def controllers(config: InstanceConfig, given: str) -> Iterator[Check]:
     for address in addresses:
         try:
             found = _resolved(address)
-        except OSError as error:
-            text = f"{address}: {error.strerror}"
+        except (OSError, UnicodeError) as error:
+            text = f"{address}: {getattr(error, 'strerror', None) or error}"
             yield Check(NAME, FAIL, text, "mend the name, or the setting controllers")
             continue
         for each in found:
@@ -38,13 +38,10 @@ def controllers(config: InstanceConfig, given: str) -> Iterator[Check]:
 
 
 def _resolved(address: str) -> list[str]:
-    """A controller at each record of a `dns+` name. Raises OSError."""
+    """A controller at each record of a `dns+` name. Raises OSError, UnicodeError."""
     if not address.startswith(NAMES):
         return [address]
-    name, port = split_address(address.removeprefix(NAMES))
-    found = socket.getaddrinfo(name.strip("[]"), port, type=socket.SOCK_STREAM)
-    hosts = sorted({str(where[0]) for *_, where in found})
-    return [f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}" for host in hosts]
+    return records(*split_address(address.removeprefix(NAMES)))
 
 
 def _controller(address: str, cluster: str) -> tuple[Check, StatusInfo | None]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 import typer
 
 from lmkv.cli import access
+from lmkv.core.text import printable
 
 if TYPE_CHECKING:
     from lmkv.core.client import Client
@@ -36,11 +37,6 @@ OutputOption = Annotated[
 ]
 
 
-def printable(text: str) -> str:
-    """What others have named cannot move a terminal's cursor, or begin a line of its own."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
 def say(sentence: object) -> None:
     typer.echo(f"lmkv: {printable(str(sentence))}", err=True)
 
@@ -60,10 +56,25 @@ class Trouble(Exception):
 
 def ask(controller: str, message: Any, answer: type[M], *arrays: bytes) -> M:
     """The controller's answer; ends the command with a sentence when there is none."""
-    try:
+    with ending():
         return question(controller, message, answer, *arrays)
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """Trouble ends the command, with its sentence."""
+    try:
+        yield
     except Trouble as trouble:
         fail(str(trouble), trouble.status)
+
+
+def live_instances(controller: str) -> list[str]:
+    """Those that can be asked something, by name."""
+    from lmkv.core.messages import Status, StatusInfo
+
+    instances = ask(controller, Status(1), StatusInfo).instances
+    return [each.instance for each in instances if each.state not in ("suspect", "dead")]
 
 
 def question(controller: str, message: Any, answer: type[M], *arrays: bytes) -> M:

@@ -25,15 +25,16 @@ from lmkv.cli.common import (
     Trouble,
     check_output,
     client_of,
+    ending,
     expected,
     fail,
     print_json,
-    printable,
     question,
     say,
     speaks_http,
     troubles,
 )
+from lmkv.core.text import printable
 
 WAIT = 10.0  # seconds that a question waits at the controller
 SPARE = 3.0  # that its answer may take beyond that
@@ -82,15 +83,14 @@ def events(
     show = _json_line if output == "json" else _line
     source = _Sse(controller) if speaks_http(controller) else _Zmq(controller)
     try:
-        if follow and not since:
-            mark = source.newest()
-        for each in _followed(source, mark) if follow else source.since(mark, False):
-            if each.age <= seconds:
-                show(each)
+        with ending():
+            if follow and not since:
+                mark = source.newest()
+            for each in _followed(source, mark) if follow else source.since(mark, False):
+                if each.age <= seconds:
+                    show(each)
     except KeyboardInterrupt:
         pass
-    except Trouble as trouble:
-        fail(str(trouble), trouble.status)
 
 
 def _when(since: str) -> tuple[Mark | None, float]:

@@ -11,11 +11,11 @@ from lmkv.cli.common import (
     USAGE,
     ControllerOption,
     OutputOption,
-    Trouble,
     ask,
     check_output,
     check_text,
     client_of,
+    ending,
     fail,
     print_json,
     speaks_http,
@@ -106,11 +106,8 @@ def _controllers(controller: str) -> list[ControllerState]:
 
     if speaks_http(controller):  # the web process asks the others
         return ask(controller, Controllers(1), ControllersInfo).controllers
-    try:
-        with troubles(), client_of(controller) as client:
-            return cluster.controllers(client)
-    except Trouble as trouble:
-        fail(str(trouble), trouble.status)
+    with ending(), troubles(), client_of(controller) as client:
+        return cluster.controllers(client)
 
 
 @get.command()

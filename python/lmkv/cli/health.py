@@ -12,11 +12,12 @@ from lmkv.cli.common import (
     ControllerOption,
     OutputOption,
     Trouble,
-    ask,
     check_output,
     check_text,
     command,
+    ending,
     fail,
+    live_instances,
     print_json,
     say,
 )
@@ -44,10 +45,8 @@ def sync(
 
     check_output(output)
     check_text("INSTANCE", instance)
-    try:
+    with ending():
         found = command(controller, instance, "sync", {}, SyncResult, deadline)
-    except Trouble as trouble:
-        fail(str(trouble), trouble.status)
     if output == "json":
         print_json(found)
         return
@@ -75,7 +74,7 @@ def verify(
     """
     check_output(output)
     check_text("--instance", instance)
-    names = [instance] if instance else _live(controller)
+    names = [instance] if instance else live_instances(controller)
     answers = [_verified(controller, name, sample, deadline) for name in names]
     found = [answer for answer in answers if not isinstance(answer, Trouble)]
     troubles = [answer for answer in answers if isinstance(answer, Trouble)]
@@ -99,13 +98,6 @@ def _verified(controller: str, name: str, sample: int, deadline: float) -> Verif
         return command(controller, name, "verify", arguments, VerifyResult, deadline)
     except Trouble as trouble:
         return trouble
-
-
-def _live(controller: str) -> list[str]:
-    from lmkv.core.messages import Status, StatusInfo
-
-    instances = ask(controller, Status(1), StatusInfo).instances
-    return [each.instance for each in instances if each.state not in ("suspect", "dead")]
 
 
 def _drift(result: VerifyResult) -> int:

@@ -21,6 +21,7 @@ from lmkv.cli.common import (
     print_json,
     speaks_http,
 )
+from lmkv.core.text import token_ids
 
 
 def lookup(
@@ -139,12 +140,7 @@ def _messages(path: str) -> list[dict[str, str]]:
 def _tokens(text: str) -> list[int]:
     if text.startswith("@"):
         text = _read("--tokens", text[1:])
-    found = []
-    for word in text.replace(",", " ").split():
-        # The length comes first: Python refuses to read thousands of digits.
-        if not (word.isascii() and word.isdigit() and len(word) <= 10 and int(word) < 1 << 32):
-            fail(f"--tokens: {word[:20]!r} is not a token id, 0 to 4294967295", USAGE)
-        found.append(int(word))
-    if not found:
-        fail("--tokens: there are none", USAGE)
-    return found
+    try:
+        return token_ids(text)
+    except ValueError as error:
+        fail(f"--tokens: {error}", USAGE)

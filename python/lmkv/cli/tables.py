@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lmkv.cli.common import printable
 from lmkv.core.messages import (
     ControllerState,
     InstanceState,
@@ -22,6 +21,7 @@ from lmkv.core.messages import (
     Prefix,
     StatusInfo,
 )
+from lmkv.core.text import printable
 
 PIPE_WIDTH = 10_000
 RIGHT = ">"  # before a column's name: numbers

@@ -19,7 +19,7 @@ from lmkv.cli.common import (
     Trouble,
     ask,
     check_output,
-    fail,
+    ending,
     plain,
     print_json,
     question,
@@ -91,12 +91,10 @@ def top(
         out = console()
         shown = _Screen(out) if out.is_terminal else _Pages(out)
     try:
-        with shown:
+        with ending(), shown:
             _look(controller, first, shown, interval, count)
     except KeyboardInterrupt:
         pass
-    except Trouble as trouble:
-        fail(str(trouble), trouble.status)
 
 
 def _look(controller: str, now: StatusInfo, shown: Any, interval: float, count: int) -> None:

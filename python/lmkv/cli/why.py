@@ -12,11 +12,12 @@ from lmkv.cli.common import (
     ControllerOption,
     OutputOption,
     Trouble,
-    ask,
     check_output,
     check_text,
     command,
+    ending,
     fail,
+    live_instances,
     print_json,
     say,
 )
@@ -71,21 +72,15 @@ def _fields(fields: dict[str, Any], entry: WhyEntry) -> dict[str, Any]:
 def _of(controller: str, instance: str, arguments: dict[str, str]) -> list[WhyEntry]:
     from lmkv.core.messages import WhyResult
 
-    try:
+    with ending():
         return command(controller, instance, "why", arguments, WhyResult, DEADLINE).requests
-    except Trouble as trouble:
-        fail(str(trouble), trouble.status)
 
 
 def _of_all(controller: str, arguments: dict[str, str]) -> list[tuple[str, WhyEntry]]:
     """Of every live instance; one that does not answer is named on stderr."""
-    from lmkv.core.messages import Status, StatusInfo, WhyResult
+    from lmkv.core.messages import WhyResult
 
-    live = [
-        each.instance
-        for each in ask(controller, Status(1), StatusInfo).instances
-        if each.state in ("live", "syncing", "incompatible")
-    ]
+    live = live_instances(controller)
     if len(live) > ASKED:
         typer.echo(f"of {len(live)} instances {ASKED} are asked: name one by --instance", err=True)
     found: list[tuple[str, WhyEntry]] = []

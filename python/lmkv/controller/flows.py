@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from lmkv.core.clock import Clock
 from lmkv.core.messages import Flow, FlowInfo, Pair
 from lmkv.core.metrics import OTHER
-from lmkv.core.peer_labels import printable
+from lmkv.core.peer_labels import as_label
 
 SLICE = 10.0  # seconds
 SLICES = 30
@@ -34,7 +34,7 @@ class Flows:
             return
         pairs = self._slice()
         for number, (source, size) in enumerate(peer_bytes.items()):
-            pair = (printable(source) if number < PEERS else OTHER, target)
+            pair = (as_label(source) if number < PEERS else OTHER, target)
             if pair not in pairs and len(pairs) >= PAIRS:
                 pair = OTHER, OTHER
             pairs[pair] = min(pairs[pair] + size, MOST)

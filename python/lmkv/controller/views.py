@@ -38,7 +38,7 @@ from lmkv.core.messages import (
     StatusInfo,
     Subscribe,
 )
-from lmkv.core.peer_labels import printable
+from lmkv.core.peer_labels import as_label
 
 PAGE = 250  # instances
 NAMED = 16  # holders of a prefix
@@ -147,7 +147,7 @@ def _controller(registry: Registry) -> ControllerState:
 
 
 def _versions(alive: Iterable[Instance]) -> dict[str, int]:
-    counts = Counter(printable(instance.registration.version) for instance in alive)
+    counts = Counter(as_label(instance.registration.version) for instance in alive)
     return dict(counts.most_common(VERSIONS))
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lmkv.core.metrics import OTHER
+from lmkv.core.text import printable
 
 MOST = 32
 LONGEST = 128  # characters
@@ -30,7 +31,7 @@ class PeerLabels:
         self._gone: list[str] = []
 
     def of(self, name: str) -> str:
-        label = printable(name)
+        label = as_label(name)
         if label not in self._used and not self._room():
             return OTHER
         self._used.pop(label, None)
@@ -52,5 +53,5 @@ class PeerLabels:
         return gone
 
 
-def printable(name: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in name)[:LONGEST]
+def as_label(name: str) -> str:
+    return printable(name)[:LONGEST]

@@ -13,6 +13,7 @@ import msgspec
 
 from lmkv.core import messages
 from lmkv.core.messages import MAX_KEYS, AnyMessage, Message
+from lmkv.core.text import printable
 
 MOST_CHARACTERS = 300  # of what is said of a message: it may quote the message
 KEY_BYTES, PLACE_BYTES, COUNTER_BYTES = 16, 8, 4
@@ -48,7 +49,7 @@ def decode(frames: Sequence[bytes]) -> tuple[AnyMessage, list[bytes]]:
         tag = _tag(frames[0])
         if tag and tag not in _tags:
             raise WireError(f"message type {tag!r} is not known", tag) from None
-        text = "".join(c if c.isprintable() else "?" for c in str(error)[:MOST_CHARACTERS])
+        text = printable(str(error)[:MOST_CHARACTERS])
         raise WireError(f"message {tag or 'of no type'}: {text}", tag) from None
 
 

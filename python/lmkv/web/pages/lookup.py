@@ -11,6 +11,7 @@ from nicegui import ui
 from pydantic import ValidationError
 
 from lmkv.core.messages import Lookup, LookupInfo
+from lmkv.core.text import token_ids
 from lmkv.web import models
 from lmkv.web.errors import Problem
 from lmkv.web.pages.frame import live
@@ -90,15 +91,10 @@ def question(form: str, prompt: str, salt: str, like: str) -> Lookup:
 
 def numbers(text: str) -> list[int]:
     """Raises Problem. Brackets of a JSON list may stand around them."""
-    words = text.strip().removeprefix("[").removesuffix("]").replace(",", " ").split()
-    for word in words:
-        # The length comes first: Python refuses to read thousands of digits.
-        if not (word.isascii() and word.isdigit() and len(word) <= 10 and int(word) < 1 << 32):
-            said = f"tokens: {word[:20]!r} is not a token id, 0 to 4294967295"
-            raise Problem(400, "field", said, "tokens")
-    if not words:
-        raise Problem(400, "field", "tokens: there are none", "tokens")
-    return [int(word) for word in words]
+    try:
+        return token_ids(text.strip().removeprefix("[").removesuffix("]"))
+    except ValueError as error:
+        raise Problem(400, "field", f"tokens: {error}", "tokens") from None
 
 
 def command(asked: Lookup) -> str:
