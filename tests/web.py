@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lmkv import _native
@@ -10,7 +12,7 @@ from lmkv.core.messages import Leave, Left
 from tests import http_client
 from tests.contract.test_controller import Controller, Instance, free_port, until
 from tests.http_client import Answer
-from tests.stub_instance import NAMESPACE
+from tests.stub_instance import HOST_B, NAMESPACE, StubInstance
 
 TOKENS = list(range(40))  # two chunks of 16, and a tail
 
@@ -43,6 +45,29 @@ def store(instance: Instance, *each: bytes) -> None:
     instance.stub.table.admit(*reserved)
     instance.tell(*instance.stub.changes())
     instance.beat()
+
+
+@contextmanager
+def lasting(*options: str) -> Iterator[Web]:
+    """Instances only come to it and leave in order; dead is who was silent for minutes."""
+    running = Web("--dead-after-beats", "1000", "--suspect-after-beats", "999", *options)
+    running.up()
+    yield running
+    assert running.end() == (0, "")
+
+
+@contextmanager
+def pair_at(web: Web) -> Iterator[tuple[Instance, Instance]]:
+    """Instances `a` and `b`, on two hosts."""
+    a, b = StubInstance("a", 1), StubInstance("b", 2, host=HOST_B)
+    a.registration.serving_url, a.registration.dp_rank = "http://127.0.0.1:8000", 3
+    with Instance(a, web) as first, Instance(b, web) as second:
+        for each in (first, second):
+            each.join()
+            each.beat()
+        yield first, second
+        for each in (first, second):
+            leave(each)
 
 
 def leave(instance: Instance) -> None:

@@ -38,12 +38,10 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def web() -> Iterator[Web]:
-    from tests.web import Web
+    from tests.web import lasting
 
-    running = Web("--dead-after-beats", "1000", "--suspect-after-beats", "999")
-    running.up()
-    yield running
-    assert running.end() == (0, "")
+    with lasting() as running:
+        yield running
 
 
 @pytest.fixture

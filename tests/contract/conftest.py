@@ -8,15 +8,21 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from tests.contract.test_controller import Instance
     from tests.web import Web
 
 
 @pytest.fixture(scope="module")
 def web() -> Iterator[Web]:
-    """Instances only come to it and leave in order; dead is who was silent for minutes."""
-    from tests.web import Web
+    from tests.web import lasting
 
-    running = Web("--dead-after-beats", "1000", "--suspect-after-beats", "999")
-    running.up()
-    yield running
-    assert running.end() == (0, "")
+    with lasting() as running:
+        yield running
+
+
+@pytest.fixture
+def pair(web: Web) -> Iterator[tuple[Instance, Instance]]:
+    from tests.web import pair_at
+
+    with pair_at(web) as both:
+        yield both

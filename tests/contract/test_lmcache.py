@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.contract.test_controller import Instance
-from tests.stub_instance import HOST_B, NAMESPACE, StubInstance
-from tests.web import TOKENS, Web, leave, prompt_keys, store
+from tests.stub_instance import NAMESPACE, StubInstance
+from tests.web import TOKENS, Web, lasting, leave, prompt_keys, store
 
 SHAPES = json.loads((Path(__file__).parents[1] / "golden" / "lmcache.json").read_text())
 PATHS = SHAPES["paths"]
@@ -39,25 +39,8 @@ DOCUMENTED = {
 
 @pytest.fixture(scope="module")
 def web() -> Iterator[Web]:
-    running = Web(
-        "--compat", "lmcache", "--dead-after-beats", "1000", "--suspect-after-beats", "999"
-    )
-    running.up()
-    yield running
-    assert running.end() == (0, "")
-
-
-@pytest.fixture
-def pair(web: Web) -> Iterator[tuple[Instance, Instance]]:
-    a, b = StubInstance("a", 1), StubInstance("b", 2, host=HOST_B)
-    a.registration.serving_url = "http://127.0.0.1:8000"
-    with Instance(a, web) as first, Instance(b, web) as second:
-        for each in (first, second):
-            each.join()
-            each.beat()
-        yield first, second
-        for each in (first, second):
-            leave(each)
+    with lasting("--compat", "lmcache") as running:
+        yield running
 
 
 def fits(value: Any, kind: str) -> bool:

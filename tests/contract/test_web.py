@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import re
 import socket
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,22 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.contract.test_controller import DEADLINE, Instance, until
 from tests.http_client import Stream
-from tests.stub_instance import HOST_B, NAMESPACE, StubInstance, keys
+from tests.stub_instance import NAMESPACE, StubInstance, keys
 from tests.web import TOKENS, Web, leave, prompt_keys, store
-
-
-@pytest.fixture
-def pair(web: Web) -> Iterator[tuple[Instance, Instance]]:
-    a, b = StubInstance("a", 1), StubInstance("b", 2, host=HOST_B)
-    a.registration.serving_url, a.registration.dp_rank = "http://127.0.0.1:8000", 3
-    with Instance(a, web) as first, Instance(b, web) as second:
-        for each in (first, second):
-            each.join()
-            each.beat()
-        yield first, second
-        for each in (first, second):
-            leave(each)
-
 
 # ------------------------------------------------------------------ health
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from lmkv import _native
-from lmkv.agent.commands import Failed, Frames
+from lmkv.agent.commands import Failed, Frames, number
 from lmkv.agent.links import Link
 from lmkv.core import wire
 from lmkv.core.clock import Deadline
@@ -52,7 +52,7 @@ class Checks:
     def verify(
         self, command: Command, frames: Frames, until: Deadline
     ) -> tuple[SlotsResult, Frames]:
-        sample = _sample(command.arguments.get("sample", str(SAMPLE)))
+        sample = number(command, "sample", SAMPLE, 0, MOST)
         if not self._one.acquire(blocking=False):
             raise Failed("busy", "another verify runs here: try again later")
         try:
@@ -139,10 +139,3 @@ def _slots(keys: bytes, places: bytes, counters: bytes) -> list[Slot]:
         )
         for i in range(len(keys) // KEY)
     ]
-
-
-def _sample(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 7 and int(text) <= MOST):
-        text = f"sample = {text[:20]!r}: allowed is a number from 0 to {MOST}"
-        raise Failed("field", text, "sample")
-    return int(text)

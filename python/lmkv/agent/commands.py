@@ -45,6 +45,16 @@ class Failed(Exception):
         self.code, self.message, self.field = code, message, name
 
 
+def number(command: Command, name: str, default: int, least: int, most: int) -> int:
+    """An argument that is one. Raises Failed."""
+    text = command.arguments.get(name, str(default))
+    # The length comes first: Python refuses to read thousands of digits.
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and least <= int(text) <= most):
+        said = f"{name} = {text[:20]!r}: allowed is a number from {least} to {most}"
+        raise Failed("field", said, name)
+    return int(text)
+
+
 @dataclass
 class _Known:
     command: bytes  # digest of what was asked

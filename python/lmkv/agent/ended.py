@@ -10,7 +10,7 @@ import threading
 from collections import deque
 from itertools import islice
 
-from lmkv.agent.commands import Failed, Frames
+from lmkv.agent.commands import Failed, Frames, number
 from lmkv.agent.request import RequestState
 from lmkv.core.clock import Clock, Deadline
 from lmkv.core.messages import Command, WhyEntry, WhyResult
@@ -43,7 +43,7 @@ class Ended:
             self._kept.append((self._clock(), entry))
 
     def why(self, command: Command, frames: Frames, until: Deadline) -> tuple[WhyResult, Frames]:
-        last = _count(command.arguments.get("last", str(LAST)))
+        last = number(command, "last", LAST, 1, KEPT)
         wanted, now = command.arguments.get("request", ""), self._clock()
         with self._lock:
             kept = list(reversed(self._kept))
@@ -56,9 +56,3 @@ class Ended:
         for at, entry in entries:
             entry.age = now - at
         return WhyResult([entry for _, entry in entries], KEPT), []
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 6 and 1 <= int(text) <= KEPT):
-        raise Failed("field", f"last = {text[:20]!r}: allowed is a number from 1 to {KEPT}", "last")
-    return int(text)

@@ -191,11 +191,11 @@ def like(registry: Registry, message: Lookup) -> Instance | Refused:
         live = [named] if named is not None and named.number >= 0 else []
     else:
         live = [instance for instance in registry.instances.values() if instance.number >= 0]
-    models = sorted({instance.registration.model for instance in live}) if message.model else []
-    if models and message.model not in models:
-        return _unserved(message.model, models, message.request)
-    if models:
+    if message.model and live:
+        models = sorted({instance.registration.model for instance in live})
         live = [instance for instance in live if instance.registration.model == message.model]
+        if not live:
+            return _unserved(message.model, models, message.request)
     if not live:
         text = (
             f"like: instance {message.like!r} is not known here"

@@ -15,9 +15,15 @@ from lmkv.web.errors import Problem
 from lmkv.web.events import KEPT, Hub
 
 Errors = dict[int | str, dict[str, object]]
-ERRORS: Errors = {
-    status: {"model": models.Error, "description": text}
-    for status, text in {
+
+
+def described(texts: dict[int, str]) -> Errors:
+    """For OpenAPI: what answers of these statuses mean."""
+    return {status: {"model": models.Error, "description": text} for status, text in texts.items()}
+
+
+ERRORS = described(
+    {
         400: "the caller's mistake; `field` names it",
         401: "no token, or one that is not known",
         403: "a token whose scope is not enough",
@@ -26,18 +32,17 @@ ERRORS: Errors = {
         429: "too many requests of one client; `Retry-After` says when",
         502: "the controller, or an instance, failed at it",
         503: "the controller does not answer, or not yet",
-    }.items()
-}
+    }
+)
 # Beside those, where an instance has its part.
-UNANSWERED: Errors = {
-    status: {"model": models.Error, "description": text}
-    for status, text in {
+UNANSWERED = described(
+    {
         409: "the instance is suspect or dead, or ended meanwhile",
         429: "too many requests, too many commands that are not answered, or this one runs",
         501: "the instance's release does not know the operation",
         504: "the instance did not answer in time",
-    }.items()
-}
+    }
+)
 SORTS = f"one of {', '.join(messages.INSTANCE_SORTS)}; instead of after"
 FILTER = "a part of the name, the model or the version, or a state"
 Name = Annotated[str, Path(min_length=1, max_length=256)]
