@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
+from lmkv.core.clock import Deadline
+
+CARRIER_DEADLINE = 10.0  # seconds
 
 
 @dataclass
@@ -22,8 +26,16 @@ class Host:
         return ["ip", "netns", "exec", self.namespace, *words]
 
 
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
+def _ip(*words: str) -> str:
+    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
+
+
+def _await_carrier(host: Host) -> None:
+    """The kernel takes up to a second to say that a wire is there, and UCX takes no other one."""
+    until = Deadline(CARRIER_DEADLINE)
+    while "state UP" not in _ip("-n", host.namespace, "link", "show", host.interface):
+        assert not until.over, f"{host.interface} has no carrier"
+        time.sleep(0.01)
 
 
 @contextmanager
@@ -39,17 +51,17 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
             try:
                 _ip("netns", "add", host.namespace)
             except subprocess.CalledProcessError as error:
-                pytest.skip(f"no namespaces: {error.stderr.decode().strip()}")
+                pytest.skip(f"no namespaces: {error.stderr.strip()}")
             made.append(host)
         a, b = hosts
         words = ["link", "add", a.interface, "netns", a.namespace, "type", "veth"]
         _ip(*words, "peer", "name", b.interface, "netns", b.namespace)
         for host in hosts:
             _ip("-n", host.namespace, "address", "add", f"{host.address}/24", "dev", host.interface)
-            # IPv6's own address would be tentative for a second, and UCX might try to bind to it.
-            _ip("-n", host.namespace, "link", "set", host.interface, "addrgenmode", "none")
             _ip("-n", host.namespace, "link", "set", host.interface, "up")
             _ip("-n", host.namespace, "link", "set", "lo", "up")
+        for host in hosts:
+            _await_carrier(host)
         yield a, b
     finally:
         for host in made:

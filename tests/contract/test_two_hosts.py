@@ -54,10 +54,6 @@ class Side:
 
 @pytest.mark.nixl
 @pytest.mark.timeout(120)
-@pytest.mark.xfail(
-    strict=False,
-    reason="one time in three UCX opens no backend on a wire between namespaces: why is not known",
-)
 def test_an_agent_and_a_rank_on_two_hosts(tmp_path: Path, run_dir: str) -> None:
     keys = tmp_path / "keys"
     keyfiles.make(keys)
