@@ -101,8 +101,7 @@ def test_strangers_cost_nothing(rank: TcpRank) -> None:
 def test_without_keys_on_loopback(run_dir: str) -> None:
     running = TcpRank(run_dir, None)
     try:
-        running.send(Attach("a", EPOCH))
-        assert running.state(lambda s: s.mover_socket.startswith(f"tcp://{HOST}:"))
+        assert running.ready().mover_socket.startswith(f"tcp://{HOST}:")
         with zmtp.connect(running.hello["control"], DEADLINE) as raw:
             raw.sendall(zmtp.header(1 << 30))
             assert zmtp.closed(raw)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+import zmq
 from lmkv.agent.agent import Agent
 from lmkv.agent.engine import Engine, Rank
 from lmkv.agent.links import Link
@@ -73,8 +74,18 @@ class Instance:
         self.agent.table.admit(*room)
         self.agent.background.wake()
 
+    def reaches(self, address: str) -> bool:
+        """Whether it may ask there. The link for that is made with the welcome, up a little later;
+        until then a prompt's cause is `no_controller`."""
+        self.agent._take_links()
+        controller = self.agent.locator._controllers.get(address)
+        if controller is None or address not in self.agent.streams.order():
+            return False
+        return bool(controller.query.socket.poll(0, zmq.POLLOUT))
+
     def cause(self, prompt: list[int]) -> str:
-        """Why the prompt is not loaded."""
+        """Why the prompt is not loaded, of an instance that reaches a controller."""
+        until(lambda: any(map(self.reaches, self.agent.streams.order())))
         self.asked += 1
         name = str(self.asked)
         self.agent.begin(name, [*prompt, 0], b"", {}, Options())
@@ -107,6 +118,7 @@ def knows(controller: Controller, keys: int) -> bool:
 
 def ask_at(us: Instance, controller: Controller, prompt: list[int]) -> str:
     """At this one alone."""
+    until(lambda: us.reaches(controller.state))
     order = us.agent.streams.order
     us.agent.streams.order = lambda: [controller.state]  # type: ignore[method-assign]
     try:

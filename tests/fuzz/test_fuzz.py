@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from tests.fuzz import __main__ as fuzz
@@ -20,6 +23,24 @@ def test_a_target(name: str) -> None:
 def test_atheris(name: str) -> None:
     pytest.importorskip("atheris")
     assert "Done" in fuzz.by_atheris(name, 2)
+
+
+def python(text: str) -> str:
+    """What it says, as a program that knows what MIB is."""
+    words = [sys.executable, "-c", f"from tests.fuzz import by_atheris\nMIB = 1 << 20\n{text}"]
+    ran = subprocess.run(words, cwd=fuzz.ROOT, capture_output=True, text=True, timeout=60)
+    return ran.stdout + ran.stderr
+
+
+def test_atheris_bounds_a_targets_memory() -> None:
+    """And not that of who starts it, however much that had."""
+    pytest.importorskip("atheris")
+    had = "had = b'x' * MIB * (by_atheris.MOST_MIB + 99)"
+    said = python(f"{had}\nfrom tests.fuzz import __main__\nprint(__main__.by_atheris('keys', 1))")
+    assert said.startswith("Done"), said
+    kept = "lambda data: kept.append(b'x' * MIB)"
+    hungry = f"from tests.fuzz import targets\nkept = []\ntargets.TARGETS['keys'] = {kept}\n"
+    assert "libFuzzer: out-of-memory" in python(f"{hungry}by_atheris.main('keys', '20')")
 
 
 def test_rest() -> None:
