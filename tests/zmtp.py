@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import selectors
 import socket
 import struct
-import threading
-
-from typing_extensions import Self
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 READY = b"\x05READY" + b"\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER"
@@ -22,9 +18,14 @@ def address(of: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def plain(of: str, deadline: float) -> socket.socket:
+    """A connection on which nothing has been said."""
+    return socket.create_connection(address(of), deadline)
+
+
 def connect(of: str, deadline: float) -> socket.socket:
     """A connection whose handshake is done on this side."""
-    raw = socket.create_connection(address(of), deadline)
+    raw = plain(of, deadline)
     raw.sendall(GREETING + READY_FRAME)
     return raw
 
@@ -41,46 +42,3 @@ def closed(raw: socket.socket) -> bool:
     except ConnectionError:
         pass
     return True
-
-
-PONG = b"\x04\x05\x04PONG"
-
-
-class Living:
-    """Connections that answer pings, and otherwise say nothing, until the end of its `with`."""
-
-    def __init__(self) -> None:
-        self._ready = selectors.EpollSelector()
-        self._ended = False
-        self._thread = threading.Thread(target=self._answer, daemon=True)
-        self.made: list[socket.socket] = []
-
-    def connect(self, of: str, deadline: float) -> None:
-        raw = connect(of, deadline)
-        self.made.append(raw)
-        self._ready.register(raw, selectors.EVENT_READ)
-
-    def _answer(self) -> None:
-        while not self._ended:
-            for key, _ in self._ready.select(0.1):
-                raw = key.fileobj
-                assert isinstance(raw, socket.socket)
-                try:
-                    said = raw.recv(1 << 16)
-                    if b"\x04PING" in said:
-                        raw.sendall(PONG)
-                except OSError:
-                    said = b""
-                if not said:
-                    self._ready.unregister(raw)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended = True
-        self._thread.join()
-        self._ready.close()
-        for raw in self.made:
-            raw.close()

@@ -155,18 +155,3 @@ def test_a_crowd_of_connections_that_say_nothing(web: Web) -> None:
         crowd[-1].settimeout(DEADLINE)
         assert crowd[-1].recv(4096).startswith(b"HTTP/1.1 200")
     assert web.ask("/healthz").status == 200
-
-
-def test_a_request_that_never_ends_is_closed(web: Web) -> None:
-    port = int(web.http.rpartition(":")[2])
-    body = b"POST /v1/lookup HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    body += b"Content-Length: 100\r\n\r\n{"
-
-    def answer(sent: bytes) -> bytes:
-        with socket.create_connection(("127.0.0.1", port), timeout=2 * DEADLINE) as slow:
-            slow.sendall(sent)
-            return slow.recv(12)
-
-    with ThreadPoolExecutor() as pool:
-        answers = list(pool.map(answer, [b"", b"GET /healthz HTTP/1.1\r\nHos", body]))
-    assert answers == [b"", b"", b"HTTP/1.1 408"]

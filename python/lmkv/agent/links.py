@@ -13,11 +13,11 @@ import zmq
 
 from lmkv.agent.refusals import Refuse, ignore
 from lmkv.core import wire
-from lmkv.core.client import SILENCE
+from lmkv.core.connections import CONNECTING
 from lmkv.core.keyfiles import ClientKeys, as_client
 from lmkv.core.messages import AnyMessage, Message
 
-OPTIONS = SILENCE | {zmq.SNDHWM: 4096, zmq.RCVHWM: 4096, zmq.MAXMSGSIZE: 16 << 20}
+OPTIONS = CONNECTING | {zmq.SNDHWM: 4096, zmq.RCVHWM: 4096, zmq.MAXMSGSIZE: 16 << 20}
 BULK = 64  # messages of up to 112 KiB in a socket's queue
 
 

@@ -24,6 +24,7 @@ from lmkv.controller.texts import Texts
 from lmkv.core import wire
 from lmkv.core.clock import Clock, monotonic
 from lmkv.core.config import ControllerConfig
+from lmkv.core.connections import BOUND
 from lmkv.core.doorman import Doorman
 from lmkv.core.keyfiles import as_server
 from lmkv.core.messages import Locate, Message, Refused, Unsupported
@@ -85,11 +86,7 @@ class Server:
             # Who was silent connects again under its old routing id, perhaps before the end of its
             # old connection was noticed here; without this it would be ignored for ever.
             zmq.ROUTER_HANDOVER: 1,
-            # Clients ping each second, and registered ones say more; these only find connections
-            # that are left over. Each costs libzmq a walk over all timers of its thread.
-            zmq.HEARTBEAT_IVL: 5000,
-            zmq.HEARTBEAT_TIMEOUT: 10_000,
-            zmq.HANDSHAKE_IVL: 3000,
+            **BOUND,
             zmq.BACKLOG: BACKLOG,
             zmq.SNDHWM: self._config.queue_messages,
             zmq.RCVHWM: self._config.queue_messages,

@@ -15,6 +15,7 @@ import zmq
 from lmkv.core import wire
 from lmkv.core.clock import Deadline
 from lmkv.core.config import split_address
+from lmkv.core.connections import CONNECTING
 from lmkv.core.keyfiles import ClientKeys, as_client
 from lmkv.core.messages import AnyMessage, Message
 
@@ -27,22 +28,12 @@ class Unreachable(Exception):
 
 
 MOST_FRAME_BYTES = 64 << 20  # of an answer
-# How long a connection may take, and be silent (DESIGN.md 7).
-SILENCE: dict[int, int] = {
-    zmq.LINGER: 0,
-    zmq.IMMEDIATE: 1,
-    zmq.CONNECT_TIMEOUT: 1000,
-    zmq.HEARTBEAT_IVL: 1000,
-    zmq.HEARTBEAT_TIMEOUT: 3000,
-    zmq.RECONNECT_IVL: 100,
-    zmq.RECONNECT_IVL_MAX: 2000,
-}
 
 
 def options(address: str) -> dict[int, int]:
     """A client's socket options. Raises ValueError unless `address` is tcp://HOST:PORT."""
     host, _ = split_address(address)
-    return SILENCE | {zmq.IPV6: int(":" in host), zmq.MAXMSGSIZE: MOST_FRAME_BYTES}
+    return CONNECTING | {zmq.IPV6: int(":" in host), zmq.MAXMSGSIZE: MOST_FRAME_BYTES}
 
 
 def unheard(address: str, keys: ClientKeys | None) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import zmq
 
+from lmkv.core.connections import BOUND
 from lmkv.core.doorman import Doorman
 from lmkv.core.interfaces import address_of
 from lmkv.core.keyfiles import DATA, ClientKeys, Pair, as_server, read_pair
@@ -23,12 +24,7 @@ if TYPE_CHECKING:  # a mover starts fast
 
 MOST_FRAME_BYTES = 64 << 20
 # As a controller's: half a handshake and a frame that is too large end the connection.
-TCP_OPTIONS: dict[int, int] = {
-    zmq.HANDSHAKE_IVL: 3000,
-    zmq.HEARTBEAT_IVL: 1000,
-    zmq.HEARTBEAT_TIMEOUT: 3000,
-    zmq.MAXMSGSIZE: MOST_FRAME_BYTES,
-}
+TCP_OPTIONS: dict[int, int] = {**BOUND, zmq.MAXMSGSIZE: MOST_FRAME_BYTES}
 
 
 class Place(NamedTuple):

@@ -14,6 +14,7 @@ from lmkv.web import errors
 
 MOST_BYTES = 8 << 20
 BODY_DEADLINE = 10.0  # seconds for the whole of it
+CLOSE = {"Connection": "close"}
 MOST_CLIENTS = 4096  # that are told apart; whoever has been quiet longest is forgotten
 
 
@@ -63,7 +64,7 @@ class BodyLimit:
                 left = end - asyncio.get_running_loop().time()
                 message = await asyncio.wait_for(receive(), max(0.0, left))
             except asyncio.TimeoutError:
-                raise HTTPException(408) from None
+                raise HTTPException(408, headers=CLOSE) from None  # the rest will not come
             taken += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             if taken > self._most:
