@@ -212,13 +212,17 @@ def test_history_over_either_socket(web: Web, trio: list[Instance]) -> None:
     assert "allowed is an event's id" in lmkv("events", "--since", "monday", status=2)[1]
 
 
+# Each question that waits for events is over sooner, so that a silence is seen sooner.
+SOON = "import lmkv.cli.events as e, lmkv.cli.main as m; e.WAIT = 1.0; m.app()"
+
+
 @contextmanager
 def following(address: str, since: str) -> Iterator[subprocess.Popen[str]]:
     words = ["events", "-f", "--since", since, "-o", "json", "--controller", address]
     # Of a shell's background job ctrl-C is ignored, and what it starts would ignore it too.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
-        [sys.executable, "-m", "lmkv.cli.main", *words],
+        [sys.executable, "-c", SOON, *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
     ) as running:  # fmt: skip
         signal.signal(signal.SIGINT, before)

@@ -7,7 +7,6 @@ A chunk that a peer holds is asked for: without workers it cannot be pulled, so 
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -26,7 +25,6 @@ from tests.contract.test_controller import DEADLINE, Controller, free_port, unti
 from tests.stub_instance import LAYOUT, NAMESPACE
 
 CHUNK, SLOTS = 4, 64
-STOPPED = 6.0  # seconds: longer than what ZMQ and agents take for a silence
 
 
 @pytest.fixture
@@ -82,6 +80,10 @@ class Instance:
         if controller is None or address not in self.agent.streams.order():
             return False
         return bool(controller.query.socket.poll(0, zmq.POLLOUT))
+
+    def link(self, controller: Controller) -> Link | None:
+        """What its stream goes over; another one once that was silent for too long."""
+        return self.agent._controllers._links.get(controller.state)
 
     def cause(self, prompt: list[int]) -> str:
         """Why the prompt is not loaded, of an instance that reaches a controller."""
@@ -154,12 +156,14 @@ def test_one_is_stopped_and_goes_on(
     first, second = list(range(8)), list(range(100, 108))
     peer.hold(first)
     until(lambda: all(knows(c, 2) for c in controllers))
+    links = [(each, each.link(controllers[0])) for each in pair]
     controllers[0].process.send_signal(signal.SIGSTOP)
     peer.hold(second)
     until(lambda: knows(controllers[1], 4))
     until(lambda: us.agent.streams.order() == [controllers[1].state])
     assert us.cause(second) == "mover_down"
-    time.sleep(STOPPED)
+    # By then its silence was too long for ZMQ and for both agents.
+    until(lambda: not any(link is each.link(controllers[0]) for each, link in links))
     controllers[0].process.send_signal(signal.SIGCONT)
     until(lambda: knows(controllers[0], 4))
     until(lambda: sorted(us.agent.streams.order()) == sorted(c.state for c in controllers))

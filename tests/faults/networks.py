@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 
 PREFIX = "lmkv-test-"
@@ -27,7 +28,7 @@ def why_not() -> str:
     if shutil.which("ip") is None:
         return "no namespaces: there is no `ip` (iproute2)"
     try:
-        probe = Networks(1, "probe")
+        probe = Networks(1)
     except RuntimeError as error:
         return f"no namespaces: {error}"
     probe.close()
@@ -37,9 +38,11 @@ def why_not() -> str:
 class Networks:
     """Raises RuntimeError where the system does not let."""
 
-    def __init__(self, controllers: int, name: str = "") -> None:
+    _numbers = count(1)  # in this process
+
+    def __init__(self, controllers: int) -> None:
         sweep()
-        self._base = f"{PREFIX}{os.getpid()}{name}"
+        self._base = f"{PREFIX}{os.getpid()}-{next(self._numbers)}"
         self._namespaces: list[str] = []
         try:
             self._add(self.agents)
@@ -115,7 +118,7 @@ def sweep() -> None:
     """Remove what processes have left that were killed."""
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
     for line in listed.splitlines():
-        made = re.match(rf"{PREFIX}(\d+)[a-z]*-\w+", line)
+        made = re.match(rf"{PREFIX}(\d+)-\d+-\w+", line)
         if made and not Path(f"/proc/{made[1]}").exists():
             subprocess.run(["ip", "netns", "del", made[0]], stderr=subprocess.DEVNULL)
 
