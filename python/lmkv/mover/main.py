@@ -135,9 +135,10 @@ class Mover:
         elif isinstance(message, GpuSegment):
             self._share.share_gpu(message)
             self._segments = 1
-            self._tell()
+            self._tell(self._known)
         elif isinstance(message, Attach):
             self._attach(message)
+            self._tell([])  # from now on it answers peers for this life
         elif isinstance(message, messages.Stop):
             self._running = False
         else:
@@ -160,7 +161,7 @@ class Mover:
             self._register(number, pool.slot_bytes, os.fstat(fd).st_size)
             os.close(fd)
             self._added.put((pool, number))
-        self._tell()
+        self._tell(self._known)
 
     def _fault_in(self) -> None:
         """A thread of the least priority: pulls work without it, the first ones slower."""
@@ -244,13 +245,13 @@ class Mover:
             control=self._bound.address,
         )
 
-    def _tell(self) -> None:
-        """Worker and agents, after every change, and when the first segments are there."""
+    def _tell(self, agents: list[bytes]) -> None:
+        """The worker and these, after every change, and when the first segments are there."""
         if self._segments < self._config.usable_segments:
             return
         state = wire.encode(self._state())
         self._worker.send(state[0])
-        self._send([(identity, state) for identity in self._known])
+        self._send([(identity, state) for identity in agents])
 
     # ------------------------------------------------------------ loop
 
@@ -261,7 +262,7 @@ class Mover:
             sources.append(self._engine.fd)
         for source in sources:
             poller.register(source, zmq.POLLIN)
-        self._tell()
+        self._tell(self._known)
         while self._running:
             ready = dict(poller.poll(self._patience()))
             if self._engine is not None and self._engine.fd in ready:

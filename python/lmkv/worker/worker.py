@@ -371,7 +371,8 @@ class Worker:
         info = msgspec.structs.replace(
             self._info,
             usable_segments=mover.segments if mover else 0,
-            share_socket=mover.share_socket if mover else "",
+            # A mover that is not told of this life yet would answer as nobody, or as the last one.
+            share_socket=mover.share_socket if mover and mover.epoch == epoch else "",
             nixl_metadata=mover.nixl_metadata if mover else b"",
             stream_address=mover.stream_address if mover else "",
             rdma=mover.rdma if mover else False,
