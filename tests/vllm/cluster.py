@@ -14,6 +14,7 @@ from typing import Any
 from tests.vllm.engine import Engine, Output, Zygote
 
 READY_S = 180.0
+HEARD, HEARD_S = "tests.vllm.inside:heard", 1.0  # of a controller that was stopped
 NIXL = {"lmkv": {"transfer": "nixl"}}  # a request's own wishes
 MAPPED = {"lmkv": {"transfer": "mapped"}}
 # Deadlines that no busy machine meets by chance, and pulls that no measured rate decides.
@@ -118,12 +119,14 @@ class Cluster:
                 for state in map(self._state, engines)
             )
         )
-        time.sleep(1.5)  # a heartbeat: data versions and syncs have arrived
+        for engine in engines:
+            self.wait(lambda e=engine: e.call(HEARD, 5.0))  # type: ignore[misc]
 
     def settle(self, *engines: Engine) -> None:
-        """Stores have ended, and their announcements are out."""
+        """Stores have ended, and a controller that is there has heard of them."""
         self.wait(lambda: all(not self._state(e)["pending"]["stores"] for e in engines))
-        time.sleep(0.3)
+        for engine in engines:
+            engine.call(HEARD, HEARD_S)
 
     def wait(self, true: Callable[[], bool]) -> None:
         end = time.monotonic() + READY_S

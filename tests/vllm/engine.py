@@ -206,9 +206,11 @@ class Zygote:
         name: str,
         model: Path,
         environment: Mapping[str, str] | None = None,
+        fork: bool = True,
         **arguments: Any,
     ) -> Engine:
-        """Start an engine and do not wait; `kv_transfer_config` as a dict. A core for each rank."""
+        """Start an engine and do not wait; `kv_transfer_config` as a dict. A core for each rank,
+        which is forked, or spawned as vLLM does it on CPUs: that takes it longer to start."""
         kinds = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
         ranks = math.prod(arguments.get(kind, 1) for kind in kinds)
         cores = sorted(os.sched_getaffinity(0))
@@ -220,6 +222,7 @@ class Zygote:
             | dict(environment or {}),
             "log": str(log),
             "naps": str(NAPS) if ranks > 1 else "",
+            "fork": fork,
         }
         ours, theirs = socket.socketpair()
         socket.send_fds(self._control, [json.dumps(spec).encode()], [theirs.fileno()])

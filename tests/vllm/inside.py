@@ -40,6 +40,26 @@ def state(llm: Any) -> dict[str, Any]:
     }
 
 
+def heard(llm: Any, seconds: float) -> bool:
+    """Whether each controller that is there has taken all that the agent has told, by then: the
+    next heartbeat, which comes after that and is hastened here, is answered."""
+    agent, end = _connector(llm)._agent, time.monotonic() + seconds
+    streams = [agent.streams[address] for address in agent.streams.order()]
+    told = [stream._seq for stream in streams]
+    while any(
+        stream.syncing or stream._seq == before or stream._beat is not None
+        for stream, before in zip(streams, told)
+    ):
+        if time.monotonic() > end:
+            return False
+        for stream, before in zip(streams, told):
+            if stream._seq == before:
+                stream._next_heartbeat = 0.0
+        agent.background.wake()
+        time.sleep(0.005)
+    return True
+
+
 def mover_pid(llm: Any) -> int:
     return _worker(llm).supervisor.pid
 

@@ -16,7 +16,6 @@ from tests.vllm.engine import Engine
 from tests.vllm.models import prompt
 
 SERVING = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}  # the scheduler is a process of its own
-FORK = {"VLLM_WORKER_MULTIPROC_METHOD": "fork"}  # sooner up than spawned ones
 START_S = 240.0  # four ranks on a core or two
 SOCKETS = 2 * 3  # of two ranks: worker, mover, share
 
@@ -25,8 +24,8 @@ SOCKETS = 2 * 3  # of two ranks: worker, mover, share
 def test_a_killed_rank_ends_its_instance_and_leaves_nothing(
     cluster: Cluster,
 ) -> None:
-    b = cluster.start("b", tensor_parallel_size=2, environment=FORK)
-    victim = cluster.start("victim", tensor_parallel_size=2, environment=FORK | SERVING)
+    b = cluster.start("b", tensor_parallel_size=2)
+    victim = cluster.start("victim", tensor_parallel_size=2, environment=SERVING)
     for engine in (b, victim):
         engine.wait_ready(START_S)
     cluster.wait_ready(b)

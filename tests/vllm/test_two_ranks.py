@@ -11,7 +11,8 @@ from tests.vllm.models import prompt
 
 @pytest.fixture(scope="module")
 def pair(cluster: Cluster) -> tuple[Engine, Engine]:
-    a, b = (cluster.start(name, tensor_parallel_size=2) for name in ("t1", "t2"))
+    """One has ranks as vLLM spawns them, the other forked ones, as all other tests have."""
+    a, b = (cluster.start(n, tensor_parallel_size=2, fork=n == "t2") for n in ("t1", "t2"))
     cluster.wait_ready(a, b)
     return a, b
 

@@ -4,7 +4,8 @@ A request is one datagram on the socket whose descriptor is the only argument: J
 engine's arguments, environment, log file and how its waits nap, and by SCM_RIGHTS the engine's end
 of a pipe. The answer is the engine's pid. The zygote reaps its engines, and ends (they with it)
 when the socket does. In the engine every command of the pipe is (name, arguments), the answer
-(good, result). Tensor-parallel workers are spawned by vLLM, so nothing here may run at import.
+(good, result). vLLM's own processes, of an engine of several ranks, are forked too, or spawned as
+vLLM would, so nothing here may run at import.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import ctypes
 import importlib
 import json
 import os
+import pickle
 import runpy
 import signal
 import socket
@@ -109,6 +111,8 @@ def engine(spec: dict[str, Any], pipe: Connection) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ.update(spec["environment"])
+    if spec["fork"]:
+        fork_on()
     if spec["naps"]:  # the ranks read it as they start; this process has started
         os.environ["PYTHONPATH"] = os.pathsep.join([spec["naps"], os.environ["PYTHONPATH"]])
         runpy.run_path(os.path.join(spec["naps"], "sitecustomize.py"))
@@ -126,6 +130,38 @@ def engine(spec: dict[str, Any], pipe: Connection) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def in_a_fork(call: Any) -> Any:
+    """Its result, of a process that ends with it."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with os.fdopen(writing, "wb") as out:
+                pickle.dump(call(), out)
+        except BaseException:
+            traceback.print_exc()  # into the engine's log
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as result:
+        found = result.read()
+    os.waitpid(pid, 0)
+    return pickle.loads(found)
+
+
+def fork_on() -> None:
+    """Processes that vLLM starts, which import it anew otherwise, begin as copies of this one."""
+    import multiprocessing
+
+    from vllm.model_executor.models import registry
+    from vllm.v1.engine import coordinator, utils
+    from vllm.v1.executor import multiproc_executor
+
+    for module in (coordinator, utils, multiproc_executor):
+        module.get_mp_context = lambda: multiprocessing.get_context("fork")
+    registry._run_in_subprocess = in_a_fork  # a look at the model's class
 
 
 def started(arguments: dict[str, Any]) -> Any:
