@@ -13,7 +13,7 @@ from urllib.parse import urlencode, urlsplit
 
 from typing_extensions import Self
 
-DEADLINE = 20.0
+DEADLINE = 60.0
 
 
 @dataclass

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 CHROMIUM = shutil.which("chromium")
 SIZE = {"width": 1280, "height": 800}
-DEADLINE = 20_000  # milliseconds
+DEADLINE = 60_000  # milliseconds
 
 
 @dataclass

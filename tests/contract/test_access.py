@@ -9,7 +9,6 @@ import signal
 import ssl
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -395,17 +394,25 @@ def test_what_never_stands_in_a_log(keys: Path) -> None:
     with Client(web.state, DEADLINE, keyfiles.read_client(keys)) as client:
         client.ask(Lookup(1, TOKENS, salt="SALTsalt", like="a"))
     web.process.send_signal(signal.SIGHUP)
-    time.sleep(0.5)  # longer than it takes; what it says then is read below
-    said = web.line + web.end()[1]
-    assert "listening at" in said and "read again" in said
+    assert web.process.stderr
+    said = web.line
+    while "read again" not in said:
+        line = web.process.stderr.readline()
+        assert line, said
+        said += line
+    said += web.end()[1]
+    assert "listening at" in said
     assert [each for each in secrets if each in said] == []
 
 
 # ------------------------------------------------------------------ agents
 
 
-def test_an_agent_whose_key_comes_later(locked: Controller, keys: Path, tmp_path: Path) -> None:
+def test_an_agent_whose_key_comes_later(
+    locked: Controller, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is refused, tries again on new connections, and is welcome once it is known."""
+    monkeypatch.setattr("lmkv.agent.controllers.QUIET", 1.0)
     keyfiles.make_client(keys, "late", tmp_path / "late", data=True)
     made = []
 

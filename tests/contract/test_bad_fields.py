@@ -48,7 +48,7 @@ from tests.golden.make_wire import example
 from tests.stub_instance import StubInstance
 from tests.unit.test_control import Side
 
-DEADLINE_MS = 20_000
+DEADLINE_MS = 60_000
 WRONG = [(tag(kind), field, frame) for kind in KINDS for field, frame in wrong(kind)]
 
 # A message's arrays, and one of each way in which they may be torn.

@@ -35,7 +35,7 @@ from mover_instance import (
 GOOD, TIMEOUT = PullResult.GOOD, PullResult.TIMEOUT
 CHUNKS = 8  # that the holder has
 NOBODY = 1000  # chunks from here on are only the reader's
-DEADLINE = 20.0
+DEADLINE = 60.0
 pytestmark = pytest.mark.nixl
 
 

@@ -27,7 +27,7 @@ from tests.stub_instance import NAMESPACE, StubInstance
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 DONE, FAILED, USAGE, UNREACHABLE, REFUSED = 0, 1, 2, 3, 4
-DEADLINE = 20.0
+DEADLINE = 60.0
 TOKENS = list(range(40))  # two chunks of 16, and a tail
 MODEL = "[red]m[/red]" + "x" * 200  # rich would take it for markup, and cut it
 

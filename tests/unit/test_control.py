@@ -21,7 +21,7 @@ from lmkv.core.messages import (
 )
 from lmkv.worker.control import REPEAT_S, Control
 
-DEADLINE_MS = 10_000
+DEADLINE_MS = 60_000
 
 
 class Side:

@@ -12,7 +12,7 @@ from lmkv.core.messages import PullResult
 from lmkv.core.steps import SKIPPED, Load, LoadChunk, LoadResult, Store
 from lmkv.worker.copies import Copies
 
-DEADLINE = 10.0
+DEADLINE = 60.0
 
 
 class Script:

@@ -20,6 +20,7 @@ from lmkv.sim.worker import Rates
 ROUTES = ("round_robin", "random", "prefix")
 MOST = {"instances": 10_000, "controllers": 16, "pool": 1 << 22}
 DESCRIPTORS = 65_536  # that controllers started from here may have
+WARMING = "0.2"  # seconds: a run begins when all are registered, however long that takes
 
 
 class Usage(ValueError):
@@ -115,7 +116,7 @@ def _one(options: Options, asked: list[trace.Asked], pool: int) -> Run:
         if isinstance(where, int):
             allow_descriptors(DESCRIPTORS)  # inherited
             while len(started) < where:
-                started.append(ControllerProcess())
+                started.append(ControllerProcess({"warming_least": WARMING}))
             where = [process.address for process in started]
         plan = _plan(options, pool, where, [one.pid for one in started])
         for address in where:
