@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -10,6 +11,12 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.gpu.cards import FakeCards, OnFake, OnReal, RealCards
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: tests that collect garbage need not look at all of it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
