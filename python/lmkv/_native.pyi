@@ -521,6 +521,13 @@ class Directory:
     def moved(self) -> int:
         """Entries that were moved because the table grew or shrank, since the beginning."""
 
+# ---------------------------------------------------------------- processors (csrc/turns.h)
+
+def set_turn(microseconds: int) -> int:
+    """Ask the kernel's scheduler for turns of that length, for this thread and those that it starts
+    from then on; returns the length that it has then, 0 where the kernel cannot (before Linux
+    6.12). The shorter the turns, the sooner one comes; the share of the processor stays."""
+
 # ---------------------------------------------------------------- transports (csrc/nixl, mover only)
 
 class TransferState:
