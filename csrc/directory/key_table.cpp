@@ -214,9 +214,9 @@ void KeyTable::shrink(SubTable& sub) {
 
 // One slab ahead of a table that grows, and more for what is expected.
 void KeyTable::make_ready() {
-  if (slabs_.taken() < kFewSlabs) return;
   const std::size_t pages = expected_ / fullest(1);
-  slabs_.ready(1 + (pages - std::min(pages, fresh_pages_.size())) / kSlabPages);
+  const std::size_t more = (pages - std::min(pages, fresh_pages_.size())) / kSlabPages;
+  slabs_.ready(slabs_.taken() + more < kFewSlabs ? 0 : 1 + more);
 }
 
 KeyTable::Page* KeyTable::new_page() {

@@ -16,7 +16,7 @@ namespace lmkv {
 class Slabs {
  public:
   static constexpr std::size_t kBytes = std::size_t{2} << 20;
-  static constexpr std::size_t kMostReady = 64;
+  static constexpr std::size_t kMostReady = 128;
 
   Slabs() = default;
   ~Slabs();
