@@ -202,7 +202,8 @@ void KeyTable::grow(SubTable& sub) {
   const std::size_t share = expected_ / kSubTables;
   const std::size_t wanted = pages_for(sub.used + share + share / 128, pages, number);
   // Not to just below what it will be: that would move nearly everything once more.
-  rebuild(sub, wanted <= 2 * kLeap * pages ? wanted : std::max(next, kLeap * pages));
+  const std::size_t leap = kLeap * std::max<std::size_t>(pages, 2);
+  rebuild(sub, wanted <= 2 * leap ? wanted : std::max(next, leap));
   if (wanted > next) fitted_ = 0;
 }
 
