@@ -147,5 +147,27 @@ def memory_row(n: int = 10 * MILLION) -> Row:
     return Row(name, "bytes", figure, limit, 40 / 28, at_least=False, note=note)
 
 
+def sync_row(instances: int = 125, slots: int = 32_768) -> Row:
+    """All come back at once: a locate waits for a slice at most, so the p99 of these counts."""
+    messages = batches(slots)
+    directory = Directory()
+    numbers = [directory.add(0, 0) for _ in range(instances)]
+    for number in numbers:
+        directory.expect(number, slots)
+        directory.begin_sync(number)
+    ms = []
+    for number in numbers:
+        for _, places, counters in messages:
+            keys = os.urandom(16 * MESSAGE)
+            begin = perf_counter()
+            directory.sync_slice(number, 0, 16 * slots, keys, places, counters)
+            ms.append((perf_counter() - begin) * 1e3)
+    ms.sort()
+    figure = Figure(ms[len(ms) * 99 // 100], ms[len(ms) // 2], ms[-1])
+    note = f"p99 [p50..longest]; limit: ours, 1 ms; {instances} instances of {slots} slots"
+    return Row("directory sync slice, 4,096 keys", "ms", figure, Figure(1, 1, 1), 1.0,
+               at_least=False, note=f"{note}; {directory.moved} keys moved by growth")  # fmt: skip
+
+
 def rows() -> list[Row]:
-    return [*announce_rows(), locate_row(), drop_row(), memory_row()]
+    return [*announce_rows(), locate_row(), drop_row(), sync_row(), memory_row()]

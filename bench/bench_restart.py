@@ -3,17 +3,23 @@
 The agents are the simulator's, in this process; their slot tables are full of random keys. Rows:
 seconds from the new controller's first word until it is whole, and the p99 of locates that a
 prober process asks meanwhile, and when all is at rest. The prober is an instance of its own that
-registers anew like all others; until it is, it is refused, and that is no answer. All limits are
-DESIGN's numbers: 10 s, 5 ms, 5 ms.
+registers anew like all others; until it is, it is refused, and that is no answer. It asks for short
+turns as the controller does, since how long it waits itself for a processor among 1,000 simulated
+agents says nothing of a controller. All limits are DESIGN's numbers: 10 s, 5 ms, 5 ms.
 
 `RESTART_INSTANCES` and `RESTART_SLOTS` make it smaller. A machine of two cores runs the controller,
-the 1,000 agents and the prober on them, so that agents and controller share what there is: of a
-restart's CPU two thirds are the controller's. Profile (cProfile, CPU time by thread): nine tenths
-of that in `Directory.sync_slice`, 1 ms a slice of 4,096 keys, of which most are new and make the
-table grow; a tenth is ZMQ's thread. At rest the controller's own thread takes 80 us a heartbeat, of
-which sending the answer is half. What was slow and is not any more: an exception for each look at
-an empty query socket, a copy of the list of waiting syncs for each message, a call for each
-instance four times a second, and heartbeats that all came in the same instant.
+the 1,000 agents and the prober on them, so that they share what there is: the first row's note says
+whose CPU seconds they were, and how many full syncs the instances made (one each).
+
+Profile (perf, of a restart with 31.8 M keys). Of the controller's CPU a third is the system's
+clearing of 1.2 GiB, most of it in the directory's own thread (in a virtual machine whose host has
+taken free memory back 6 ms for 2 MiB, on others 0.2); a quarter is the directory, 80 ns a key; an
+eighth is Python, mostly for heartbeats; a sixth are ZMQ's threads. What was slow and is not any
+more: growing by quarters, with 4.5 moves a key and two pages of the system's touched for each;
+clearing memory between two locates; all new keys of a slice as Python's bytes; an exception for
+each look at an empty socket, here and in the agents; a copy of the list of waiting syncs for each
+message; a call for each instance four times a second; heartbeats that all came in the same instant.
+At rest the controller's own thread takes 80 us a heartbeat, of which sending the answer is half.
 """
 
 from __future__ import annotations
@@ -26,7 +32,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from lmkv.sim.controllers import ControllerProcess
+from lmkv.sim.controllers import ControllerProcess, usage
 from lmkv.sim.instance import Instance, Shape
 from lmkv.sim.room import make_room
 from lmkv.sim.simulation import Plan, Simulation
@@ -50,11 +56,14 @@ from lmkv.core.client import Client, Unreachable
 from lmkv.core.messages import (Heartbeat, HostIdentity, Locate, Located, RankInfo, Register,
                                 Resync, SyncEnd, Welcome)
 from lmkv.core import wire
+from lmkv._native import set_turn
+from lmkv.controller.main import TURN
 from lmkv.sim.instance import CHUNK, LAYOUT, NAMESPACE, SPECS
 state_address, query_address, keys = sys.argv[1], sys.argv[2], bytes.fromhex(sys.argv[3])
 register = Register(1, 1, "default", "prober", 1, NAMESPACE, [LAYOUT], CHUNK,
                     [RankInfo(0, HostIdentity("prober", 1, 1))], model="simulated",
                     group_specs=SPECS)
+set_turn(TURN)
 state, query = Client(state_address, 0.5), Client(query_address, 0.5)
 seq, request, found, registered, next_beat = 0, 0, [], False, 0.0
 def hear():
@@ -110,6 +119,10 @@ class Prober:
             text=True,
         )
         assert self._process.stdout and self._process.stdout.readline() == "ready\n"
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def phase(self) -> tuple[list[float], int]:
         """Milliseconds p50, p99, greatest of the locates since the last call, and their number."""
@@ -184,7 +197,12 @@ def rows() -> list[Row]:
         controller.end()
         settings = {"query_port": query.rpartition(":")[2]}
         controller = ControllerProcess(settings, port)
+        full_syncs(simulation)
+        pids = controller.pid, os.getpid(), prober.pid
+        before = [0.0, *map(cpu, pids[1:])]
         seconds = wait(simulation, lambda: simulation.whole(keys))
+        used = [cpu(pid) - then for pid, then in zip(pids, before)]
+        syncs = full_syncs(simulation)
         busy, busy_n = prober.phase()
     finally:
         if prober is not None:
@@ -192,11 +210,26 @@ def rows() -> list[Row]:
         simulation.close()
         controller.end()
     size = f"{INSTANCES} instances, {keys / 1e6:.1f} M keys"
+    spent = (
+        "CPU: controller {:.1f} s, all agents {:.1f} s, prober {:.1f} s".format(*used)
+        + f" of {os.cpu_count()} x {seconds:.1f} s; {syncs} full syncs"
+    )
     return [
-        _row("controller restart, whole again", "s", [seconds] * 3, 10.0, size),
+        _row("controller restart, whole again", "s", [seconds] * 3, 10.0, f"{size}; {spent}"),
         _row("locate p99 meanwhile", "ms", busy, 5.0, f"{busy_n} locates"),
         _row("locate p99, steady", "ms", steady, 5.0, f"{steady_n} locates, {size}"),
     ]
+
+
+def cpu(pid: int) -> float:
+    """Seconds that a process has computed."""
+    return usage(pid).cpu_seconds
+
+
+def full_syncs(simulation: Simulation) -> int:
+    """That the instances have begun since the last call."""
+    taken = [instance.agent.stats.take().get("syncs", {}) for instance in simulation.instances]
+    return sum(int(n) for counts in taken for n in counts.values())
 
 
 def filled(simulation: Simulation) -> int:

@@ -21,6 +21,7 @@ void bind_cuda(nb::module_& m);
 void bind_table(nb::module_& m);
 void bind_directory(nb::module_& m);
 void bind_nixl(nb::module_& m);
+void bind_turns(nb::module_& m);
 
 // A bulk array on the wire (keys, places, counters) as the C++ type it holds; refuses a torn one.
 template <class T>

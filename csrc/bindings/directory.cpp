@@ -80,6 +80,7 @@ void bind_directory(nb::module_& m) {
            "counters"_a)
       .def("retract", &on_arrays<&Directory::retract>, "instance"_a, "keys"_a, "places"_a,
            "counters"_a)
+      .def("expect", &Directory::expect, "instance"_a, "keys"_a)
       .def("begin_sync", &Directory::begin_sync, "instance"_a)
       .def(
           "sync_slice",
@@ -88,8 +89,9 @@ void bind_directory(nb::module_& m) {
             const Arrays arrays(keys, places, counters);
             const Differing found = directory.sync_slice(instance, first, last, arrays.keys,
                                                          arrays.places, arrays.counters);
-            return nb::make_tuple(to_bytes(std::span<const Key>(found.missing)),
-                                  to_bytes(std::span<const Key>(found.moved)));
+            return nb::make_tuple(found.missing, found.moved,
+                                  to_bytes(std::span<const Key>(found.missing_keys)),
+                                  to_bytes(std::span<const Key>(found.moved_keys)));
           },
           "instance"_a, "first"_a, "last"_a, "keys"_a, "places"_a, "counters"_a)
       .def("end_sync", &Directory::end_sync, "instance"_a)
@@ -119,7 +121,8 @@ void bind_directory(nb::module_& m) {
           "key"_a)
       .def("sweep", &Directory::sweep, "entries"_a)
       .def("__len__", &Directory::size)
-      .def_prop_ro("bytes", &Directory::bytes);
+      .def_prop_ro("bytes", &Directory::bytes)
+      .def_prop_ro("moved", &Directory::moved);
 }
 
 }  // namespace lmkv

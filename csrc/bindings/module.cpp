@@ -11,4 +11,5 @@ NB_MODULE(_native, m) {
   lmkv::bind_table(m);
   lmkv::bind_directory(m);
   lmkv::bind_nixl(m);
+  lmkv::bind_turns(m);
 }

@@ -47,6 +47,7 @@ void Directory::drop(int number) {
   hidden_ += instance.visible.count;
   instance.visible = instance.stated = {};
   instance.oldest = kDead;
+  set_coming(instance, 0);
   free_if_gone(number);
 }
 
@@ -80,6 +81,14 @@ std::size_t Directory::retract(int number, Keys keys, Places places, Counters co
   return removed;
 }
 
+// The next sync of this instance states so many keys, as far as is known: the table grows for them
+// at once. They need not come.
+void Directory::expect(int number, std::size_t keys) {
+  Instance& instance = live(number);
+  keys = std::min(keys, kMostExpected);
+  set_coming(instance, keys - std::min<std::uint64_t>(keys, instance.visible.count));
+}
+
 void Directory::begin_sync(int number) {
   Instance& instance = live(number);
   if (instance.stamp == std::numeric_limits<std::uint16_t>::max()) restamp(number);
@@ -96,10 +105,15 @@ Differing Directory::sync_slice(int number, std::uint32_t first, std::uint32_t l
     REQUIRE(place.first >= first && place.first < last, "places: first granule ", place.first,
             " lies outside [", first, ", ", last, ")");
   Differing out;
+  const auto note = [&](std::size_t& n, std::vector<Key>& shown, const Key& key) {
+    if (n++ < Differing::kShown) shown.push_back(key);
+  };
   put_all(number, keys, places, counters, [&](std::size_t i, Put how) {
-    if (how == Put::added) out.missing.push_back(keys[i]);
-    if (how == Put::moved) out.moved.push_back(keys[i]);
+    if (how == Put::added) note(out.missing, out.missing_keys, keys[i]);
+    if (how == Put::moved) note(out.moved, out.moved_keys, keys[i]);
   });
+  const std::uint64_t coming = instances_[number].coming;
+  set_coming(instances_[number], coming - std::min<std::uint64_t>(coming, out.missing));
   return out;
 }
 
@@ -111,6 +125,7 @@ std::size_t Directory::end_sync(int number) {
   instance.syncing = false;
   instance.oldest = instance.stamp;
   instance.visible = instance.stated;
+  set_coming(instance, 0);
   return gone;
 }
 
@@ -133,14 +148,15 @@ std::vector<int> Directory::holders(const Key& key) {
   return out;
 }
 
-// Whole sub-tables, until at least `entries` have been looked at.
+// Whole sub-tables, until at least `entries` have been looked at; then room for keys that did not
+// come is given back.
 bool Directory::sweep(std::size_t entries) {
   for (std::size_t seen = 0; hidden_ > 0 && seen < entries;) {
     seen += std::max<std::size_t>(1, table_.sub_size(swept_));
     table_.filter(swept_, [&](Entry& entry) { return drop_hidden(entry); });
     swept_ = (swept_ + 1) % KeyTable::kSubTables;
   }
-  return hidden_ == 0;
+  return hidden_ == 0 && table_.fit();
 }
 
 // Counted by hand only while something waits to be swept.
@@ -155,7 +171,7 @@ std::size_t Directory::size() {
   return count;
 }
 
-std::size_t Directory::bytes() const {
+std::size_t Directory::bytes() {
   return table_.bytes() + lists_.bytes() + instances_.capacity() * sizeof(Instance);
 }
 
@@ -265,6 +281,13 @@ void Directory::restamp(int number) {
 void Directory::free_if_gone(int number) {
   const Instance& instance = instances_[number];
   if (instance.oldest == kDead && instance.held == 0) free_numbers_.push_back(number);
+}
+
+// Only the table's growth depends on it.
+void Directory::set_coming(Instance& instance, std::uint64_t keys) {
+  coming_ += keys - instance.coming;
+  instance.coming = keys;
+  table_.expect(coming_);
 }
 
 }  // namespace lmkv

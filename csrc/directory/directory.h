@@ -24,10 +24,12 @@ struct Run {
   std::uint32_t offset;
 };
 
-// How a slice of a sync differs from what the directory had: keys that it had not, and those that
-// it had elsewhere.
+// How a slice of a sync differs from what the directory had: how many keys it had not, how many it
+// had elsewhere, and the first of each.
 struct Differing {
-  std::vector<Key> missing, moved;
+  static constexpr std::size_t kShown = 256;
+  std::size_t missing = 0, moved = 0;
+  std::vector<Key> missing_keys, moved_keys;
 };
 
 struct Located {
@@ -48,6 +50,7 @@ class Directory {
   void drop(int instance);
   std::size_t announce(int instance, Keys keys, Places places, Counters counters);
   std::size_t retract(int instance, Keys keys, Places places, Counters counters);
+  void expect(int instance, std::size_t keys);
   void begin_sync(int instance);
   Differing sync_slice(int instance, std::uint32_t first, std::uint32_t last, Keys keys,
                        Places places, Counters counters);
@@ -60,11 +63,13 @@ class Directory {
   std::vector<int> holders(const Key& key);
   bool sweep(std::size_t entries);
   std::size_t size();
-  std::size_t bytes() const;
+  std::size_t bytes();
+  std::size_t moved() const { return table_.moved(); }
 
  private:
   static constexpr std::uint32_t kDead = 1 << 16;  // above every stamp
   static constexpr std::size_t kGone = 256;        // keys noted for who watches an instance
+  static constexpr std::size_t kMostExpected = std::size_t{1} << 28;  // of one instance
 
   struct Instance {
     std::uint32_t oldest = kDead;
@@ -72,9 +77,10 @@ class Directory {
     bool syncing = false, avoid = false, used = false;  // the last two during one locate()
     bool watched = false;
     std::int64_t group = 0, host = 0;
-    std::uint64_t held = 0;  // entries, hidden ones too
-    Sums visible, stated;    // stated: with the current stamp
-    std::vector<Key> gone;   // while it is watched
+    std::uint64_t held = 0;    // entries, hidden ones too
+    std::uint64_t coming = 0;  // keys, by a sync that is announced
+    Sums visible, stated;      // stated: with the current stamp
+    std::vector<Key> gone;     // while it is watched
   };
 
   // What one locate() knows of itself and of the keys before it chooses (locate.cpp).
@@ -94,12 +100,14 @@ class Directory {
   bool drop_hidden(Entry& entry);  // false: nothing is left of it
   void restamp(int instance);
   void free_if_gone(int instance);
+  void set_coming(Instance& instance, std::uint64_t keys);
 
   KeyTable table_;
   HolderLists lists_;
   std::vector<Instance> instances_;
   std::vector<int> free_numbers_;
   std::uint64_t hidden_ = 0;  // holders that no one sees
+  std::uint64_t coming_ = 0;  // of all instances
   int swept_ = 0;             // the sub-table where the next sweep begins
 };
 

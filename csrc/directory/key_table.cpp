@@ -17,12 +17,17 @@ namespace lmkv {
 
 namespace {
 
+constexpr std::uint32_t kAllLanes = 0x7FFFFFFF;
+
 // A bit for each of a group's entries whose tag is `tag`.
 std::uint32_t match(const std::uint8_t* tags, std::uint8_t tag) {
 #if defined(__SSE2__)
-  const __m128i all = _mm_load_si128(reinterpret_cast<const __m128i*>(tags));
-  const __m128i equal = _mm_cmpeq_epi8(all, _mm_set1_epi8(static_cast<char>(tag)));
-  return static_cast<std::uint32_t>(_mm_movemask_epi8(equal)) & 0x7FFF;
+  const __m128i wanted = _mm_set1_epi8(static_cast<char>(tag));
+  const auto half = [&](int i) {
+    const __m128i all = _mm_load_si128(reinterpret_cast<const __m128i*>(tags) + i);
+    return static_cast<std::uint32_t>(_mm_movemask_epi8(_mm_cmpeq_epi8(all, wanted)));
+  };
+  return (half(0) | half(1) << 16) & kAllLanes;
 #else
   std::uint32_t bits = 0;
   for (int lane = 0; lane < KeyTable::kLanes; ++lane)
@@ -32,6 +37,7 @@ std::uint32_t match(const std::uint8_t* tags, std::uint8_t tag) {
 }
 
 constexpr double kStep = 1.25;
+constexpr std::size_t kLeap = 4;  // times its size, for keys that are expected
 
 std::size_t fullest(std::size_t pages) { return pages * KeyTable::kPageEntries * 95 / 100; }
 
@@ -44,11 +50,14 @@ std::size_t next_pages(std::size_t pages, std::size_t number) {
   return static_cast<std::size_t>(std::ceil(size));
 }
 
-}  // namespace
-
-KeyTable::~KeyTable() {
-  for (void* slab : slabs_) munmap(slab, kSlabBytes);
+// The first size after `pages` that has room for so many entries.
+std::size_t pages_for(std::size_t entries, std::size_t pages, std::size_t number) {
+  do pages = next_pages(pages, number);
+  while (fullest(pages) < entries);
+  return pages;
 }
+
+}  // namespace
 
 void KeyTable::want_tags(std::span<const Key> keys, std::uint64_t* hashes) const {
   for (std::size_t i = 0; i < keys.size(); ++i) {
@@ -87,7 +96,7 @@ Entry* KeyTable::find(const Key& key, std::uint64_t hash) const {
 
 Entry& KeyTable::insert(const Key& key, std::uint64_t hash) {
   SubTable& sub = sub_of(subs_, hash);
-  if (sub.used >= fullest(sub.pages.size())) rebuild(sub, next_pages(sub.pages.size(), hash >> 55));
+  if (sub.used >= fullest(sub.pages.size())) grow(sub);
   Entry& entry = place(sub, key, hash);
   ++sub.used, ++size_;
   return entry;
@@ -108,9 +117,28 @@ void KeyTable::erase(const Key& key, std::uint64_t hash) {
   }
 }
 
-std::size_t KeyTable::bytes() const {
-  std::size_t sum = slabs_.size() * kSlabBytes + subs_.size() * sizeof(SubTable) +
-                    free_pages_.capacity() * sizeof(Page*);
+void KeyTable::expect(std::size_t keys) {
+  if (keys == expected_) return;
+  expected_ = keys;
+  make_ready();
+}
+
+bool KeyTable::fit() {
+  if (fitted_ == kSubTables || expected_ > 0) return true;
+  SubTable& sub = subs_[fitted_];
+  const std::size_t pages = pages_for(sub.used + sub.used / 16, 0, fitted_);
+  if (pages < sub.pages.size()) rebuild(sub, pages);
+  if (++fitted_ < kSubTables) return false;
+  for (Page* page : used_pages_) madvise(page, sizeof(Page), MADV_DONTNEED);
+  fresh_pages_.insert(fresh_pages_.begin(), used_pages_.begin(), used_pages_.end());
+  given_back_ += used_pages_.size();
+  used_pages_.clear();
+  return true;
+}
+
+std::size_t KeyTable::bytes() {
+  std::size_t sum = slabs_.bytes() - given_back_ * sizeof(Page) + subs_.size() * sizeof(SubTable) +
+                    (used_pages_.capacity() + fresh_pages_.capacity()) * sizeof(Page*);
   for (const SubTable& sub : subs_) sum += sub.pages.capacity() * sizeof(Page*);
   return sum;
 }
@@ -146,10 +174,10 @@ void KeyTable::rebuild(SubTable& sub, std::size_t pages) {
   fresh.groups = static_cast<std::uint32_t>(pages * kPageGroups);
   fresh.used = sub.used;
   // Groups fill from lane 0 on. How far is counted apart: neighbours go to the same group one after
-  // the other, and loading 16 tags right after storing one of them would stall each time.
+  // the other, and loading tags right after storing one of them would stall each time.
   std::vector<std::uint8_t> filled(fresh.groups, 0);
   for (std::uint32_t from = 0; from < sub.groups; ++from) {
-    for (std::uint32_t lanes = match(tags(sub, from), 0) ^ 0x7FFF; lanes; lanes &= lanes - 1) {
+    for (std::uint32_t lanes = match(tags(sub, from), 0) ^ kAllLanes; lanes; lanes &= lanes - 1) {
       const Entry& entry = entries(sub, from)[std::countr_zero(lanes)];
       const std::uint64_t hashed = hash(entry.key);
       std::uint32_t group = home(fresh, hashed);
@@ -162,36 +190,51 @@ void KeyTable::rebuild(SubTable& sub, std::size_t pages) {
       entries(fresh, group)[lane] = entry;
     }
   }
-  free_pages_.insert(free_pages_.end(), sub.pages.begin(), sub.pages.end());
+  used_pages_.insert(used_pages_.end(), sub.pages.begin(), sub.pages.end());
+  moved_ += sub.used;
   sub = std::move(fresh);
+}
+
+// By a step, or for what is expected.
+void KeyTable::grow(SubTable& sub) {
+  const std::size_t number = &sub - &subs_[0], pages = sub.pages.size();
+  const std::size_t next = next_pages(pages, number);
+  const std::size_t share = expected_ / kSubTables;
+  const std::size_t wanted = pages_for(sub.used + share + share / 128, pages, number);
+  // Not to just below what it will be: that would move nearly everything once more.
+  const std::size_t leap = kLeap * std::max<std::size_t>(pages, 2);
+  rebuild(sub, wanted <= 2 * leap ? wanted : std::max(next, leap));
+  if (wanted > next) fitted_ = 0;
 }
 
 void KeyTable::shrink(SubTable& sub) {
   std::size_t pages = sub.pages.size();
   if (pages <= 1 || sub.used * 2 > pages * kPageEntries) return;
-  pages = next_pages(0, &sub - &subs_[0]);
-  while (fullest(pages) < sub.used + sub.used / 16) pages = next_pages(pages, &sub - &subs_[0]);
-  rebuild(sub, pages);
+  rebuild(sub, pages_for(sub.used + sub.used / 16, 0, &sub - &subs_[0]));
+}
+
+// One slab ahead of a table that grows, and more for what is expected.
+void KeyTable::make_ready() {
+  const std::size_t pages = expected_ / fullest(1);
+  const std::size_t more = (pages - std::min(pages, fresh_pages_.size())) / kSlabPages;
+  slabs_.ready(slabs_.taken() + more < kFewSlabs ? 0 : 1 + more);
 }
 
 KeyTable::Page* KeyTable::new_page() {
-  if (free_pages_.empty()) {
-    // Twice the size, cut to a slab that begins where a huge page can.
-    void* raw = mmap(nullptr, 2 * kSlabBytes, PROT_READ | PROT_WRITE,
-                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (raw == MAP_FAILED) throw std::bad_alloc();
-    const auto begin = reinterpret_cast<std::uintptr_t>(raw);
-    const std::uintptr_t slab = (begin + kSlabBytes - 1) / kSlabBytes * kSlabBytes;
-    if (slab > begin) munmap(raw, slab - begin);
-    munmap(reinterpret_cast<void*>(slab + kSlabBytes), begin + kSlabBytes - slab);
-    madvise(reinterpret_cast<void*>(slab), kSlabBytes, MADV_HUGEPAGE);  // a wish; may be refused
-    slabs_.push_back(reinterpret_cast<void*>(slab));
-    for (std::size_t i = kSlabPages; i-- > 0;)
-      free_pages_.push_back(reinterpret_cast<Page*>(slab) + i);
+  if (!used_pages_.empty()) {
+    Page* page = used_pages_.back();
+    used_pages_.pop_back();
+    for (Group& group : page->groups) std::memset(group.tags, 0, sizeof group.tags);
+    return page;
   }
-  Page* page = free_pages_.back();
-  free_pages_.pop_back();
-  std::memset(page->tags, 0, sizeof page->tags);
+  if (fresh_pages_.empty()) {
+    Page* slab = static_cast<Page*>(slabs_.take());
+    for (std::size_t i = kSlabPages; i-- > 0;) fresh_pages_.push_back(slab + i);
+    make_ready();
+  }
+  Page* page = fresh_pages_.back();
+  fresh_pages_.pop_back();
+  given_back_ = std::min(given_back_, fresh_pages_.size());  // those are the first ones
   return page;
 }
 

@@ -1,11 +1,13 @@
 // The directory's table: 32-byte entries, open addressing, load about 0.85, grown in steps.
 //
 // 512 sub-tables by the first bits of the key's hash grow alone, by a quarter, so that no insertion
-// waits for more than its own 1/512 of a rebuild. A sub-table is groups of 15 entries; a group has
-// 16 bytes of tags: one byte of hash per entry (0: empty), and how many keys had to go on past the
-// group (255: too many to count, until the next rebuild). A search ends at a group that none went
-// past, so there are no tombstones. Groups lie in pages of equal size that growing sub-tables hand
-// to each other through a free list: the heap never sees them, and cannot be torn by them.
+// waits for more than its own 1/512 of a rebuild. A sub-table is groups of 31 entries; behind them
+// a group has 32 bytes of tags: one byte of hash per entry (0: empty), and how many keys had to go
+// on past the group (255: too many to count, until the next rebuild). A search ends at a group that
+// none went past, so there are no tombstones. A group is 1 KiB, so that its tags and entries share
+// a page of the system's, and a key costs one miss of the TLB. Groups lie in pages of equal size
+// that growing sub-tables hand to each other through a free list: the heap never sees them, and
+// cannot be torn by them.
 #pragma once
 
 #include <algorithm>
@@ -13,6 +15,7 @@
 #include <span>
 #include <vector>
 
+#include "directory/slabs.h"
 #include "slots/place.h"
 
 namespace lmkv {
@@ -39,13 +42,12 @@ static_assert(sizeof(Entry) == 32);
 
 class KeyTable {
  public:
-  static constexpr int kLanes = 15, kPageGroups = 32;
+  static constexpr int kLanes = 31, kPageGroups = 16;
   static constexpr int kPageEntries = kLanes * kPageGroups;
   static constexpr int kSubTables = 512;
   static constexpr std::size_t kBatch = 16;
 
   KeyTable() : subs_(kSubTables) {}
-  ~KeyTable();
   KeyTable(const KeyTable&) = delete;
   KeyTable& operator=(const KeyTable&) = delete;
 
@@ -68,21 +70,31 @@ class KeyTable {
   template <class Visit>
   void each(const Visit& visit) const;
 
+  // So many more keys are likely to come soon: what grows meanwhile grows for them too (to four or
+  // eight times its size at once, so that it hardly matters when they do not come). 0: all have.
+  void expect(std::size_t keys);
+  // Gives back what was made for keys that did not come, one sub-table at a time; true: all is.
+  bool fit();
+
   std::size_t size() const { return size_; }
+  std::size_t moved() const { return moved_; }  // entries, by growing, since the beginning
   std::size_t sub_size(int sub) const { return subs_[sub].used; }
-  std::size_t bytes() const;
+  std::size_t bytes();
 
  private:
+  struct alignas(1024) Group {
+    Entry entries[kLanes];
+    std::uint8_t tags[kLanes + 1];  // the last one counts who went past
+  };
   struct Page {
-    std::uint8_t tags[kPageGroups][kLanes + 1];
-    Entry entries[kPageGroups][kLanes];
+    Group groups[kPageGroups];
   };
   struct SubTable {
     std::vector<Page*> pages;
     std::uint32_t groups = 0, used = 0;
   };
-  static constexpr std::size_t kSlabBytes = std::size_t{2} << 20;
-  static constexpr std::size_t kSlabPages = kSlabBytes / sizeof(Page);
+  static constexpr std::size_t kSlabPages = Slabs::kBytes / sizeof(Page);
+  static constexpr std::size_t kFewSlabs = 4;  // below that none are made ready
 
   static std::uint8_t tag(std::uint64_t hash) { return (hash & 0xFF) ? hash & 0xFF : 1; }
   static SubTable& sub_of(std::vector<SubTable>& subs, std::uint64_t hash) {
@@ -95,23 +107,27 @@ class KeyTable {
     return group + 1 == sub.groups ? 0 : group + 1;
   }
   static std::uint8_t* tags(const SubTable& sub, std::uint32_t group) {
-    return sub.pages[group / kPageGroups]->tags[group % kPageGroups];
+    return sub.pages[group / kPageGroups]->groups[group % kPageGroups].tags;
   }
   static Entry* entries(const SubTable& sub, std::uint32_t group) {
-    return sub.pages[group / kPageGroups]->entries[group % kPageGroups];
+    return sub.pages[group / kPageGroups]->groups[group % kPageGroups].entries;
   }
   static Entry& place(SubTable& sub, const Key& key, std::uint64_t hash);
   static void remove(SubTable& sub, std::uint64_t hash, std::uint32_t group, int lane);
   void want_tags(std::span<const Key> keys, std::uint64_t* hashes) const;
   void want_entries(std::span<const std::uint64_t> hashes) const;
   void rebuild(SubTable& sub, std::size_t pages);
+  void grow(SubTable& sub);
   void shrink(SubTable& sub);
+  void make_ready();
   Page* new_page();
 
   std::vector<SubTable> subs_;
-  std::vector<Page*> free_pages_;
-  std::vector<void*> slabs_;
-  std::size_t size_ = 0;
+  std::vector<Page*> used_pages_, fresh_pages_;  // free ones; fresh: zeros, not touched by us
+  Slabs slabs_;
+  std::size_t given_back_ = 0;  // of the fresh ones
+  std::size_t size_ = 0, expected_ = 0, moved_ = 0;
+  int fitted_ = kSubTables;  // the sub-table where fit() goes on
 };
 
 template <class Visit>

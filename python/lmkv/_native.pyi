@@ -477,11 +477,14 @@ class Directory:
         """Returns how many were new. A key announced again moves to its new place."""
     def retract(self, instance: int, keys: bytes, places: bytes, counters: bytes) -> int:
         """Returns how many were there with that place and counter."""
+    def expect(self, instance: int, keys: int) -> None:
+        """Its next sync will state about so many keys: the table grows for them at once, and
+        memory is made ready by a thread. They need not come."""
     def begin_sync(self, instance: int) -> None: ...
     def sync_slice(
         self, instance: int, first: int, last: int, keys: bytes, places: bytes, counters: bytes
-    ) -> tuple[bytes, bytes]:
-        """Keys that were not there, and keys that were elsewhere."""
+    ) -> tuple[int, int, bytes, bytes]:
+        """How many keys were not there, how many were elsewhere, and the first 256 of each."""
     def end_sync(self, instance: int) -> int:
         """Entries not stated since `begin_sync` are gone; returns how many."""
     def watch(self, instance: int, on: bool) -> None:
@@ -507,12 +510,23 @@ class Directory:
         `incompatible` holds the first key that only other groups' instances hold."""
     def holders(self, key: bytes) -> list[int]: ...
     def sweep(self, entries: int) -> bool:
-        """Clean up to `entries` table entries of dropped instances; True when nothing is left."""
+        """Clean up to `entries` table entries of dropped instances, then give back room that was
+        made for keys that did not come; True when nothing is left to do."""
     def __len__(self) -> int:
         """Visible keys."""
     @property
     def bytes(self) -> int:
         """Memory held by the tables."""
+    @property
+    def moved(self) -> int:
+        """Entries that were moved because the table grew or shrank, since the beginning."""
+
+# ---------------------------------------------------------------- processors (csrc/turns.h)
+
+def set_turn(microseconds: int) -> int:
+    """Ask the kernel's scheduler for turns of that length, for this thread and those that it starts
+    from then on; returns the length that it has then, 0 where the kernel cannot (before Linux
+    6.12). The shorter the turns, the sooner one comes; the share of the processor stays."""
 
 # ---------------------------------------------------------------- transports (csrc/nixl, mover only)
 

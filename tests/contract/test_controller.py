@@ -405,6 +405,17 @@ def test_an_idle_controller_sleeps(controller: Controller) -> None:
     assert cpu() - before < 0.5
 
 
+def test_all_its_threads_ask_for_short_turns(controller: Controller) -> None:
+    """So that a locate does not wait for long turns of whoever computes on the same processors."""
+    asked = []
+    for schedule in Path(f"/proc/{controller.process.pid}/task").glob("*/sched"):
+        asked += [line for line in schedule.read_text().splitlines() if "se.slice" in line]
+    if not asked:
+        pytest.skip("this kernel does not tell how long turns are: before Linux 6.12")
+    assert len(asked) > 4  # ZMQ's threads too
+    assert {int(line.rpartition(":")[2]) for line in asked} == {100_000}  # ns
+
+
 def test_an_empty_controller_takes_64_mib_at_most(controller: Controller) -> None:
     with Client(controller.state, DEADLINE) as client:
         client.ask(Status())

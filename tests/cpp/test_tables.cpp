@@ -211,6 +211,55 @@ void keys_of_one_group_overflow() {
   EXPECT(table.size() == same.size());
 }
 
+// Slabs are zeros and nobody else's, whether the thread was there first or not.
+void slabs_are_made_ready() {
+  for (int round = 0; round < 4; ++round) {
+    Slabs slabs;
+    std::vector<std::uint64_t*> mine;
+    for (std::uint64_t i = 0; i < 24; ++i) {
+      slabs.ready(i % 3 ? 1000 : round % 2);  // more than are ever made
+      auto* slab = static_cast<std::uint64_t*>(slabs.take());
+      EXPECT(reinterpret_cast<std::uintptr_t>(slab) % Slabs::kBytes == 0);
+      for (std::size_t at = 0; at < Slabs::kBytes / 8; at += 512) {
+        EXPECT(slab[at] == 0);
+        slab[at] = i + 1;
+      }
+      mine.push_back(slab);
+    }
+    for (std::uint64_t i = 0; i < 24; ++i) EXPECT(mine[i][512] == i + 1);
+    EXPECT(slabs.taken() == 24 && slabs.bytes() <= (24 + Slabs::kMostReady) * Slabs::kBytes);
+    slabs.ready(0);
+    EXPECT(slabs.bytes() <= 25 * Slabs::kBytes);  // the one that is just being made
+  }
+}
+
+// A table that grows for what is expected, takes some of it, and gives the rest back.
+void a_table_grows_for_what_is_expected() {
+  Directory directory;
+  const int a = directory.add(0, 0), b = directory.add(0, 0);
+  const std::size_t n = 4096;
+  const std::vector<Place> places(n, Place{0, 16, 0, 0});
+  const std::vector<std::uint32_t> counters(n, 1);
+  directory.expect(a, 200 * n);
+  directory.expect(b, 1000 * n);
+  directory.begin_sync(a);
+  for (std::uint64_t slice = 0; slice < 200; ++slice) {
+    const auto part = keys(slice * n, n);
+    const Differing found = directory.sync_slice(a, 0, 16, part, places, counters);
+    EXPECT(found.missing == n && found.missing_keys.size() == Differing::kShown);
+  }
+  EXPECT(directory.moved() < 200 * n);  // less than once each
+  directory.end_sync(a);
+  const std::size_t before = directory.bytes();
+  directory.drop(b);
+  while (!directory.sweep(0)) {
+  }
+  EXPECT(directory.bytes() < before);
+  for (std::uint64_t i = 0; i < 200 * n; i += 97)
+    EXPECT(directory.holders(key(i)) == std::vector<int>{a});
+  EXPECT(directory.size() == 200 * n);
+}
+
 }  // namespace
 
 // What has one thread is slow under the thread sanitizer, and tells it nothing.
@@ -222,9 +271,11 @@ constexpr bool kThreadsOnly = false;
 
 int main() {
   threads_share_a_slot_table();
+  slabs_are_made_ready();
   if (kThreadsOnly) return 0;
   counters_end_before_they_wrap();
   keys_of_one_group_overflow();
   a_directory_grows_and_shrinks();
+  a_table_grows_for_what_is_expected();
   std::puts("tables: good");
 }

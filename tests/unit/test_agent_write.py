@@ -38,6 +38,7 @@ def test_a_chunk_is_stored_once_when_its_last_token_is_confirmed() -> None:
     world.stored(store.job)
     world.stored(second.job)
     assert world.agent.table.lookup(world.keys(0, 2)) == 2
+    assert world.agent.registration().slots == 2
     begun(world, "b")
     assert step(world, "b", 8) == []  # the pool has it
     world.agent.finished("a")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from array import array
+from random import Random
 
 import pytest
 from lmkv._native import Directory, SlotTable
@@ -150,14 +151,66 @@ def test_memory_stays_below_forty_bytes_a_key_and_is_used_again() -> None:
     for part in high:
         directory.announce(a, part, *arrays)
     grown = directory.bytes
-    # 512 sub-tables of whole pages of 480 entries, and slabs of 2 MiB, blur it at this size.
-    assert grown <= 40 * len(directory) + 512 * 16384 + (2 << 20)
+    # 512 sub-tables of whole pages of 496 entries, and slabs of 2 MiB, blur it at this size.
+    assert grown <= 40 * len(directory) + 512 * 16384 + (4 << 20)
     for part in high:
         assert directory.retract(a, part, *arrays) == n
     assert len(directory) == 0
     for part in high:
         directory.announce(a, part, *arrays)
-    assert directory.bytes <= grown + (2 << 20)
+    assert directory.bytes <= grown + (4 << 20)  # one slab more, and one that is made ready
+
+
+def many(slices: int) -> list[bytes]:
+    """Keys in slices of 4,096."""
+    chance = Random(1)
+    return [chance.randbytes(16 * 4096) for _ in range(slices)]
+
+
+def synced(directory: Directory, instance: int, slices: list[bytes]) -> None:
+    n, end = 4096, 16 * 4096
+    directory.begin_sync(instance)
+    for part in slices:
+        directory.sync_slice(instance, 0, end, part, places(*range(n)), counters(*range(n)))
+    directory.end_sync(instance)
+
+
+def test_a_table_grows_at_once_for_what_is_expected() -> None:
+    slices = many(250)
+    moved = []
+    for expected in (0, 250 * 4096):
+        directory, (a,) = make(0)
+        directory.expect(a, expected)
+        synced(directory, a, slices)
+        assert len(directory) == 250 * 4096
+        assert directory.holders(slices[50][:16]) == [a]
+        moved.append(directory.moved)
+    assert moved[0] > 2 * 250 * 4096  # by steps each key moves more than twice
+    assert moved[1] <= 250 * 4096 / 2
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["never", "dropped"])
+def test_what_was_expected_and_does_not_come_costs_nothing_in_the_end(late: bool) -> None:
+    slices = many(40)
+    plain, (a,) = make(0)
+    synced(plain, a, slices)
+    directory, (a, b) = make(0, 1)
+    directory.expect(a, 40 * 4096)
+    directory.expect(b, 1 << 63)  # whatever is said, little is believed
+    synced(directory, a, slices)
+    assert 2 * plain.bytes < directory.bytes < 8 * plain.bytes + (128 << 21)
+    if late:
+        directory.drop(b)
+    else:
+        directory.begin_sync(b)
+        assert directory.end_sync(b) == 0
+    steps = 0
+    while not directory.sweep(0):
+        steps += 1
+    assert 0 < steps <= 512  # a sub-table each
+    assert directory.bytes <= plain.bytes + (4 << 20)
+    assert len(directory) == 40 * 4096
+    assert directory.holders(slices[39][-16:]) == [a]
 
 
 # ---------------------------------------------------------------- full sync
@@ -180,6 +233,17 @@ def test_a_sync_states_what_there_is() -> None:
     other.announce(c, keys(1, 3, 9), places(1, 3, 9), counters(1, 8, 9))
     assert directory.sums(a) == other.sums(c)
     assert hold(directory, a, 2) == 1
+
+
+def test_a_slice_says_what_was_missing_and_what_had_moved() -> None:
+    directory, (a,) = make(0)
+    hold(directory, a, 1, 2)
+    directory.begin_sync(a)
+    numbers = range(1, 1001)
+    arrays = keys(*numbers), places(2, *numbers[1:]), counters(*numbers)
+    found = directory.sync_slice(a, 0, 16 * 1001, *arrays)
+    assert found == (998, 1, keys(*range(3, 3 + 256)), keys(1))  # the first 256 are named
+    assert directory.sync_slice(a, 0, 16 * 1001, *arrays) == (0, 0, b"", b"")
 
 
 def test_a_retraction_during_a_sync_counts() -> None:

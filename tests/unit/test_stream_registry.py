@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from random import Random
+
+import msgspec
+import pytest
 from lmkv.controller.registry import Registry
 from lmkv.core.config import ControllerConfig
-from lmkv.core.messages import HeartbeatOk, Ranks, Resync
+from lmkv.core.messages import HeartbeatOk, Ranks, Register, Resync
 
 from tests.unit.test_stream import Instance
 
@@ -118,3 +122,49 @@ def test_a_new_epoch_starts_from_nothing() -> None:
     pair.run()
     assert pair.agree()
     assert pair.us.table.sums()[0] == 1
+
+
+class Named(Instance):
+    """One of many, with full slots, that says how many it has, or does not."""
+
+    def __init__(self, number: int, slots: int, says: bool) -> None:
+        super().__init__(slots)
+        self.name, self._says = f"i{number}", says
+        room = self.table.reserve(Random(number).randbytes(16 * (slots - 1)), self.clock())
+        assert room is not None
+        self.table.admit(*room)
+        self.table.take_changes()
+
+    def _register(self) -> Register:
+        slots = self.table.sums()[0] if self._says else 0
+        return msgspec.structs.replace(super()._register(), instance=self.name, slots=slots)
+
+
+def storm(many: list[Named], registry: Registry) -> int:
+    """All come back at once; the most syncs that ran at a time."""
+    by_name = {each.name.encode(): each for each in many}
+    most = 0
+    while not registry.instances or any(map(registry.syncing, registry.instances.values())):
+        for each in many:
+            for message, arrays in each.pump():
+                for to, answer, out in registry.hear(each.name.encode(), message, arrays):
+                    by_name[to].hear(answer, *out)
+                most = max(most, registry.syncs - registry.syncs_waiting)
+    return most
+
+
+@pytest.mark.parametrize("says", [True, False])
+def test_all_come_back_at_once_and_nothing_is_done_twice(says: bool) -> None:
+    many = [Named(i, 1 << 15, says) for i in range(24)]
+    registry = Registry(ControllerConfig(), many[0].clock)
+    assert storm(many, registry) == registry.config.syncs_at_once
+    directory = registry.placement.directory
+    for each in many:
+        assert directory.sums(registry.instances[each.name].number) == each.table.sums()
+        assert each.stats.take()["syncs"] == {"new": 1}
+    keys = sum(each.table.sums()[0] for each in many)
+    assert (len(directory), registry.drifts) == (keys, 0)
+    assert directory.moved < keys / 2 if says else directory.moved > keys
+    while not directory.sweep(0):
+        pass
+    assert directory.bytes <= 40 * keys + 512 * 16384 + (4 << 20)

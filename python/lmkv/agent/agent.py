@@ -202,6 +202,7 @@ class Agent:
             group_specs=self._engine.group_specs,
             version=__version__,
             controllers=self.streams.addresses[:CONTROLLERS_TOLD],
+            slots=self.table.sums()[0],
         )
 
     def rank_changed(self, rank: int, info: RankInfo) -> None:

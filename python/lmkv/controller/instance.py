@@ -33,12 +33,13 @@ class Drift:
     missing_keys: bytes = b""
     moved_keys: bytes = b""
 
-    def add(self, missing: bytes, moved: bytes) -> None:
-        self.missing += len(missing) // wire.KEY_BYTES
-        self.moved += len(moved) // wire.KEY_BYTES
+    def add(self, missing: int, moved: int, missing_keys: bytes, moved_keys: bytes) -> None:
+        """What a slice says, as `Directory.sync_slice` gives it."""
+        self.missing += missing
+        self.moved += moved
         most = SHOWN * wire.KEY_BYTES
-        self.missing_keys = (self.missing_keys + missing)[:most]
-        self.moved_keys = (self.moved_keys + moved)[:most]
+        self.missing_keys = (self.missing_keys + missing_keys)[:most]
+        self.moved_keys = (self.moved_keys + moved_keys)[:most]
 
 
 class Ages:

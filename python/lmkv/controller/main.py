@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
+from lmkv._native import set_turn
 from lmkv.controller.access import Access
 from lmkv.controller.server import CannotListen, Server
 from lmkv.controller.web import WebProcess, listen, missing
@@ -24,11 +25,15 @@ from lmkv.core.descriptors import allow_descriptors
 from lmkv.core.keyfiles import BadKeys
 
 DESCRIPTORS = 65_536  # an instance has three connections
+# Microseconds of a processor at a time. A locate passes five threads, two of them here, and where
+# others compute (a step of an engine, say) each of these would wait for up to a turn of theirs.
+TURN = 100
 
 
 def run(config: ControllerConfig) -> int:
     """The process's exit status: 0 after a signal, 1 when it cannot listen, 2 when it may not."""
     allow_descriptors(DESCRIPTORS)
+    set_turn(TURN)  # before there is any other thread
     ended = hung_up = False
 
     def end(number: int, frame: object) -> None:

@@ -211,6 +211,7 @@ class Registry:
         self.peers.use(instance.name, instance.registration.controllers)
         self._strangers.pop(instance.connection, None)
         instance.synced = False
+        self.placement.directory.expect(instance.number, instance.registration.slots)
         if self._deserted:  # it was cut off, perhaps: what they hold is not known here now
             self._warming, self._warms_since, self._deserted = True, self.clock(), False
         if self._warming and self.clock() - self._warms_since < config.warming_least:

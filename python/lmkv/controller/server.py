@@ -27,13 +27,24 @@ from lmkv.core.config import ControllerConfig
 from lmkv.core.connections import BOUND
 from lmkv.core.doorman import Doorman
 from lmkv.core.keyfiles import as_server
-from lmkv.core.messages import Locate, Message, Refused, Unsupported
+from lmkv.core.messages import (
+    Announce,
+    Heartbeat,
+    Locate,
+    Message,
+    Refused,
+    Retract,
+    SyncEnd,
+    SyncSlice,
+    Unsupported,
+)
 
 IO_THREADS = 4  # what a connection costs grows with their number in a thread
 TICKS = 4  # per heartbeat
 BACKLOG = 1024  # connections that wait to be accepted: all instances may come back at once
 LOCATES = 256  # in a row, before a state message has its turn
 NOBLOCK, MORE, READABLE = int(zmq.NOBLOCK), int(zmq.SNDMORE), int(zmq.POLLIN)  # enums are slow
+STREAM = {Announce, Retract, SyncSlice, SyncEnd, Heartbeat}  # nearly everything that comes
 SWEPT = 1 << 14  # entries at a time, while there is nothing else to do
 
 
@@ -170,6 +181,9 @@ class Server:
 
     def _state_answer(self, frames: list[bytes]) -> None:
         message, arrays = wire.decode(frames[1:])
+        if type(message) in STREAM:
+            self._send(self.registry.hear(frames[0], message, arrays))
+            return
         out = None if arrays else self._texts.hear(frames[0], message)
         if out is None:
             out = views.ask(self.registry, frames[0], message, arrays)

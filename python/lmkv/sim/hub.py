@@ -22,6 +22,7 @@ from lmkv.core.clock import Clock
 from lmkv.core.keyfiles import ClientKeys
 from lmkv.core.messages import AnyMessage
 
+READABLE, WRITABLE = int(zmq.POLLIN), int(zmq.POLLOUT)  # enums are slow
 BATCH = 8  # ordinary jobs between two looks for urgent ones
 
 Job = Callable[[], None]
@@ -45,9 +46,8 @@ class HubLink(Link):
     @property
     def has_something(self) -> bool:
         """A message, or room where there was none."""
-        events = self.socket.getsockopt(zmq.EVENTS)
-        assert isinstance(events, int)
-        return bool(events & zmq.POLLIN or (self.full and events & zmq.POLLOUT))
+        events = int(self.socket.getsockopt(zmq.EVENTS))
+        return bool(events & READABLE or (self.full and events & WRITABLE))
 
     def send_frames(self, frames: list[bytes]) -> bool:
         self.full = not super().send_frames(frames)

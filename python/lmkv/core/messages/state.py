@@ -45,6 +45,7 @@ class Register(Message, tag="register"):
     jobs: list[str] = []
     version: str = ""  # of the lmkv package
     controllers: Addresses = []  # that it uses, the first 16
+    slots: U32 = 0  # that a full sync would state now, so that there is room when it comes
 
 
 class Welcome(Message, tag="welcome"):
