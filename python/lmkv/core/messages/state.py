@@ -17,7 +17,6 @@ from lmkv.core.messages.base import (
     RankInfo,
     Seconds,
 )
-from lmkv.core.messages.operations import Pin
 
 
 class Register(Message, tag="register"):
@@ -41,8 +40,6 @@ class Register(Message, tag="register"):
     serving_url: str = ""
     dp_rank: int = 0
     group_specs: list[str] = []
-    pins: list[Pin] = []
-    jobs: list[str] = []
     version: str = ""  # of the lmkv package
     controllers: Addresses = []  # that it uses, the first 16
 
