@@ -25,9 +25,11 @@ from lmkv.agent.ended import Ended
 from lmkv.agent.engine import Engine
 from lmkv.agent.gauges import Gauges
 from lmkv.agent.group_reader import GroupReader
+from lmkv.agent.jobs import Jobs
 from lmkv.agent.kv_events import Describe, KvEvents
 from lmkv.agent.links import Link
 from lmkv.agent.locator import Locator
+from lmkv.agent.operations import OPERATIONS
 from lmkv.agent.options import Options
 from lmkv.agent.pulls import Job, Pulls
 from lmkv.agent.rates import Rates
@@ -40,8 +42,9 @@ from lmkv.agent.stores import Stores
 from lmkv.agent.streams import Streams
 from lmkv.agent.texts import Texts
 from lmkv.agent.transfers import Transfers
-from lmkv.core import geometry, identity
+from lmkv.core import geometry, identity, wire
 from lmkv.core.config import InstanceConfig
+from lmkv.core.geometry import GRANULES_A_SLOT
 from lmkv.core.messages import PROTOCOL_MAX, PROTOCOL_MIN, Attach, RankInfo, Register
 from lmkv.core.steps import SKIPPED, Load, LoadResult, StepPlan, Store
 
@@ -91,8 +94,10 @@ class Agent:
 
         to_ranks = refusing(ranks or connect)
 
+        self.instance = engine.instance
         self.epoch = identity.new_epoch()
         self._isolation = ""
+        self._slot_bytes = max(group.payload_bytes for group in engine.groups)
         self.segment_slots = engine.segment_slots
         self.table = _native.SlotTable(
             engine.slots, engine.segment_slots, config.retired_share, tier=engine.ranks[0].info.tier
@@ -102,8 +107,10 @@ class Agent:
         self.data_version = 0
         self._info_lock = threading.Lock()
         listener = self.events.changed if self.events is not None else None
+        self.jobs = Jobs(self, OPERATIONS, config.job_bytes_per_second, clock)
+        news = [self.jobs.news]
         self.streams = Streams(
-            self.table, self.registration, self.stats, clock, self.refuse, listener
+            self.table, self.registration, self.stats, clock, self.refuse, listener, news
         )
         self.ended = Ended(clock)
         self._tracer = tracer
@@ -113,7 +120,7 @@ class Agent:
             "verify": self.checks.verify,
             "lookup_text": (texts or Texts()).look,
         }
-        self.commands = Commands(handlers, self._wake, clock)
+        self.commands = Commands(handlers, self._wake, clock, self.jobs.handlers)
         addresses = addresses or Addresses(config.controllers, clock)
         self._controllers = Controllers(
             addresses, self.streams, self.commands, refusing(connect), clock
@@ -203,6 +210,10 @@ class Agent:
             version=__version__,
             controllers=self.streams.addresses[:CONTROLLERS_TOLD],
         )
+
+    def room(self, places: bytes) -> int:
+        """Bytes that these places take in the pools of all ranks."""
+        return sum(places[4 :: wire.PLACE_BYTES]) * self._slot_bytes // GRANULES_A_SLOT
 
     def rank_changed(self, rank: int, info: RankInfo) -> None:
         """A worker has new segments or another mover (background thread)."""
@@ -484,6 +495,7 @@ class Agent:
             "stores": self.stores.open,
             "pulls": self.pulls.open,
             "pins": self.table.pins,
+            "jobs": self.jobs.open,
         }
 
     def close(self) -> None:

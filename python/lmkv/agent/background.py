@@ -113,7 +113,7 @@ class Background:
     def due(self) -> float:
         """Seconds until a turn has something to do of itself."""
         longest = BUSY if self._agent.pulls.open else LONGEST
-        return min(longest, self._agent.streams.due())
+        return min(longest, self._agent.streams.due(), self._agent.jobs.due())
 
     def _wait(self, woken: socket.socket) -> None:
         poller = zmq.Poller()
@@ -152,6 +152,7 @@ class Background:
                 self._agent.reader.lock.release()
             self._replace(stuck)
         self._agent.checks.send(self._workers)
+        self._agent.jobs.turn()
         self._controllers.turn()
 
     def _replace(self, ranks: list[int]) -> None:
@@ -209,6 +210,7 @@ class Background:
 
     def leave(self) -> None:
         """Tell the controllers; waits at most half a second."""
+        self._agent.jobs.close()
         self._controllers.leave(self._agent.epoch)
         for link in self._workers:
             link.close()
