@@ -30,7 +30,7 @@ class Jobs(World):
             "break": Operation(self._breaks),
         }
         self.agent.jobs._operations = operations
-        self.agent.jobs.handlers.update(dict.fromkeys(operations, self.agent.jobs.take))
+        self.agent.commands._prompt.update(dict.fromkeys(operations, self.agent.jobs.take))
 
     def _steps(self, run: Run) -> Steps:
         for keys in run.batches():

@@ -99,8 +99,12 @@ class Run:
         self.part.chunks += chunks
         self.part.bytes += bytes
         if skipped and chunks:
-            known = self.part.skipped
-            self.part.skipped = {**known, skipped: known.get(skipped, 0) + chunks}
+            self.skip(skipped, chunks)
+
+    def skip(self, word: str, chunks: int) -> None:
+        """Of those that have been counted."""
+        known = self.part.skipped
+        self.part.skipped = {**known, word: known.get(word, 0) + chunks}
 
     def batches(self, most: int = STEP) -> Iterator[list[bytes]]:
         """The job's keys, so many at a time, and their number as `chunks_total`. Of all readable
@@ -278,6 +282,8 @@ class Jobs:
             self._begin(waiting)
         for job in self.running:
             self._step(job)
+            if not self.running:
+                self._agent.fetches.rest()
             old = self._clock() - job.told_at >= TELL_EVERY
             if job.steps is not None and old and job.part != job.told:
                 self._tell(job)
@@ -343,6 +349,7 @@ class Jobs:
         """The instance ends: what its jobs hold is given back."""
         for job in self.running:
             self._end(job, "failed", "left", "the instance has left")
+        self._agent.fetches.rest()
 
     # ------------------------------------------------------------ what is told
 

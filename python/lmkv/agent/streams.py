@@ -97,6 +97,11 @@ class Streams:
         """Seconds until a turn has something to do of itself."""
         return min((stream.due() for stream in self._streams.values()), default=QUIET)
 
+    @property
+    def behind(self) -> bool:
+        """Whether something waits for a controller that is there."""
+        return any(stream.outbox for stream in self._streams.values() if stream.ready)
+
     def order(self) -> list[str]:
         """Addresses of those that may be asked: ready before warming, then by round trip, then as
         they were named."""
