@@ -282,11 +282,11 @@ class Jobs:
             self._begin(waiting)
         for job in self.running:
             self._step(job)
-            if not self.running:
-                self._agent.fetches.rest()
             old = self._clock() - job.told_at >= TELL_EVERY
             if job.steps is not None and old and job.part != job.told:
                 self._tell(job)
+        if not self.running:
+            self._agent.fetches.rest()
 
     def _next(self) -> _Job | None:
         """The oldest that waits and may begin."""
