@@ -208,7 +208,6 @@ def test_what_failed_is_whole_after_a_retry(which: str) -> None:
             break
         cluster.gone_movers.clear()
         if part.state == "failed":
-            cluster.run(200)  # a peer that failed is not named again for a while
             assert cluster.take("retry", "b", name="r1", job="j1").attempt == 2
             assert cluster.ended("b").state == "done", cluster["b"].part()
         assert cluster["b"].has(0, CHUNKS) == list(range(CHUNKS))

@@ -106,6 +106,7 @@ class _Copy:
         run.count(len(present), skipped="present")
         good: list[bytes] = []
         failure: _PeerFailed | None = None
+        run.agent.fetches.forgive()
         for attempt in range(HOLDERS):
             if not left:
                 break
