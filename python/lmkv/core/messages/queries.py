@@ -265,14 +265,15 @@ class Subscribe(Message, tag="subscribe"):
 
 
 class Event(msgspec.Struct, omit_defaults=True):
-    """`kind` is `registered`, `suspect`, `dead`, `back`, `left`, `drift`, `resync` or
-    `incompatible`."""
+    """`kind` is `registered`, `suspect`, `dead`, `back`, `left`, `drift`, `resync`,
+    `incompatible`; or `job`: its state has changed."""
 
     id: U64
     kind: str
     instance: str = ""
     text: str = ""
     age: Seconds = 0.0  # when it was sent
+    job: str = ""  # its id
 
 
 class Events(Message, tag="events"):
