@@ -86,6 +86,11 @@ class Worker:
                 link.stub.table.admit(*reserved)
                 link.tell(*link.stub.changes())
 
+    def lose(self, number: int) -> None:
+        """That controller is no concern of its any more."""
+        with self._lock:
+            self.links.pop(number).__exit__()
+
     def hold(self) -> None:
         self._go.clear()
 
