@@ -32,7 +32,9 @@ from typing_extensions import Self
 
 from tests.contract.test_controller import BEAT, Controller, Instance
 from tests.stub_instance import StubInstance
+from tests.web import TOKENS, Web, prompt_keys
 
+KEYS = prompt_keys(TOKENS)  # two chunks
 WHOLE = 8  # chunks of everything that it has
 CHUNK_BYTES = 1000
 
@@ -219,3 +221,9 @@ class Worker:
         for link in links:
             held = PinsHeld(self.epoch, list(self.pins.values()), len(self.pins))
             link.tell((held, ()))
+
+
+def holders(web: Web) -> list[str]:
+    """Of `KEYS`."""
+    answer = web.ask("/v1/lookup", {"keys": [KEYS[:16].hex(), KEYS[16:].hex()]})
+    return sorted({name for names in answer.json["holders"] for name in names})
