@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from lmkv.controller import job_checks, prompts, texts
+from lmkv.controller.access import WEB
 from lmkv.controller.checks import Answer
 from lmkv.controller.commands import Commands
 from lmkv.controller.instance import Instance
@@ -73,13 +74,18 @@ class JobDesk:
         self._open = 0  # commands that are not answered
         self._waiting: deque[_Sending] = deque()  # that have more to send
 
-    def hear(self, connection: bytes, message: AnyMessage, frames: list[bytes]) -> list[Out] | None:
-        """None: it is not about jobs."""
+    def hear(
+        self, connection: bytes, message: AnyMessage, frames: list[bytes], sender: str = ""
+    ) -> list[Out] | None:
+        """None: it is not about jobs. `sender` is the client's name by its keys, where it has some;
+        a web process says itself who asked it."""
 
         def say(answer: Message) -> list[Out]:
             return [(connection, answer, ())]
 
         if isinstance(message, Submit):
+            if sender not in ("", WEB):
+                message.asked_by = sender
             return self._submit(message, frames, say)
         if isinstance(message, AskJob):
             return self._ask(message, say)
