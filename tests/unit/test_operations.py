@@ -165,6 +165,14 @@ def test_a_prefix_is_copied_from_whoever_has_it_and_announced():
     assert set(holders(cluster["c"].keys(4, 5))) == {"b", "c"}
 
 
+def test_a_key_that_stands_there_twice_is_one_chunk():
+    cluster = Cluster("a", "b")
+    keys = cluster["a"].hold(0, 2)
+    cluster.run(3)
+    assert outcome(cluster.do("copy", "b", keys + keys)) == ("done", 2, {})
+    assert outcome(cluster.do("pin", "b", keys + keys, name="j2", ttl="9")) == ("done", 2, {})
+
+
 def test_a_copied_chunk_is_not_the_first_to_go():
     cluster = Cluster("a", "b")
     cluster["a"].hold(0, 4)
