@@ -441,3 +441,34 @@ def test_a_chunk_is_tried_as_of_each_cache_group():
     world.turn()
     assert query.closed and state.closed
     assert world.at_rest()
+
+
+def test_a_reset_by_the_other_thread_just_before_a_pull_is_met():
+    cluster = Cluster("a", "b")
+    keys = cluster["a"].hold(0, 2)
+    cluster.run(3)
+    agent = cluster["b"].agent
+    lock = agent.reader.lock
+
+    class Resetting:
+        """As it looks to whoever had to wait for the lock."""
+
+        def __enter__(self) -> None:
+            agent.reader.lock = lock
+            agent.reset()
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+
+    cluster.take("copy", "b", keys)
+    while agent.fetches._finding == 0:
+        cluster.tick()
+    while agent.fetches._finding:
+        agent.reader.lock = Resetting()  # type: ignore[assignment]
+        agent.jobs.turn()
+        for controller in cluster.controllers:
+            controller.tick()
+    assert agent.pulls.posted == 0
+    assert cluster.ended("b").code == "reset"
+    assert list(cluster.at_rest()) == []
