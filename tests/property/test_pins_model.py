@@ -17,11 +17,11 @@ from lmkv.core.messages import PinsHeld
 
 from tests.slot_tables import keys, make
 
-SLOTS, SHARE = 12, 0.5
+SLOTS, SHARE = 12, 1 / 3
 NAMES = st.sampled_from(["one", "two", "three"])
 OWNERS = st.sampled_from(["", "team", "other"])
 TTLS = st.sampled_from([0.0, 1.0, 5.0])
-SOME = st.lists(st.integers(1, 20), min_size=1, max_size=5, unique=True)
+SOME = st.lists(st.integers(1, 15), min_size=1, max_size=5, unique=True)
 
 
 class PinsMachine(RuleBasedStateMachine):
@@ -40,6 +40,8 @@ class PinsMachine(RuleBasedStateMachine):
             self.refused.append,
         )
         self.held: dict[str, tuple[set[int], str, float]] = {}  # keys, owner, end
+
+        self.store(list(range(1, 10)))
 
     def readable(self, names: list[int]) -> list[int]:
         """Or would be again: what was retired for room may come back."""
@@ -101,6 +103,7 @@ class PinsMachine(RuleBasedStateMachine):
         self.table.begin_epoch()
         self.pins.reset()
         self.held.clear()
+        self.store(list(range(1, 10)))
 
     @precondition(lambda self: self.held)
     @rule()

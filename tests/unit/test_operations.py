@@ -472,3 +472,31 @@ def test_a_reset_by_the_other_thread_just_before_a_pull_is_met():
     assert agent.pulls.posted == 0
     assert cluster.ended("b").code == "reset"
     assert list(cluster.at_rest()) == []
+
+
+def test_more_than_one_batch_of_what_is_here_is_digested_again():
+    cluster = Cluster("a", "b", slots=100)
+    keys = cluster["a"].hold(0, 80)
+    cluster["b"].hold(0, 80)
+    cluster.run(3)
+    part = cluster.do("move", "b", keys, source="a")
+    assert outcome(part) == ("done", 80, {"present": 80})
+    assert cluster["a"].has(0, 80) == []
+    assert list(cluster.at_rest()) == []
+
+
+def test_a_source_gives_nothing_up_before_its_chunks_are_announced_at_the_new_place():
+    cluster = Cluster("a", "b")
+    a, b = cluster["a"], cluster["b"]
+    keys = a.hold(0, 2)
+    cluster.run(3)
+    cluster.take("move", "b", keys, source="a")
+    while not b.agent.pulls.posted:
+        cluster.tick()
+    state = b.agent._controllers._links[cluster.controllers[0].address]
+    state.up = False  # type: ignore[attr-defined]
+    cluster.run(100)
+    assert (a.has(0, 2), b.has(0, 2)) == ([0, 1], [0, 1])
+    state.up = True  # type: ignore[attr-defined]
+    assert cluster.ended("b").state == "done"
+    assert (a.has(0, 2), b.has(0, 2)) == ([], [0, 1])
