@@ -217,7 +217,7 @@ def test_the_part_of_one_that_is_gone_has_failed(how: str) -> None:
     job = desk.job(sent.id)
     assert (job.state, job.code) == ("failed", "instance_gone")
     assert job.reason.startswith("instance 'a' ") and how in job.reason
-    assert (desk.table.pins, desk.table._open) == (0, {})
+    assert (desk.registry.pins.total, desk.table._open) == (0, {})
     assert desk.events()[-1][1].startswith("pin failed: instance 'a' ")
 
 
