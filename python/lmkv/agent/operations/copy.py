@@ -69,8 +69,9 @@ class _Copy:
         else:
             for keys in run.batches():
                 yield from self._batch(keys, None)
-            if self.came:  # in its order: its tail ages first
-                run.agent.table.lookup(b"".join(run.keys))
+            for at in range(len(run.keys) // STEP * STEP, -1, -STEP):  # so its tail ages first
+                run.agent.table.lookup(b"".join(run.keys[at : at + STEP]))
+                yield SOON
         self._judge()
 
     def _pages(self, source: str) -> Steps:
