@@ -34,7 +34,7 @@ class PinsMachine(RuleBasedStateMachine):
             self.table,
             SHARE,
             "us",
-            len,
+            16,
             lambda: 7,
             self.clock,
             self.refused.append,
@@ -145,7 +145,7 @@ TestPins.settings = settings(max_examples=60, stateful_step_count=40, deadline=N
 
 def test_what_requests_want_is_bounded_in_number_and_time():
     clock, table = ManualClock(), make(SLOTS)
-    pins = Pins(table, SHARE, "us", len, lambda: 7, clock)
+    pins = Pins(table, SHARE, "us", 16, lambda: 7, clock)
     for n in range(1000):
         pins.want([keys(n + 1)], 5.0)
         pins.turn()
@@ -155,5 +155,22 @@ def test_what_requests_want_is_bounded_in_number_and_time():
     pins.turn()
     clock.advance(LOOK_EVERY)
     pins.turn()
-    assert pins._wants == []
+    assert not pins._wants
     assert len(pins) == 0
+
+
+def test_a_look_at_what_requests_want_is_short_and_none_is_passed_over(monkeypatch):
+    monkeypatch.setattr("lmkv.agent.pins.LOOKED", 4)
+    clock, table = ManualClock(), make(SLOTS)
+    pins = Pins(table, SHARE, "us", 16, lambda: 7, clock)
+    for n in range(5):
+        pins.want([keys(100 * n + i) for i in range(1, 4)], 5.0)
+    room = table.reserve(keys(401), clock())
+    assert room is not None
+    table.admit(*room)
+    looks = 0
+    while not len(pins):
+        pins.turn()
+        clock.advance(LOOK_EVERY)
+        looks += 1
+    assert looks == 3  # two of them in each
