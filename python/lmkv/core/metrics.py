@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lmkv.core.causes import ALARMS, HIT_CAUSES, MISS_CAUSES
-from lmkv.core.messages import PullResult
+from lmkv.core.messages import ENDED, OPEN, OPERATIONS, STATES, PullResult
 
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 OTHER = "other"  # the value of a label for all that are not known by name
@@ -110,6 +110,16 @@ CONTROLLER = (
     Metric("lmkv_resyncs_total", "Full syncs asked for.", field="resyncs"),
     Metric("lmkv_syncs", "Full syncs that run or wait.", field="syncs"),
     Metric("lmkv_syncs_waiting", "Full syncs that wait for their turn.", field="syncs_waiting"),
+    Metric("lmkv_jobs", "Jobs that are remembered, by state.", ("state",), STATES, "jobs"),
+    Metric("lmkv_jobs_ended_total", "Jobs that ended.", ("state",), ENDED, "jobs_ended"),
+    Metric(
+        "lmkv_job_bytes_total",
+        "Bytes that jobs pulled, wrote or freed, in all ranks.",
+        ("operation",),
+        OPERATIONS,
+        "job_bytes",
+    ),
+    Metric("lmkv_pins", "Pins that instances hold.", field="pins"),
     Metric("lmkv_bad_messages_total", "Messages that were none of lmkv's.", field="bad_messages"),
     Metric("lmkv_instance_keys", "Chunks of an instance; of the 64 that have most.", ("peer",)),
     Metric(
@@ -179,6 +189,13 @@ INSTANCE = (
         ("state",),
         GRANULE_STATES,
     ),
+    Metric("vllm:lmkv_pins", "Pins of operators and requests that are held."),
+    Metric(
+        "vllm:lmkv_pinned_granules",
+        "Granules of slots that those pins hold, each once; pin_share limits them.",
+    ),
+    Metric("vllm:lmkv_jobs", "Jobs of operators that have not ended, by state.", ("state",), OPEN),
+    Metric("vllm:lmkv_jobs_ended_total", "Jobs of operators that ended.", ("state",), ENDED),
     Metric(
         "vllm:lmkv_retired_age_seconds",
         "Age of slots as they were retired for room.",

@@ -15,6 +15,8 @@ from __future__ import annotations
 from typing import Union
 
 from lmkv.core.messages.base import *
+from lmkv.core.messages.jobs import *
+from lmkv.core.messages.jobs import JobMessage
 from lmkv.core.messages.mover import *
 from lmkv.core.messages.mover import MoverMessage
 from lmkv.core.messages.operations import *
@@ -34,6 +36,7 @@ AnyMessage = Union[
     StateMessage,
     QueryMessage,
     OperationMessage,
+    JobMessage,
     WorkerMessage,
     MoverMessage,
     SupervisionMessage,

@@ -12,13 +12,6 @@ COMMAND_BYTES = 4 << 20  # of a command with its frames
 RESULT_BYTES = 1 << 20  # of an answer with its frames
 
 
-class Pin(msgspec.Struct, omit_defaults=True):
-    id: str
-    keys: bytes  # 16 bytes each
-    ttl: Seconds
-    owner: str = ""
-
-
 class Command(Message, tag="command"):
     """One operation on one instance; answered by `Done`, `Refused` or `Unsupported`. Frames: as
     the operation says.
@@ -26,15 +19,17 @@ class Command(Message, tag="command"):
     The controller sends it on under a `request` of its own, and answers itself when the instance
     has not within `deadline` (0: the controller's own choice). `id` makes a repetition harmless: an
     instance that has carried it out answers again as before. `operation`: `sync`, `verify`,
-    `lookup_text`, `why`; and, declared, `pin`, `unpin`, `move`, `copy`, `clear`, `compress`,
-    `decompress`, `drain`, `undrain`. `arguments` are the operation's own, as text.
+    `lookup_text`, `why`, `slots`, `retire`; those of `core/messages/jobs.py`, which begin a job of
+    that id (frames: its keys), and `cancel` and `retry` of one (argument `job`); and, declared,
+    `drain`, `undrain`. `arguments` are the operation's own, as text.
+
+    Arguments of a job: `source`, `ttl`, `owner`, `whole` (1: every readable slot), `parts`,
+    `asked_by`, `command` (`Part.command`).
     """
 
     id: Name
     operation: Name
     instance: str = ""
-    target: str = ""
-    ttl: Seconds = 0.0
     arguments: dict[str, str] = {}
     request: U64 = 0
     deadline: Seconds = 0.0
@@ -47,21 +42,6 @@ class Done(Message, tag="done"):
     request: U64
     id: Name
     result: bytes = b""
-
-
-class Job(Message, tag="job"):
-    """Progress or result of a command, to all controllers."""
-
-    id: Name
-    state: str  # queued, running, done, failed, cancelled
-    done: U64 = 0
-    total: U64 = 0
-    error: str = ""
-
-
-class Jobs(Message, tag="jobs"):
-    request: U64 = 0
-    after: str = ""
 
 
 class SyncResult(msgspec.Struct, omit_defaults=True):
@@ -142,4 +122,4 @@ class WhyResult(msgspec.Struct, omit_defaults=True):
     kept: U32 = 0
 
 
-OperationMessage = Union[Command, Done, Job, Jobs]
+OperationMessage = Union[Command, Done]

@@ -17,7 +17,6 @@ from lmkv.core.messages.base import (
     RankInfo,
     Seconds,
 )
-from lmkv.core.messages.operations import Pin
 
 
 class Register(Message, tag="register"):
@@ -41,8 +40,6 @@ class Register(Message, tag="register"):
     serving_url: str = ""
     dp_rank: int = 0
     group_specs: list[str] = []
-    pins: list[Pin] = []
-    jobs: list[str] = []
     version: str = ""  # of the lmkv package
     controllers: Addresses = []  # that it uses, the first 16
     slots: U32 = 0  # that a full sync would state now, so that there is room when it comes
@@ -67,7 +64,8 @@ class Refused(Message, tag="refused"):
 
     Codes: `cluster`, `protocol`, `instance_alive`, `field`, `not_registered`, `too_large`,
     `unknown_instance`, `unknown_model`, `warming`; of commands also `unavailable`, `busy`,
-    `timeout`, `unasked`, `failed`, `unknown_request`.
+    `timeout`, `unasked`, `failed`, `unknown_request`; of jobs also `unknown_prefix`,
+    `unknown_job`, `conflict`, `ended`.
     """
 
     code: str
