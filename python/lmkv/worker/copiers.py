@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from lmkv import _native
+from lmkv.core.geometry import GRANULES_A_SLOT
 
 if TYPE_CHECKING:
     from lmkv.core.config import InstanceConfig
@@ -39,9 +40,15 @@ class Slot:
     generation: int
     blocks: list[int]
     device: bool = False  # it is in a GPU's memory
+    room: int = 0  # bytes, of a compressed one; 0: it is a full slot
 
 
 Pool: TypeAlias = "_native.Pool | _native.PoolMap | _native.GpuPool"
+
+
+def short_room(place: bytes, pool: Pool) -> int:
+    """The `room` of a slot at this place."""
+    return place[4] * pool.granule_bytes if place[4] < GRANULES_A_SLOT else 0
 
 
 class Copiers(Protocol):
@@ -104,7 +111,8 @@ class HostCopiers:
         return self._copiers[group].audit(slot.address, slot.blocks)
 
     def check(self, group: int, slot: Slot) -> int:
-        return _native.check_slot(slot.address, self._layouts[group], slot.key, slot.generation)
+        layout = self._layouts[group]
+        return _native.check_slot(slot.address, layout, slot.key, slot.generation, slot.room)
 
     def clear(self, group: int, slot: Slot) -> None:
         _native.clear_slot(slot.address)
@@ -118,8 +126,11 @@ class HostCopiers:
     ) -> list[int]:
         copier = self._copiers[group]
         if part is None:
-            return [copier.scatter(s.address, s.key, s.generation, s.blocks) for s in slots]
-        return [copier.scatter_part(s.address, part, s.key, s.generation, s.blocks) for s in slots]
+            return [copier.scatter(s.address, s.key, s.generation, s.blocks, s.room) for s in slots]
+        return [
+            copier.scatter_part(s.address, part, s.key, s.generation, s.blocks, s.room)
+            for s in slots
+        ]
 
     def know(self, pool: Pool, readonly: bool) -> None: ...
 

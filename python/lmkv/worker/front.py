@@ -160,7 +160,7 @@ class Front:
 
     def _in_front(self, slot: Slot, number: int) -> Slot:
         address = self._pool.address + number * self._pool.slot_bytes
-        return replace(slot, address=address, device=True)
+        return replace(slot, address=address, device=True, room=0)
 
     def _forget_chunk(self, chunk: Chunk) -> None:
         with self._lock:

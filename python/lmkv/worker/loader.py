@@ -17,7 +17,7 @@ from lmkv.core import parts
 from lmkv.core.geometry import DEVICE
 from lmkv.core.messages import PullPeer, PullResult, RankInfo
 from lmkv.core.steps import Load, LoadChunk, LoadResult
-from lmkv.worker.copiers import Copiers, Pool, Slot
+from lmkv.worker.copiers import Copiers, Pool, Slot, short_room
 from lmkv.worker.copies import Once
 from lmkv.worker.mapped import MapError, MappedPeers
 from lmkv.worker.page_layout import PageLayout
@@ -110,7 +110,8 @@ class Loader:
                 return batches, number, PullResult.MOVER_DOWN
             for part, pool, address in found:
                 kind = chunk.group, part, pool.tier == DEVICE
-                slot = Slot(address, chunk.key, chunk.generation, chunk.blocks, kind[2])
+                room = short_room(chunk.place, pool)
+                slot = Slot(address, chunk.key, chunk.generation, chunk.blocks, kind[2], room)
                 batch = open_batches.get(kind)
                 if batch is None or len(batch) == self._copiers.at_once:
                     batch = open_batches[kind] = []
@@ -160,8 +161,9 @@ class Loader:
         heads: _native.SlotPart | None,
     ) -> int:
         slot = heads.theirs if heads is not None else self._pages[chunk.group].slot
+        room = 0 if short_room(chunk.place, pool) else slot.used_bytes
         try:
-            return pool.slot_address(chunk.place, slot.used_bytes)
+            return pool.slot_address(chunk.place, room)
         except ValueError as error:  # in no usable segment, or smaller than a slot
             log.info("lmkv: %s", error)
             raise _NotFound(PullResult.GONE) from None
