@@ -110,6 +110,8 @@ def type_name(kind: Any) -> str:
             return {0xFF: "u8", 0xFFFFFFFF: "u32"}.get(bounds[0].le, "u64")
         return "seconds" if base is float else type_name(base)
     origin, inner = get_origin(kind), get_args(kind)
+    if origin is typing.Union:  # something or None
+        return type_name(inner[0])
     if origin is list:
         return f"[{type_name(inner[0])}]"
     if origin is tuple:

@@ -142,8 +142,13 @@ class Fetches:
             self._locator.drain()
 
     def failed(self, peer: str) -> None:
-        """It is not named again for a while, if there are others."""
+        """Others are to be found for what it had."""
         self._locator.failed(peer)
+
+    def forgive(self) -> None:
+        """Every peer may be found: one that failed before may be there again."""
+        for peer in self._locator.avoided():
+            self._locator.worked(peer)
 
     def named(
         self, source: str, keys: Sequence[bytes] | None, first: int = 0, limit: int = 64

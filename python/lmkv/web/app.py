@@ -14,7 +14,9 @@ from lmkv.web import (
     dashboard,
     docs_page,
     errors,
+    jobs,
     lmcache,
+    lmcache_jobs,
     login,
     metrics,
     models,
@@ -61,8 +63,10 @@ def build(
     app.include_router(login.routes(tokens))
     app.include_router(operations.routes(view))  # its paths end those of instances
     app.include_router(rest.routes(view, hub))
+    app.include_router(jobs.routes(view, hub))
     if compat == "lmcache":
         app.include_router(lmcache.routes(view))
+        app.include_router(lmcache_jobs.routes(view))
 
     @app.get("/openapi.json", include_in_schema=False, dependencies=[needs("read")])
     async def description() -> dict[str, Any]:

@@ -22,10 +22,10 @@ from lmkv.core.geometry import GRANULES_A_SLOT
 from lmkv.core.messages import PullResult, Retired
 
 BATCH_BYTES = 32 << 20  # of all ranks, in one pull: a request's may wait for it
+HOLDERS = 3  # of one batch that are tried, where none is named
 STORED = 10.0  # seconds that a chunk which is being stored here is waited for
 CHECKED = 10.0  # seconds that ranks have to digest a batch
 ANNOUNCED = 5.0  # seconds that announcements have to leave
-HOLDERS = 3  # of one batch that are tried, where none is named
 READABLE, RESERVED = 1, 2  # as the table says it
 
 
@@ -105,17 +105,22 @@ class _Copy:
         present = [key for key in keys if key not in left]
         run.count(len(present), skipped="present")
         good: list[bytes] = []
+        failure: _PeerFailed | None = None
+        run.agent.fetches.forgive()
         for attempt in range(HOLDERS):
             if not left:
                 break
-            if found is None or attempt:
+            if found is None or failure is not None:
                 found = yield from self._find(left)
+            if failure is not None and not all(key in found.sources for key in left):
+                raise Failed(failure.code, failure.sentence)  # nobody else has them
             try:
                 good += yield from self._bring(left, found)
                 left = []
             except _PeerFailed as failed:
                 left = [key for key in failed.left if not table.contains(key)[0]]
                 good += failed.good
+                failure = failed
                 if run.part.source or attempt == HOLDERS - 1:
                     raise Failed(failed.code, failed.sentence) from None
                 run.agent.fetches.failed(failed.peer)

@@ -24,7 +24,7 @@ class Command(Message, tag="command"):
     `drain`, `undrain`. `arguments` are the operation's own, as text.
 
     Arguments of a job: `source`, `ttl`, `owner`, `whole` (1: every readable slot), `parts`,
-    `asked_by`.
+    `asked_by`, `command` (`Part.command`).
     """
 
     id: Name

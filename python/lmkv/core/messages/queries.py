@@ -80,6 +80,10 @@ class StatusInfo(Message, tag="status_info"):
     retired_seconds: float = 0.0  # the sum of these ages
     peer_bytes: U64 = 0  # that came from one instance to another
     versions: dict[str, U32] = {}  # instances that are not dead, by their release
+    jobs: dict[str, U32] = {}  # that are remembered, by state
+    jobs_ended: dict[str, U64] = {}  # since the controller began, by state
+    job_bytes: dict[str, U64] = {}  # that they moved or freed since then, by operation
+    pins: U32 = 0
 
 
 class Lookup(Message, tag="lookup"):
@@ -265,14 +269,15 @@ class Subscribe(Message, tag="subscribe"):
 
 
 class Event(msgspec.Struct, omit_defaults=True):
-    """`kind` is `registered`, `suspect`, `dead`, `back`, `left`, `drift`, `resync` or
-    `incompatible`."""
+    """`kind` is `registered`, `suspect`, `dead`, `back`, `left`, `drift`, `resync`,
+    `incompatible`; or `job`: its state has changed."""
 
     id: U64
     kind: str
     instance: str = ""
     text: str = ""
     age: Seconds = 0.0  # when it was sent
+    job: str = ""  # its id
 
 
 class Events(Message, tag="events"):

@@ -63,7 +63,8 @@ class Refused(Message, tag="refused"):
 
     Codes: `cluster`, `protocol`, `instance_alive`, `field`, `not_registered`, `too_large`,
     `unknown_instance`, `unknown_model`, `warming`; of commands also `unavailable`, `busy`,
-    `timeout`, `unasked`, `failed`, `unknown_request`.
+    `timeout`, `unasked`, `failed`, `unknown_request`; of jobs also `unknown_prefix`,
+    `unknown_job`, `conflict`, `ended`.
     """
 
     code: str
