@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from lmkv.agent.options import Options
 from lmkv.core.messages import Part, PinState
 
 from tests.job_cluster import CHUNK_BYTES, SLOTS, Cluster
@@ -292,3 +293,54 @@ def test_a_target_without_mover_or_room_says_so():
     part = cluster.do("copy", "b", b.keys(0, 2), name="j3")
     assert (part.code, part.reason) == ("no_room", "all 16 slots of the pool are pinned or taken")
     assert list(cluster.at_rest()) == []
+
+
+# ---------------------------------------------------------------- a request's own pin
+
+
+def test_a_request_pins_its_prompt_as_it_becomes_readable_and_again_renews_it():
+    cluster = Cluster("a")
+    a = cluster["a"]
+    a.hold(0, 1)
+    for name in ("r1", "r2"):
+        a.agent.begin(name, list(range(13)), b"", {}, Options(pin_ttl=10.0))
+        if name == "r1":
+            cluster.run(30)
+            assert [pin.chunks for pin in pins_told(cluster)] == [1]
+            a.hold(1, 3)
+        cluster.run(100)
+        [pin] = pins_told(cluster)
+        assert (pin.chunks, pin.first) == (3, a.keys(0, 1).hex())
+        a.agent.finished(name)
+    cluster.run(850)  # the first one's time is over, the second one's is not
+    assert a.agent.table.pins == 3
+    cluster.run(200)
+    assert a.agent.table.pins == 0
+    assert pins_told(cluster) == []
+
+
+def test_a_request_whose_pin_does_not_fit_runs_on_and_is_told_of_once(caplog):
+    cluster = Cluster("a", pin_share=0.1, min_tokens=1)
+    a = cluster["a"]
+    a.hold(0, 3)
+    for name in ("r1", "r2"):
+        a.agent.begin(name, list(range(13)), b"", {}, Options(pin_ttl=10.0))
+        cluster.run(30)
+        assert a.agent.match(name, 0, 13) == 12
+        a.agent.allocated(name, [], 0)
+        a.agent.finished(name)
+    assert a.pins == []
+    assert sum("pin_share = 0.1" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("value", [0, -1, "60", True, float("nan"), float("inf"), [], {}])
+def test_what_is_no_time_is_one_sentence(value):
+    options = Options.of({"lmkv": {"pin_ttl_s": value, "skip_load": True}})
+    assert (options.pin_ttl, options.skip_load) == (0.0, True)
+    assert options.wrong.startswith("pin_ttl_s = ")
+    assert "\n" not in options.wrong
+
+
+def test_a_time_is_taken_as_it_is():
+    assert Options.of({"lmkv": {"pin_ttl_s": 90}}) == Options(pin_ttl=90.0)
+    assert Options.of({"lmkv": {"pin_ttl_s": None}}) == Options()

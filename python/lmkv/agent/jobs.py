@@ -328,7 +328,7 @@ class Jobs:
                 log.exception("lmkv: the job %s did not end as it should", job.part.operation)
         job.ended = self._clock()
         job.part.state, job.part.code, job.part.reason = state, code, reason
-        self._agent.stats.count("ended_jobs", state)
+        self._agent.stats.count("jobs_ended", state)
         self._tell(job)
         self._forget()
 
