@@ -176,6 +176,23 @@ def test_a_pool_in_a_gpus_memory_is_refused_by_name():
     assert "GPU's memory" in part.reason
 
 
+def test_a_link_that_is_not_connected_yet_is_tried_again():
+    world = Compressing()
+    world.hold(0, 1)
+    tries = iter(range(100))
+
+    def connect(address: str, made: Any = world.agent.rewrites._connect) -> Any:
+        link = made(address)
+        send = link.send
+        link.send = lambda *args: next(tries) >= 3 and send(*args)
+        return link
+
+    world.agent.rewrites._connect = connect
+    assert world.do("compress", world.keys(0, 1)).state == "done"
+    assert next(tries) > 3
+    assert world.rest() == NOTHING
+
+
 def test_movers_that_cannot_say_why():
     world = Compressing()
     world.hold(0, 1)

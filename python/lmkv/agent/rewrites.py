@@ -72,12 +72,9 @@ class Rewrites:
         asked = self._asked[number] = _Asked(movers)
         until = Deadline(DEADLINE, self._clock)
         try:
-            for address in movers.values():
-                if address not in self._links:
-                    self._links[address] = self._connect(address)
-                if not self._links[address].send(message, *arrays):
-                    raise Failed("mover_down", "a mover of this instance takes no more")
+            unsent = list(movers.values())
             while len(asked.answers) < len(movers):
+                unsent = [to for to in unsent if not self._link(to).send(message, *arrays)]
                 if until.over:
                     text = f"a mover of this instance has not answered in {DEADLINE:g} s"
                     raise Failed("mover_down", text)
@@ -89,6 +86,12 @@ class Rewrites:
             asked.over = True
             self._settle(number, asked)
         return [self._frames(*asked.answers[rank]) for rank in sorted(movers)]
+
+    def _link(self, address: str) -> Link:
+        """A new one sends nothing before it is connected."""
+        if address not in self._links:
+            self._links[address] = self._connect(address)
+        return self._links[address]
 
     def _movers(self) -> dict[int, str]:
         """Addresses by rank. Raises Failed."""

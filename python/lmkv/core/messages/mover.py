@@ -103,8 +103,8 @@ class Compress(Message, tag="compress"):
 
 
 class Compressed(Message, tag="compressed"):
-    """Frames: results, granules (u8 each): `PullResult`, and how many a compressed slot takes; 0
-    where that is not fewer than the full one's."""
+    """Frames: results (u8 each, `PullResult`), granules (u8 each, that a compressed slot takes; 0
+    where that is not fewer than the full one does)."""
 
     rank: U32
     job: U64
@@ -113,8 +113,8 @@ class Compressed(Message, tag="compressed"):
 
 class Rewrite(Message, tag="rewrite"):
     """Agent -> mover: put chunks into reserved places in their other form. A place of 16 granules
-    gets the full slot, any other what `Compress` has made. Frames: keys, places and counters now,
-    places and counters to be. Answered by one `Rewritten`."""
+    gets the full slot, any other what `Compress` has made. Frames: keys, places, counters, own
+    places, own counters; the own ones are the reserved ones. Answered by one `Rewritten`."""
 
     job: U64
 
