@@ -57,7 +57,7 @@ class GpuCopiers:
     """`stream()` is the engine's current one, as vLLM's thread sees it. RuntimeError: of the
     driver, or there is no room in the GPU's memory."""
 
-    at_once = CHUNKS_AT_ONCE
+    at_once = short_at_once = CHUNKS_AT_ONCE
     apart = True
 
     def __init__(
