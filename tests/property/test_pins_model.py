@@ -17,11 +17,11 @@ from lmkv.core.messages import PinsHeld
 
 from tests.slot_tables import keys, make
 
-SLOTS, SHARE = 12, 0.5
+SLOTS, SHARE = 12, 1 / 3
 NAMES = st.sampled_from(["one", "two", "three"])
 OWNERS = st.sampled_from(["", "team", "other"])
 TTLS = st.sampled_from([0.0, 1.0, 5.0])
-SOME = st.lists(st.integers(1, 20), min_size=1, max_size=5, unique=True)
+SOME = st.lists(st.integers(1, 15), min_size=1, max_size=5, unique=True)
 
 
 class PinsMachine(RuleBasedStateMachine):
@@ -34,12 +34,14 @@ class PinsMachine(RuleBasedStateMachine):
             self.table,
             SHARE,
             "us",
-            len,
+            16,
             lambda: 7,
             self.clock,
             self.refused.append,
         )
         self.held: dict[str, tuple[set[int], str, float]] = {}  # keys, owner, end
+
+        self.store(list(range(1, 10)))
 
     def readable(self, names: list[int]) -> list[int]:
         """Or would be again: what was retired for room may come back."""
@@ -101,6 +103,7 @@ class PinsMachine(RuleBasedStateMachine):
         self.table.begin_epoch()
         self.pins.reset()
         self.held.clear()
+        self.store(list(range(1, 10)))
 
     @precondition(lambda self: self.held)
     @rule()
@@ -142,7 +145,7 @@ TestPins.settings = settings(max_examples=60, stateful_step_count=40, deadline=N
 
 def test_what_requests_want_is_bounded_in_number_and_time():
     clock, table = ManualClock(), make(SLOTS)
-    pins = Pins(table, SHARE, "us", len, lambda: 7, clock)
+    pins = Pins(table, SHARE, "us", 16, lambda: 7, clock)
     for n in range(1000):
         pins.want([keys(n + 1)], 5.0)
         pins.turn()
@@ -152,5 +155,22 @@ def test_what_requests_want_is_bounded_in_number_and_time():
     pins.turn()
     clock.advance(LOOK_EVERY)
     pins.turn()
-    assert pins._wants == []
+    assert not pins._wants
     assert len(pins) == 0
+
+
+def test_a_look_at_what_requests_want_is_short_and_none_is_passed_over(monkeypatch):
+    monkeypatch.setattr("lmkv.agent.pins.LOOKED", 4)
+    clock, table = ManualClock(), make(SLOTS)
+    pins = Pins(table, SHARE, "us", 16, lambda: 7, clock)
+    for n in range(5):
+        pins.want([keys(100 * n + i) for i in range(1, 4)], 5.0)
+    room = table.reserve(keys(401), clock())
+    assert room is not None
+    table.admit(*room)
+    looks = 0
+    while not len(pins):
+        pins.turn()
+        clock.advance(LOOK_EVERY)
+        looks += 1
+    assert looks == 3  # two of them in each

@@ -117,7 +117,7 @@ class Agent:
             self.table,
             config.pin_share,
             engine.instance,
-            self.room,
+            self.slot_bytes,
             lambda: self.epoch,
             clock,
             self._pin_refused,

@@ -299,7 +299,7 @@ class Jobs:
     def _begin(self, job: _Job) -> None:
         job.began = self._clock()
         job.part.state = "running"
-        keys = None if job.keys is None else split(job.keys)
+        keys = None if job.keys is None else [*dict.fromkeys(split(job.keys))]
         run = Run(self._agent, job.part, keys, job.arguments, self._clock, self._pace)
         job.steps = self._operations[job.part.operation].steps(run)
         self._tell(job)

@@ -1,4 +1,4 @@
-"""Jobs and pins as the instances tell of them: take() and hold() in, pages of them out.
+"""Jobs as the instances tell of them: take() in, pages of them out.
 
 Nothing here is kept that is not told again: a job is its parts, one of each instance, and a
 controller that has just begun hears of them all. `add` puts in what this controller has sent and
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from heapq import nlargest, nsmallest
+from heapq import nlargest
 
 from msgspec.structs import replace
 
@@ -26,21 +26,16 @@ from lmkv.core.messages import (
     JobsInfo,
     JobState,
     Part,
-    Pins,
-    PinsHeld,
-    PinsInfo,
-    PinState,
     Refused,
 )
 from lmkv.core.text import printable
 
 KEPT = 1024  # jobs
-PARTS = 4096  # of one
+PARTS = 1 << 16  # of all of them
 LISTED = 16  # parts of each job of a page, those that failed first
 PAGE = 250
 UNHEARD = 10.0  # seconds after which a part that nobody tells of has failed
 REASON, WORD, WORDS = 512, 64, 16  # characters of a reason and of a word; kinds of skipped chunks
-PINS = 256  # of an instance
 
 
 @dataclass
@@ -72,38 +67,27 @@ class Record:
         return self.began, self.id
 
 
-@dataclass
-class _Pins:
-    epoch: int
-    at: float
-    total: int
-    pins: list[PinState]
-
-
 class JobTable:
     def __init__(self, history: History, clock: Clock) -> None:
         self._history = history
         self._clock = clock
         self._jobs: dict[str, Record] = {}
         self._open: dict[str, Record] = {}  # those that have not ended
-        self._pins: dict[str, _Pins] = {}  # by instance
+        self._parts = 0  # of all jobs
         self.ended: Counter[str] = Counter()  # that ended here, by state
         self.bytes: Counter[str] = Counter()  # by operation
 
     def __len__(self) -> int:
         return len(self._jobs)
 
-    @property
-    def full(self) -> bool:
-        return len(self._open) >= KEPT
+    def full(self, parts: int = 1) -> bool:
+        """Whether so many more would be too many, even if all that has ended were forgotten."""
+        taken = sum(len(record.parts) for record in self._open.values())
+        return len(self._open) >= KEPT or taken + parts > PARTS
 
     @property
     def states(self) -> dict[str, int]:
         return dict(Counter(record.state for record in self._jobs.values()))
-
-    @property
-    def pins(self) -> int:
-        return sum(held.total for held in self._pins.values())
 
     def find(self, name: str) -> Record | None:
         return self._jobs.get(name)
@@ -129,36 +113,45 @@ class JobTable:
         """A job that nobody has taken, unless somebody tells of it all the same."""
         record = self._jobs.get(name)
         if record is not None and not any(told.heard for told in record.parts.values()):
-            del self._jobs[name]
-            self._open.pop(name, None)
+            self._forget(record)
 
     def _put(self, epoch: int, part: Part, heard: bool) -> None:
         now = self._clock()
         record = self._jobs.get(part.id)
         first = record is None
         if record is None:
-            if not self._room():
+            if not self._room(jobs=1):
                 return
             record = Record(part.id, part.operation, now - part.age)
             self._jobs[part.id] = self._open[part.id] = record
         old = record.parts.get(part.instance)
-        if old is None and len(record.parts) >= PARTS:
-            return
-        if old is not None and old.part.attempt == part.attempt:
+        if old is None:
+            if not self._room(parts=1, but=record):
+                return
+            self._parts += 1
+        elif old.part.attempt == part.attempt:
             self.bytes[part.operation] += max(0, part.bytes - old.part.bytes)
         record.parts[part.instance] = Told(part, epoch, now, heard)
         record.at = now
         self._judge(record, silent=first and part.state in ENDED)
 
-    def _room(self) -> bool:
-        """For one more, at the price of the one that began first of those that have ended."""
-        if len(self._jobs) < KEPT:
-            return True
-        if self.full:
-            return False
-        ended = (record for name, record in self._jobs.items() if name not in self._open)
-        del self._jobs[min(ended, key=lambda record: record.order).id]
+    def _room(self, jobs: int = 0, parts: int = 0, but: Record | None = None) -> bool:
+        """For so many more, at the price of those that began first of the ones that have ended."""
+        while len(self._jobs) + jobs > KEPT or self._parts + parts > PARTS:
+            ended = [
+                record
+                for name, record in self._jobs.items()
+                if name not in self._open and record is not but
+            ]
+            if not ended:
+                return False
+            self._forget(min(ended, key=lambda record: record.order))
         return True
+
+    def _forget(self, record: Record) -> None:
+        del self._jobs[record.id]
+        self._open.pop(record.id, None)
+        self._parts -= len(record.parts)
 
     def _judge(self, record: Record, silent: bool = False) -> None:
         """Its state now; a change is an event, but not of one that had ended before we heard."""
@@ -188,10 +181,6 @@ class JobTable:
                 if told.part.state not in ENDED:
                     self._look(record, told, instances.get(name))
             self._judge(record)
-        for name, held in list(self._pins.items()):
-            instance = instances.get(name)
-            if instance is None or instance.state == "dead" or instance.epoch != held.epoch:
-                del self._pins[name]
 
     def _look(self, record: Record, told: Told, instance: Instance | None) -> None:
         name = told.part.instance
@@ -263,27 +252,6 @@ class JobTable:
         following = page[-1].id if len(found) > limit else ""
         shown = [self.view(record, LISTED) for record in page]
         return JobsInfo(question.request, shown, following, total, self.states)
-
-    def hold(self, instance: Instance, message: PinsHeld) -> None:
-        """All pins of an instance. Raises ValueError for those of another one."""
-        if any(pin.instance != instance.name for pin in message.pins):
-            raise ValueError(f"pins: {instance.name!r} tells of those of another instance")
-        pins = message.pins[:PINS]
-        if any(len(pin.first) > WORD for pin in pins):
-            raise ValueError("first: allowed is a key in hex")
-        total = max(message.total, len(message.pins))
-        self._pins[instance.name] = _Pins(instance.epoch, self._clock(), total, pins)
-
-    def pins_page(self, question: Pins) -> PinsInfo:
-        now = self._clock()
-        mine = question.instance
-        held = [each for name, each in self._pins.items() if mine in ("", name)]
-        found = {_place(pin): _left(pin, now - each.at) for each in held for pin in each.pins}
-        limit = min(max(1, question.limit), PAGE)
-        page = nsmallest(limit + 1, (name for name in found if name > question.after))
-        following = page[limit - 1] if len(page) > limit else ""
-        total = sum(each.total for each in held)
-        return PinsInfo(question.request, [found[n] for n in page[:limit]], following, total)
 
 
 _SAID = {
@@ -367,12 +335,3 @@ def _eta(parts: Iterable[Part]) -> float:
 
 def _sum(numbers: Iterable[int]) -> int:
     return min(sum(numbers), (1 << 64) - 1)
-
-
-def _place(pin: PinState) -> str:
-    return f"{pin.instance} {pin.id}"
-
-
-def _left(pin: PinState, age: float) -> PinState:
-    """One whose time is over ends as soon as its instance says so."""
-    return replace(pin, left=max(0.001, pin.left - age)) if pin.left else pin
