@@ -156,6 +156,7 @@ class Background:
             self._replace(stuck)
         self._agent.checks.send(self._workers)
         self._agent.pins.turn()
+        self._agent.rewrites.turn()
         self._agent.jobs.turn()
         self._controllers.turn()
 
@@ -215,6 +216,7 @@ class Background:
     def leave(self) -> None:
         """Tell the controllers; waits at most half a second."""
         self._agent.jobs.close()
+        self._agent.rewrites.close()
         self._controllers.leave(self._agent.epoch)
         for link in self._workers:
             link.close()
