@@ -22,6 +22,7 @@ from lmkv.core.messages import (
     AnyMessage,
     Candidate,
     Command,
+    ConfigResult,
     Controllers,
     ControllersInfo,
     ControllerState,
@@ -142,6 +143,10 @@ class ClusterView:
         except msgspec.MsgspecError as error:
             text = f"instance {instance!r} answered {operation} with no result: {error}"
             raise Problem(502, "failed", text) from None
+
+    async def settings(self, instance: str) -> ConfigResult:
+        """That it runs with."""
+        return await self.command(instance, "config", ConfigResult)
 
     async def _wait(self, question: Message, kind: type[M], deadline: float) -> M:
         """An answer that an instance has its part in."""

@@ -1,4 +1,5 @@
-"""`/instances/NAME`: who it is, what its pool is made of, with whom it shares, what happened."""
+"""`/instances/NAME`: who it is, what its pool is made of, with whom it shares, what happened, and
+its settings."""
 
 from __future__ import annotations
 
@@ -7,12 +8,14 @@ from typing import TYPE_CHECKING
 from fastapi import Request
 from nicegui import ui
 
-from lmkv.core.messages import InstanceState
+from lmkv.core.config import as_text
+from lmkv.core.messages import ConfigResult, InstanceState
 from lmkv.core.metrics import GRANULE_STATES
+from lmkv.web.errors import Problem
 from lmkv.web.pages.frame import live
-from lmkv.web.pages.instances import state_html
+from lmkv.web.pages.instances import retired_at, state_html
 from lmkv.web.pages.overview import events_html
-from lmkv.web.pages.text import NONE, age, count, escape, instance_link, percent, table
+from lmkv.web.pages.text import NONE, age, count, escape, instance_link, percent, size, table
 
 if TYPE_CHECKING:
     from lmkv.web.pages.site import Site
@@ -46,13 +49,36 @@ def page(site: Site) -> None:
                 live("<h2>Its events</h2>")
                 events = live()
 
+            with ui.element("section").classes("panel"):
+                live("<h2>Its settings, and who set them</h2>")
+                settings = live()
+            told = _Settings(site, name)
+
             async def refresh() -> None:
                 found = await site.view.instance(name)
                 pool.content, identity.content = pool_html(found), identity_html(found)
                 causes.content, sharing.content = causes_html(found), sharing_html(found)
                 events.content = events_html(site.hub.recent(EVENTS, name), named=False)
+                settings.content = await told.html(found.epoch)
 
             await frame.keep(refresh)
+
+
+class _Settings:
+    """Asked for once a life of the instance: they do not change in it."""
+
+    def __init__(self, site: Site, name: str) -> None:
+        self._site, self._name = site, name
+        self._epoch, self._html = 0, ""
+
+    async def html(self, epoch: int) -> str:
+        if epoch != self._epoch:
+            try:
+                found = await self._site.view.settings(self._name)
+            except Problem as problem:
+                return f"<p>{escape(problem.message)}</p>"
+            self._epoch, self._html = epoch, settings_html(found)
+        return self._html
 
 
 def pool_html(found: InstanceState) -> str:
@@ -93,6 +119,8 @@ def identity_html(found: InstanceState) -> str:
         "Epoch": f"{found.epoch:016x}",
         "Heard": f"{age(found.heartbeat_age)} ago",
         "Chunks": f"{found.keys:,}",
+        "Slots retired at": retired_at(found),
+        "Pulled in 5 min": f"{size(found.bytes_in)} in, {size(found.bytes_out)} out",
         "Requests": f"{found.running} running, {found.waiting} waiting",
         "Load": f"{found.load:.2f} (1 is sixteen requests)",
     }
@@ -113,6 +141,21 @@ def causes_html(found: InstanceState) -> str:
     ]
     heads = [("Cause", "w"), ("Tokens", "n"), ("Of all", "n")]
     return table(heads, rows, "No request has ended yet.", "Tokens by cause")
+
+
+def settings_html(found: ConfigResult) -> str:
+    """What was set by somebody stands first."""
+    rows = [
+        [
+            escape(each.name),
+            f"<code>{escape(as_text(each.value))}</code>"
+            + (f" <small>{escape(each.used)}</small>" if each.used else ""),
+            escape(each.origin),
+        ]
+        for each in sorted(found.settings, key=lambda each: each.origin == "default")
+    ]
+    heads = [("Setting", "w"), ("Value", "rest"), ("From", "w")]
+    return table(heads, rows, "It tells none.", "Settings of the instance, and their origin")
 
 
 def sharing_html(found: InstanceState) -> str:

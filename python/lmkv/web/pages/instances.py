@@ -9,7 +9,17 @@ from nicegui import ui
 
 from lmkv.core.messages import INSTANCE_SORTS, Instances, InstancesInfo, InstanceState
 from lmkv.web.pages.frame import live
-from lmkv.web.pages.text import age, count, escape, instance_link, link, percent, table
+from lmkv.web.pages.text import (
+    NONE,
+    age,
+    count,
+    escape,
+    instance_link,
+    link,
+    percent,
+    size,
+    table,
+)
 
 if TYPE_CHECKING:
     from lmkv.web.pages.site import Site
@@ -21,14 +31,22 @@ HEADS = {
     "state": ("State", "w"),
     "model": ("Model", "w"),
     "fill": ("Pool filled", "n"),
-    "pinned": ("Pinned, granules", "n"),
-    "limbo": ("Limbo, granules", "n"),
-    "hit_tokens": ("Hit, tokens", "n"),
-    "miss_tokens": ("Missed, tokens", "n"),
+    "retired_age": ("Retired at", "n"),
+    "pinned": ("Pinned", "n"),
+    "limbo": ("Limbo", "n"),
+    "bytes_in": ("Pulled in", "n"),
+    "bytes_out": ("Pulled out", "n"),
+    "hit_tokens": ("Hit", "n"),
+    "miss_tokens": ("Missed", "n"),
     "load": ("Load", "n"),
-    "heartbeat_age": ("Heard, ago", "n"),
+    "heartbeat_age": ("Heard", "n"),
     "version": ("Version", "w"),
 }
+LEGEND = (
+    "Retired at: median age of slots as they were retired for room. Pinned, limbo: granules. "
+    "Pulled: bytes of the last 5 minutes, also by mapping. Hit, missed: tokens since it "
+    "registered. Heard: ago."
+)
 
 
 def page(site: Site) -> None:
@@ -84,6 +102,7 @@ def instances_html(info: InstancesInfo, question: Instances, number: int) -> str
     caption = "Instances; the heads of the columns sort them"
     return (
         table(heads, rows, empty, caption)
+        + f"<p><small>{LEGEND}</small></p>"
         + f'<nav class="pager" aria-label="Pages">{" ".join(filter(None, around))}</nav>'
     )
 
@@ -110,6 +129,11 @@ def state_html(state: str) -> str:
     return f'<span class="state {escape(state)}">{escape(state)}</span>'
 
 
+def retired_at(each: InstanceState) -> str:
+    """The median age; it is known from above."""
+    return f"≤ {age(each.retired_age)}" if each.retired_age else NONE
+
+
 def _row(each: InstanceState) -> list[str]:
     pool = each.pool_granules
     held = sum(pool.values())
@@ -118,8 +142,11 @@ def _row(each: InstanceState) -> list[str]:
         state_html(each.state),
         escape(each.model),
         percent(held - pool.get("free", 0), held),
+        retired_at(each),
         count(pool.get("pinned", 0)),
         count(pool.get("limbo", 0)),
+        size(each.bytes_in),
+        size(each.bytes_out),
         count(sum(each.hit_tokens.values())),
         count(sum(each.miss_tokens.values())),
         f"{each.load:.2f}",
