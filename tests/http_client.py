@@ -62,12 +62,12 @@ class Sent:
 
 
 class Stream:
-    """`/v1/events`, until the end of its `with`."""
+    """`/v1/events`, or those of `path`, until the end of its `with`."""
 
-    def __init__(self, url: str, query: str = "", last: str = "") -> None:
+    def __init__(self, url: str, query: str = "", last: str = "", path: str = "/v1/events") -> None:
         self._connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=DEADLINE)
         headers = {"Last-Event-ID": last} if last else {}
-        self._connection.request("GET", "/v1/events" + query, headers=headers)
+        self._connection.request("GET", path + query, headers=headers)
         self.answer = self._connection.getresponse()
         assert self.answer.status == 200, self.answer.read()
 
@@ -88,7 +88,7 @@ class Stream:
                 name, _, value = text.partition(": ")
                 fields[name] = value
             elif "data" in fields:
-                yield Sent(fields["id"], fields["event"], json.loads(fields["data"]))
+                yield Sent(fields.get("id", ""), fields["event"], json.loads(fields["data"]))
                 fields, end = {}, time.monotonic() + DEADLINE
             else:
                 fields = {}

@@ -362,5 +362,8 @@ def test_metrics_of_an_instance_by_name(web: Web, pair: tuple[Instance, Instance
 
 def test_the_page_lists_what_the_api_has(web: Web) -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "rest.md").read_text()
-    paths = {path.replace("{instance}", "NAME") for path in web.ask("/openapi.json").json["paths"]}
+    paths = {
+        path.replace("{instance}", "NAME").replace("{id}", "ID")
+        for path in web.ask("/openapi.json").json["paths"]
+    }
     assert set(re.findall(r"^\| `(?:GET|POST) ([^`?]+)", page, re.MULTILINE)) == paths

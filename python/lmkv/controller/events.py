@@ -24,13 +24,13 @@ class History:
         self._epoch = epoch
         self._clock = clock
         self._last = 0
-        self._kept: deque[tuple[int, str, str, str, float]] = deque(maxlen=KEPT)
+        self._kept: deque[tuple[int, str, str, str, float, str]] = deque(maxlen=KEPT)
         self._waiting: dict[bytes, tuple[Subscribe, float]] = {}  # and when it must be answered
         self._next = float("inf")  # the earliest of these, or now when something has happened
 
-    def add(self, kind: str, instance: str, text: str = "") -> None:
+    def add(self, kind: str, instance: str, text: str = "", job: str = "") -> None:
         self._last += 1
-        self._kept.append((self._last, kind, instance, text, self._clock()))
+        self._kept.append((self._last, kind, instance, text, self._clock(), job))
         self._next = 0.0
 
     def ask(self, connection: bytes, question: Subscribe) -> Events | None:
@@ -61,7 +61,7 @@ class History:
         first = self._kept[0][0] if self._kept else self._last + 1
         skipped = min(max(0, question.after + 1 - first), len(self._kept))
         found = [
-            Event(number, kind, instance, text, now - at)
-            for number, kind, instance, text, at in islice(self._kept, skipped, skipped + SENT)
+            Event(number, kind, instance, text, now - at, job)
+            for number, kind, instance, text, at, job in islice(self._kept, skipped, skipped + SENT)
         ]
         return Events(question.request, self._epoch, first, self._last, found)

@@ -76,6 +76,15 @@ class Placement:
     def holders(self, key: bytes) -> list[str]:
         return [self._by_number[number].name for number in self.directory.holders(key)]
 
+    def holders_of_any(self, keys: bytes) -> list[Instance]:
+        """Those that have at least one of these, by name."""
+        found: set[int] = set()
+        for i in range(0, len(keys), KEY_BYTES):
+            found.update(self.directory.holders(keys[i : i + KEY_BYTES]))
+            if len(found) == len(self._by_number):
+                break
+        return sorted((self._by_number[number] for number in found), key=lambda each: each.name)
+
     # ------------------------------------------------------------ locate
 
     def locate(

@@ -32,7 +32,7 @@ def lookup(
 ) -> LookupInfo | Refused:
     """`lora`: the hash of its adapter."""
     if registry.config.require_salt and not frames and not message.salt:
-        return _unsalted(message.request)
+        return unsalted(message.request)
     named = like(registry, message)
     if isinstance(named, Refused):
         return named
@@ -63,7 +63,7 @@ def lookup(
 
 def route(registry: Registry, message: Route, lora: bytes = b"") -> Routed | Refused:
     if registry.config.require_salt and not message.salt:
-        return _unsalted(message.request)
+        return unsalted(message.request)
     live = served(registry, message)
     if isinstance(live, Refused):
         return live
@@ -121,13 +121,27 @@ def _classes(instances: Sequence[Instance]) -> list[Register]:
 
 
 def _keys(registration: Register, tokens: list[int], salt: str, lora: bytes) -> bytes:
+    chain = _chain(registration, tokens, salt, lora)
+    return chain.keys(_of_all_tokens(registration.group_specs))
+
+
+def _chain(registration: Register, tokens: list[int], salt: str, lora: bytes) -> _native.KeyChain:
     hasher = _native.KeyHasher(
         registration.namespace, registration.group_specs, registration.chunk_tokens
     )
     items = (SALT, salt.encode()), (LORA, lora)
     chain = hasher.chain(pack((tag, value) for tag, value in items if value))
     chain.extend(tokens)
-    return chain.keys(_of_all_tokens(registration.group_specs))
+    return chain
+
+
+def keys_of_all_groups(
+    registration: Register, tokens: list[int], salt: str, lora: bytes = b""
+) -> bytes:
+    """Chunk by chunk, those of every cache group."""
+    chain = _chain(registration, tokens, salt, lora)
+    groups = [_split(chain.keys(group)) for group in range(len(registration.group_specs))]
+    return b"".join(key for chunk in zip(*groups) for key in chunk)
 
 
 def _of_all_tokens(group_specs: list[str]) -> int:
@@ -141,7 +155,7 @@ def _split(keys: bytes) -> list[bytes]:
     return [keys[i : i + wire.KEY_BYTES] for i in range(0, len(keys), wire.KEY_BYTES)]
 
 
-def _unsalted(request: int) -> Refused:
+def unsalted(request: int) -> Refused:
     text = "salt: must be the request's cache_salt here (the controller's setting require_salt)"
     return Refused("field", text, "salt", request)
 

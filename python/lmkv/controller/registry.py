@@ -18,6 +18,7 @@ from lmkv.controller.admission import unfit
 from lmkv.controller.events import History
 from lmkv.controller.flows import Flows
 from lmkv.controller.instance import Ages, Drift, Instance, add, differs, group, hosts
+from lmkv.controller.job_table import JobTable
 from lmkv.controller.peers import Peers
 from lmkv.controller.placement import Placement
 from lmkv.controller.syncs import Syncs
@@ -33,12 +34,14 @@ from lmkv.core.messages import (
     AnyMessage,
     Heartbeat,
     HeartbeatOk,
+    Job,
     Leave,
     Left,
     Locate,
     Message,
     Peer,
     PeerInfo,
+    PinsHeld,
     Probe,
     ProbeOk,
     Ranks,
@@ -70,6 +73,7 @@ class Registry:
         self.placement = Placement(clock)
         self.history = History(self.epoch, clock)
         self.flows = Flows(clock)
+        self.jobs = JobTable(self.history, clock)
         self.peers = Peers(config.peers)
         self.instances: dict[str, Instance] = {}  # by id, dead ones too
         self.drifts = 0
@@ -100,6 +104,8 @@ class Registry:
             Ranks: self._ranks,
             ProbeOk: lambda instance, message, frames: [],
             Leave: self._leave,
+            Job: self._job,
+            PinsHeld: self._pins,
         }
 
     @property
@@ -342,6 +348,14 @@ class Registry:
             self._syncs.want(instance.name, "new")
         return []
 
+    def _job(self, instance: Instance, message: Job, frames: list[bytes]) -> list[Out]:
+        self.jobs.take(instance, message.part)
+        return []
+
+    def _pins(self, instance: Instance, message: PinsHeld, frames: list[bytes]) -> list[Out]:
+        self.jobs.hold(instance, message)
+        return []
+
     def _leave(self, instance: Instance, message: Leave, frames: list[bytes]) -> list[Out]:
         self._drop(instance)
         del self.instances[instance.name]
@@ -375,6 +389,7 @@ class Registry:
         self._warm(now)
         self.placement.hot.tick()
         self._syncs.expire()
+        self.jobs.tick(self.instances)
         return out + self._start_syncs()
 
     def _age(self, instance: Instance, now: float) -> list[Out]:

@@ -19,6 +19,7 @@ import zmq
 from lmkv.controller import views
 from lmkv.controller.access import Access, reachable
 from lmkv.controller.commands import Commands
+from lmkv.controller.jobs import JobDesk
 from lmkv.controller.registry import Out, Registry, unsupported
 from lmkv.controller.texts import Texts
 from lmkv.core import wire
@@ -76,6 +77,7 @@ class Server:
             self.registry.name = f"{sockets.gethostname()}-{port}"
         self.commands = Commands(self.registry)
         self._texts = Texts(self.registry, self.commands)
+        self._jobs = JobDesk(self.registry, self.commands, self._texts)
         self._next_tick = 0.0
 
     def _listen(self, host: str, port: int, setting: str) -> tuple[zmq.Socket[bytes], int]:
@@ -174,6 +176,8 @@ class Server:
     def _state_answer(self, frames: list[bytes]) -> None:
         message, arrays = wire.decode(frames[1:])
         out = None if arrays else self._texts.hear(frames[0], message)
+        if out is None:
+            out = self._jobs.hear(frames[0], message, arrays)
         if out is None:
             out = views.ask(self.registry, frames[0], message, arrays)
         if out is None:

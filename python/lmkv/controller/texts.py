@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from typing import Union
+from typing import TypeVar, Union
 
 import msgspec
 
@@ -26,12 +26,16 @@ from lmkv.core.messages import (
     Message,
     Refused,
     Route,
+    Submit,
     TextResult,
     Unsupported,
 )
 
 DEADLINE = 10.0  # seconds that an instance may take
 Question = Union[Lookup, Route]
+Q = TypeVar("Q", bound=Union[Lookup, Route])
+Say = Callable[[Message], "list[Out]"]
+Then = Callable[[Question, bytes], "list[Out]"]
 
 
 class Texts:
@@ -49,9 +53,17 @@ class Texts:
         def say(answer: Message) -> list[Out]:
             return [(connection, answer, ())]
 
+        def then(question: Question, lora: bytes) -> list[Out]:
+            if isinstance(question, Lookup):
+                return say(prompts.lookup(self._registry, question, [], lora))
+            return say(prompts.route(self._registry, question, lora))
+
         wrong = several(message)
-        if wrong is not None:
-            return say(wrong)
+        return say(wrong) if wrong is not None else self.resolve(message, then, say)
+
+    def resolve(self, message: Question, then: Then, say: Say) -> list[Out]:
+        """`then` hears of the same question with tokens, and the hash of its LoRA; `say` of a
+        refusal."""
         instance = self._asked(message)
         if isinstance(instance, Refused):
             return say(instance)
@@ -63,7 +75,8 @@ class Texts:
             secrets.token_hex(8), "lookup_text", instance.name, arguments=arguments,
             deadline=DEADLINE,
         )  # fmt: skip
-        return self._commands.start(command, [], self._then(message, instance, say))
+        answered = self._answered(message, instance, then, say)
+        return self._commands.start(command, [], answered)
 
     def _asked(self, message: Question) -> Instance | Refused:
         """Who is asked: of those whose keys are meant."""
@@ -88,36 +101,35 @@ class Texts:
             return Refused("unavailable", text, "text", message.request)
         return min(live, key=lambda each: (each.load, each.name))
 
-    def _then(
-        self, message: Question, instance: Instance, say: Callable[[Message], list[Out]]
+    def _answered(
+        self, message: Question, instance: Instance, then: Then, say: Say
     ) -> Callable[[Answer, list[bytes]], list[Out]]:
-        def then(answer: Answer, frames: list[bytes]) -> list[Out]:
+        def answered(answer: Answer, frames: list[bytes]) -> list[Out]:
             if isinstance(answer, Unsupported):
                 text = f"text: instance {instance.name!r} is of a release that looks up tokens only"
                 return say(Refused("unavailable", text, "text", message.request))
             if isinstance(answer, Refused):
                 return say(msgspec.structs.replace(answer, request=message.request))
             try:
-                return say(self._answer(message, answer, frames))
+                return then(*_read(message, answer, frames))
             except (ValueError, msgspec.MsgspecError) as error:
                 text = f"instance {instance.name!r} answered lookup_text with no result: {error}"
                 return say(Refused("failed", text, request=message.request))
 
-        return then
-
-    def _answer(self, message: Question, done: Done, frames: list[bytes]) -> Message:
-        result = msgspec.msgpack.decode(done.result, type=TextResult)
-        tokens = message.tokens
-        if frames:
-            wire.counts(frames, 4, limit=len(frames[0]))
-            tokens = list(memoryview(frames[0]).cast("I"))
-        question = msgspec.structs.replace(message, tokens=tokens)
-        if isinstance(question, Lookup):
-            return prompts.lookup(self._registry, question, [], result.lora)
-        return prompts.route(self._registry, question, result.lora)
+        return answered
 
 
-def several(message: Question) -> Refused | None:
+def _read(message: Q, done: Done, frames: list[bytes]) -> tuple[Q, bytes]:
+    """The question with its tokens, and its LoRA's hash. Raises ValueError, MsgspecError."""
+    result = msgspec.msgpack.decode(done.result, type=TextResult)
+    tokens = message.tokens
+    if frames:
+        wire.counts(frames, 4, limit=len(frames[0]))
+        tokens = list(memoryview(frames[0]).cast("I"))
+    return msgspec.structs.replace(message, tokens=tokens), result.lora
+
+
+def several(message: Question | Submit) -> Refused | None:
     """What is wrong where a prompt is given in more than one form."""
     given = [name for name in ("tokens", "text", "messages") if getattr(message, name)]
     if len(given) < 2:

@@ -14,6 +14,7 @@ from lmkv.web import (
     dashboard,
     docs_page,
     errors,
+    jobs,
     lmcache,
     login,
     metrics,
@@ -61,6 +62,7 @@ def build(
     app.include_router(login.routes(tokens))
     app.include_router(operations.routes(view))  # its paths end those of instances
     app.include_router(rest.routes(view, hub))
+    app.include_router(jobs.routes(view, hub))
     if compat == "lmcache":
         app.include_router(lmcache.routes(view))
 

@@ -137,17 +137,29 @@ def _by_browser(scope: Scope) -> bool:
 
 def needs(scope: str) -> Any:
     """A dependency: 403 unless the caller has this scope, or one that includes it."""
-    level = SCOPES.index(scope)
 
     def check(request: Request, _: object = Security(bearer)) -> None:
-        grant = request.scope.get(GRANT)
-        if grant is None or SCOPES.index(grant.scope) < level:
-            has = grant.scope if grant else "none"
-            text = f"authorization: this takes a token of scope {scope}, this one's is {has}"
-            raise Problem(403, "forbidden", text, "authorization")
+        require(request, scope)
 
     check.scope = scope  # type: ignore[attr-defined]
     return Depends(check)
+
+
+def require(request: Request, scope: str) -> None:
+    """The same within a route, where it depends on what is asked. Raises Problem."""
+    grant = request.scope.get(GRANT)
+    if grant is None or SCOPES.index(grant.scope) < SCOPES.index(scope):
+        has = grant.scope if grant else "none"
+        text = f"authorization: this takes a token of scope {scope}, this one's is {has}"
+        raise Problem(403, "forbidden", text, "authorization")
+
+
+def asker(request: Request) -> str:
+    """Who asks, for people: the token's name, or where there are none the host."""
+    grant = request.scope.get(GRANT)
+    if grant is not None and grant.name:
+        return str(grant.name)
+    return request.client.host if request.client else ""
 
 
 def scopes(app: FastAPI) -> dict[tuple[str, str], str]:

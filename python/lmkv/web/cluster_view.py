@@ -20,6 +20,7 @@ from lmkv.core.cluster import DEADLINE, Roll
 from lmkv.core.keyfiles import ClientKeys
 from lmkv.core.messages import (
     AnyMessage,
+    AskJob,
     Candidate,
     Command,
     ConfigResult,
@@ -33,9 +34,15 @@ from lmkv.core.messages import (
     Instances,
     InstancesInfo,
     InstanceState,
+    JobInfo,
+    Jobs,
+    JobsInfo,
+    JobState,
     Lookup,
     LookupInfo,
     Message,
+    Pins,
+    PinsInfo,
     Prefixes,
     PrefixesInfo,
     Refused,
@@ -43,6 +50,7 @@ from lmkv.core.messages import (
     Routed,
     Status,
     StatusInfo,
+    Submit,
     Subscribe,
     Unsupported,
 )
@@ -55,6 +63,7 @@ HEALTH_DEADLINE = 1.0
 COMMAND_DEADLINE = 10.0
 COMMANDS = 32  # at once, so that other questions have room
 TEXTS = 8  # lookups of text at once: an instance takes 16 commands
+JOB_DEADLINE = 10.0  # seconds in which instances take a job
 SPARE = 1.0  # seconds that an answer which waits may take beyond its wait
 
 
@@ -110,18 +119,43 @@ class ClusterView:
         asked = [self._prompt(question, Routed) for question in questions]
         return [answer.candidates for answer in await asyncio.gather(*asked)]
 
+    async def submit(self, question: Submit, keys: Sequence[str] = ()) -> JobInfo:
+        """The job as soon as its instances have taken it."""
+        await self._check_size(question)
+        arrays = [b"".join(map(bytes.fromhex, keys))] if keys else []
+        if question.text or question.messages or question.lora:
+            return await self._by_instance(question, JobInfo, COMMAND_DEADLINE + JOB_DEADLINE)
+        return await self._wait(question, JobInfo, JOB_DEADLINE, *arrays)
+
+    async def job(self, name: str, action: str = "") -> JobState:
+        """As it is, or as it is after `cancel` or `retry`."""
+        question = AskJob(0, name, action)
+        if not action:
+            return (await self._ask(question, JobInfo)).job
+        return (await self._wait(question, JobInfo, JOB_DEADLINE)).job
+
+    async def jobs(self, question: Jobs) -> JobsInfo:
+        return await self._ask(question, JobsInfo)
+
+    async def pins(self, question: Pins) -> PinsInfo:
+        return await self._ask(question, PinsInfo)
+
     async def _prompt(self, question: Lookup | Route, kind: type[M], *arrays: bytes) -> M:
         """An instance has its part where it is not tokens."""
         await self._check_size(question)
         if arrays or not (question.text or question.messages or question.lora):
             return await self._ask(question, kind, *arrays)
+        return await self._by_instance(question, kind, COMMAND_DEADLINE)
+
+    async def _by_instance(self, question: Message, kind: type[M], deadline: float) -> M:
+        """A few at a time, of those whose text an instance makes tokens of."""
         try:
             await asyncio.wait_for(self._texts.acquire(), COMMAND_DEADLINE)
         except asyncio.TimeoutError:
             text = f"{TEXTS} lookups of text wait for instances, which is the most: try again later"
             raise Problem(429, "busy", text) from None
         try:
-            return await self._ask(question, kind, deadline=COMMAND_DEADLINE + SPARE)
+            return await self._ask(question, kind, deadline=deadline + SPARE)
         finally:
             self._texts.release()
 
@@ -148,14 +182,14 @@ class ClusterView:
         """That it runs with."""
         return await self.command(instance, "config", ConfigResult)
 
-    async def _wait(self, question: Message, kind: type[M], deadline: float) -> M:
+    async def _wait(self, question: Message, kind: type[M], deadline: float, *arrays: bytes) -> M:
         """An answer that an instance has its part in."""
         if self._commands >= COMMANDS:
             text = f"{COMMANDS} requests wait for instances, which is the most: try again later"
             raise Problem(429, "busy", text)
         self._commands += 1
         try:
-            return await self._ask(question, kind, deadline=deadline + SPARE)
+            return await self._ask(question, kind, *arrays, deadline=deadline + SPARE)
         finally:
             self._commands -= 1
 

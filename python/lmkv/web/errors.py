@@ -22,10 +22,17 @@ STATUSES = {
     "unknown_instance": 404,
     "unknown_model": 404,
     "unknown_request": 404,
+    "unknown_prefix": 404,
+    "unknown_job": 404,
     "unavailable": 409,
+    "conflict": 409,
+    "ended": 409,
+    "incompatible": 409,
     "too_large": 413,
     "busy": 429,
+    "unsupported": 501,
     "failed": 502,
+    "warming": 503,
     "timeout": 504,
 }
 RETRY = {"Retry-After": "1"}

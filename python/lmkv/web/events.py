@@ -13,6 +13,7 @@ import json
 import re
 from collections import deque
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from itertools import islice
 
 from lmkv.core.client import Unreachable
@@ -80,6 +81,15 @@ class Hub:
         mine = (kept for kept in newest if instance in ("", kept[0].instance))
         return list(islice(mine, count))
 
+    async def wait(self, seconds: float) -> None:
+        """Until something has happened, or so long."""
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._news.wait(), seconds)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
     def close(self) -> None:
         """All streams end."""
         self._closed = True
@@ -129,13 +139,15 @@ class Hub:
         return self._kept[0][0] if self._kept else self._last + 1
 
     def _greet(self, kind: str, after: int) -> str:
-        return self._format(after, kind, "", "", 0.0)
+        return self._format(after, Event(0, kind), 0.0)
 
     def _text(self, kept: tuple[int, Event, float]) -> str:
         number, event, at = kept
         age = self._clock() - at
-        return self._format(number, event.kind, event.instance, event.text, age)
+        return self._format(number, event, age)
 
-    def _format(self, number: int, kind: str, instance: str, text: str, age: float) -> str:
-        data = {"kind": kind, "instance": instance, "text": text, "age": round(age, 3)}
-        return f"id: {self._epoch:016x}-{number}\nevent: {kind}\ndata: {json.dumps(data)}\n\n"
+    def _format(self, number: int, event: Event, age: float) -> str:
+        names = ("kind", "instance", "text", "job") if event.job else ("kind", "instance", "text")
+        data = {name: getattr(event, name) for name in names} | {"age": round(age, 3)}
+        head = f"id: {self._epoch:016x}-{number}\nevent: {event.kind}"
+        return f"{head}\ndata: {json.dumps(data)}\n\n"

@@ -171,6 +171,7 @@ class Event(Answer):
     instance: str
     text: str
     age: float = Field(description="seconds, when it was sent")
+    job: str = Field(default="", description="its id, where kind is job")
 
 
 class Health(Answer):

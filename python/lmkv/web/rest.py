@@ -93,7 +93,7 @@ def routes(view: ClusterView, hub: Hub) -> APIRouter:
     @router.get(
         "/events",
         summary="Server-sent events: registered, suspect, dead, back, left, drift, resync, "
-        "incompatible; reset: what follows is not what you had",
+        "incompatible, job; reset: what follows is not what you had",
         response_class=StreamingResponse,
         responses={200: {"content": {"text/event-stream": {}}, "model": models.Event}},
     )
@@ -107,7 +107,7 @@ def routes(view: ClusterView, hub: Hub) -> APIRouter:
 
     @router.post("/lookup", summary="Who holds a prompt, chunk by chunk", responses=UNANSWERED)
     async def lookup(body: models.Lookup) -> models.Found:
-        _one_form(body, "", ["keys"] if body.keys else [])
+        one_form(body, "", ["keys"] if body.keys else [])
         question = messages.Lookup(
             tokens=body.tokens,
             text=body.text,
@@ -130,7 +130,8 @@ def routes(view: ClusterView, hub: Hub) -> APIRouter:
             text = f"{given[0]}: {given[0]} and prompts exclude each other"
             raise Problem(400, "field", text, given[0])
         for i, prompt in enumerate(prompts):
-            _one_form(prompt, "" if body.prompts is None else f"prompts.{i}.", [], least=0)
+            before = "" if body.prompts is None else f"prompts.{i}."
+            one_form(prompt, before, [], 0, "tokens, text or messages")
         asked = [
             messages.Route(
                 tokens=prompt.tokens,
@@ -151,13 +152,19 @@ def routes(view: ClusterView, hub: Hub) -> APIRouter:
     return router
 
 
-def _one_form(prompt: models.Prompt, before: str, more: list[str], least: int = 1) -> None:
+def one_form(
+    prompt: models.Prompt,
+    before: str,
+    more: list[str],
+    least: int = 1,
+    words: str = "tokens, text, messages or keys",
+) -> None:
+    """Raises Problem unless a prompt is given once; `more` are forms beside those of `Prompt`."""
     given = prompt.given() + more
     if least <= len(given) <= 1:
         return
     field = before + (given[1] if given else "tokens")
-    text = f"{field}: a prompt is given once, as tokens, text, messages"
-    raise Problem(400, "field", text + (" or keys" if least else ""), field)
+    raise Problem(400, "field", f"{field}: a prompt is given once, as {words}", field)
 
 
 def _candidates(found: list[messages.Candidate]) -> models.Candidates:
