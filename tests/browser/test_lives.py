@@ -28,7 +28,7 @@ def test_a_controller_that_hangs_is_told_and_forgotten(browser: Any) -> None:
             tab.see("No drift")
             web.process.send_signal(signal.SIGSTOP)
             tab.see(SILENT)
-            for path in ("/", "/instances", "/instances/a", "/lookup", "/flow"):
+            for path in ("/", "/instances", "/instances/a", "/lookup", "/jobs", "/pins", "/flow"):
                 assert web.ask(path, Accept="text/html").status == 200
             web.process.send_signal(signal.SIGCONT)
             tab.page.get_by_text(SILENT).wait_for(state="detached")

@@ -3,24 +3,32 @@ its settings."""
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from fastapi import Request
-from nicegui import ui
+from nicegui import background_tasks, ui
 
+from lmkv.core.client import Unreachable
 from lmkv.core.config import as_text
-from lmkv.core.messages import ConfigResult, InstanceState
+from lmkv.core.messages import ConfigResult, InstanceState, Pins
 from lmkv.core.metrics import GRANULE_STATES
+from lmkv.core.tokens import OPERATE
 from lmkv.web.errors import Problem
+from lmkv.web.pages import commands
+from lmkv.web.pages.acts import ON_INSTANCE
+from lmkv.web.pages.dialog import Doing, Target
 from lmkv.web.pages.frame import live
 from lmkv.web.pages.instances import retired_at, state_html
 from lmkv.web.pages.overview import events_html
+from lmkv.web.pages.pins import pins_html
 from lmkv.web.pages.text import NONE, age, count, escape, instance_link, percent, size, table
 
 if TYPE_CHECKING:
     from lmkv.web.pages.site import Site
 
 EVENTS = 20
+PINS = 20
 COLOURS = dict(
     zip(GRANULE_STATES, ("transparent", "#e0a13c", "#2aa198", "#9b7fd4", "#8d8d8d", "#d9534f"))
 )
@@ -30,7 +38,12 @@ def page(site: Site) -> None:
     @ui.page("/instances/{name:path}")
     async def instance(request: Request, name: str) -> None:
         with site.frame(request, name) as frame:
-            live(f"<h1>{escape(name)}</h1>")
+            live(f"<h1>{escape(name)}</h1>").classes("bare")
+            doing = Doing(site, frame, request)
+            if frame.may(OPERATE):
+                doing.bar(ON_INSTANCE, Target.whole(name))
+            line = shlex.join(["lmkv", "describe", "instance", name])
+            live(commands.line_html(line))
             with ui.element("div").classes("split"):
                 with ui.element("section").classes("panel"):
                     live("<h2>Pool</h2>")
@@ -46,39 +59,51 @@ def page(site: Site) -> None:
                     live("<h2>Sharing</h2>")
                     sharing = live()
             with ui.element("section").classes("panel"):
+                live("<h2>Its pins</h2>")
+                pins = live()
+            with ui.element("section").classes("panel"):
                 live("<h2>Its events</h2>")
                 events = live()
 
             with ui.element("section").classes("panel"):
                 live("<h2>Its settings, and who set them</h2>")
                 settings = live()
-            told = _Settings(site, name)
+            told = _Settings(site, name, settings)
 
             async def refresh() -> None:
                 found = await site.view.instance(name)
                 pool.content, identity.content = pool_html(found), identity_html(found)
                 causes.content, sharing.content = causes_html(found), sharing_html(found)
                 events.content = events_html(site.hub.recent(EVENTS, name), named=False)
-                settings.content = await told.html(found.epoch)
+                held = Pins(instance=name, limit=PINS)
+                pins.content = pins_html(await site.view.pins(held), held, may=False)
+                told.of(found.epoch)
 
             await frame.keep(refresh)
 
 
 class _Settings:
-    """Asked for once a life of the instance: they do not change in it."""
+    """Asked for once a life of the instance: they do not change in it. That takes as long as it
+    takes, and holds up nothing else."""
 
-    def __init__(self, site: Site, name: str) -> None:
-        self._site, self._name = site, name
-        self._epoch, self._html = 0, ""
+    def __init__(self, site: Site, name: str, shown: ui.html) -> None:
+        self._site, self._name, self._shown = site, name, shown
+        self._epoch = 0
 
-    async def html(self, epoch: int) -> str:
+    def of(self, epoch: int) -> None:
         if epoch != self._epoch:
-            try:
-                found = await self._site.view.settings(self._name)
-            except Problem as problem:
-                return f"<p>{escape(problem.message)}</p>"
-            self._epoch, self._html = epoch, settings_html(found)
-        return self._html
+            self._epoch = epoch
+            background_tasks.create(self._ask())
+
+    async def _ask(self) -> None:
+        try:
+            html = settings_html(await self._site.view.settings(self._name))
+        except Problem as problem:
+            html = f"<p>{escape(problem.message)}</p>"
+        except Unreachable:
+            self._epoch = 0  # asked again when the page is
+            return
+        self._shown.content = html
 
 
 def pool_html(found: InstanceState) -> str:

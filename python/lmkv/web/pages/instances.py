@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from fastapi import Request
 from nicegui import ui
 
 from lmkv.core.messages import INSTANCE_SORTS, Instances, InstancesInfo, InstanceState
+from lmkv.core.tokens import ADMIN
+from lmkv.web.pages.dialog import Doing, Target
 from lmkv.web.pages.frame import live
 from lmkv.web.pages.text import (
     NONE,
+    act_button,
     age,
     count,
     escape,
@@ -69,6 +73,14 @@ def page(site: Site) -> None:
             live("<h1>Instances</h1>" + _form(text, sort, desc)).classes("bare")
             with ui.element("section").classes("panel"):
                 shown = live()
+            doing = Doing(site, frame, request)
+            if frame.may(ADMIN):
+                doing.bar(("clear",), Target.whole(), "Clear the cluster")
+
+            async def act(told: Mapping[str, str]) -> None:
+                doing.choose(told.get("instance", ""))
+
+            frame.acted(act)
 
             async def refresh() -> None:
                 info = await site.view.instances(question)
@@ -93,6 +105,7 @@ def instances_html(info: InstancesInfo, question: Instances, number: int) -> str
     rows = [_row(each) for each in info.instances]
     empty = "No instance is like that." if question.filter else "No instance has registered yet."
     heads = [(_head(sort, question), kind) for sort, (_, kind) in HEADS.items()]
+    heads.append(('<span class="unseen">Do</span>', "w"))
     pages = max(1, -(-info.total // PAGE))
     around = [
         _place("Previous", min(number - 1, pages), question) if number > 1 else "",
@@ -152,4 +165,5 @@ def _row(each: InstanceState) -> list[str]:
         f"{each.load:.2f}",
         age(each.heartbeat_age),
         escape(each.version),
+        act_button("⋯", f"Do with {each.instance}", instance=each.instance),
     ]
