@@ -32,7 +32,9 @@ from typing_extensions import Self
 
 from tests.contract.test_controller import BEAT, Controller, Instance
 from tests.stub_instance import StubInstance
+from tests.web import TOKENS, Web, prompt_keys
 
+KEYS = prompt_keys(TOKENS)  # two chunks
 WHOLE = 8  # chunks of everything that it has
 CHUNK_BYTES = 1000
 
@@ -85,6 +87,11 @@ class Worker:
                 assert reserved is not None
                 link.stub.table.admit(*reserved)
                 link.tell(*link.stub.changes())
+
+    def lose(self, number: int) -> None:
+        """That controller is no concern of its any more."""
+        with self._lock:
+            self.links.pop(number).__exit__()
 
     def hold(self) -> None:
         self._go.clear()
@@ -214,3 +221,9 @@ class Worker:
         for link in links:
             held = PinsHeld(self.epoch, list(self.pins.values()), len(self.pins))
             link.tell((held, ()))
+
+
+def holders(web: Web) -> list[str]:
+    """Of `KEYS`."""
+    answer = web.ask("/v1/lookup", {"keys": [KEYS[:16].hex(), KEYS[16:].hex()]})
+    return sorted({name for names in answer.json["holders"] for name in names})

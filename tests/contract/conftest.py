@@ -9,6 +9,7 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.contract.test_controller import Instance
+    from tests.scripted_jobs import Worker
     from tests.web import Web
 
 
@@ -26,3 +27,27 @@ def pair(web: Web) -> Iterator[tuple[Instance, Instance]]:
 
     with pair_at(web) as both:
         yield both
+
+
+@pytest.fixture
+def a(web: Web) -> Iterator[Worker]:
+    """Takes jobs, and holds `KEYS`."""
+    from tests.contract.test_controller import until
+    from tests.scripted_jobs import KEYS, Worker, holders
+
+    with Worker("a", [web], 1) as worker:
+        worker.store(KEYS)
+        until(lambda: holders(web) == ["a"])
+        yield worker
+
+
+@pytest.fixture
+def b(web: Web) -> Iterator[Worker]:
+    """Takes jobs, and holds nothing."""
+    from tests.contract.test_controller import until
+    from tests.scripted_jobs import Worker
+    from tests.stub_instance import HOST_B
+
+    with Worker("b", [web], 2, host=HOST_B) as worker:
+        until(lambda: web.ask("/v1/instances/b").json.get("state") == "live")
+        yield worker

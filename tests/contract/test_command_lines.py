@@ -23,7 +23,7 @@ from tests.contract.test_controllers import knows
 from tests.stub_instance import HOST_B, NAMESPACE, StubInstance, keys
 from tests.web import TOKENS, Web, leave, prompt_keys, store
 
-CHANGING = {"uptime", "heartbeat_age", "lag", "time", "age"}
+CHANGING = {"uptime", "heartbeat_age", "lag", "time", "age", "ended_age", "rate"}
 
 
 @pytest.fixture

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from tests.contract.test_controller import Instance
-from tests.stub_instance import NAMESPACE, StubInstance
+from tests.contract.test_controller import Instance, until
+from tests.scripted_jobs import KEYS, Worker, holders
+from tests.stub_instance import HOST_B, NAMESPACE, StubInstance
 from tests.web import TOKENS, Web, lasting, leave, prompt_keys, store
 
 SHAPES = json.loads((Path(__file__).parents[1] / "golden" / "lmcache.json").read_text())
 PATHS = SHAPES["paths"]
-LATER = ["/pin", "/clear", "/compress", "/decompress", "/move", "/check_finish"]
+OPERATIONS = ["/pin", "/clear", "/compress", "/decompress", "/move"]
 DOCUMENTED = {
     "/lookup": {"tokens": TOKENS},
     "/health": {"instance_id": "a"},
@@ -78,7 +79,7 @@ def test_the_requests_are_what_lmcache_takes() -> None:
         assert all(fits(body[name], takes[name]["type"]) for name in body), path
 
 
-@pytest.mark.parametrize("path", [path for path in DOCUMENTED if path not in LATER])
+@pytest.mark.parametrize("path", [p for p in DOCUMENTED if p not in (*OPERATIONS, "/check_finish")])
 def test_answers_have_lmcaches_shapes(web: Web, pair: tuple[Instance, Instance], path: str) -> None:
     store(pair[0], prompt_keys(TOKENS))
     answer = web.ask(path, DOCUMENTED[path])
@@ -113,12 +114,58 @@ def test_what_they_say(web: Web, pair: tuple[Instance, Instance]) -> None:
         leave(other)
 
 
-@pytest.mark.parametrize("path", LATER)
-def test_what_is_not_built_says_so(web: Web, path: str) -> None:
+@pytest.fixture
+def workers(web: Web) -> Iterator[tuple[Worker, Worker]]:
+    """`a`, which holds the prompt, and `b`."""
+    with Worker("a", [web], 1) as a, Worker("b", [web], 2, host=HOST_B) as b:
+        a.store(KEYS)
+        until(lambda: holders(web) == ["a"])
+        until(lambda: web.ask("/v1/instances/b").json["state"] == "live")
+        yield a, b
+
+
+def finished(web: Web, event: str) -> str:
+    """What `/check_finish` says at the end."""
+    seen = ""
+
+    def over() -> bool:
+        nonlocal seen
+        seen = web.ask("/check_finish", {"event_id": event}).json["status"]
+        return seen not in ("pending", "running")
+
+    until(over)
+    return seen
+
+
+@pytest.mark.parametrize("path", OPERATIONS)
+def test_an_operation_is_a_job(web: Web, workers: tuple[Worker, Worker], path: str) -> None:
     answer = web.ask(path, DOCUMENTED[path])
-    assert answer.status == 501
-    assert path in answer.json["detail"] and "yet" in answer.json["detail"]
-    assert web.ask(path, {}).status == 422
+    assert answer.status == 200, answer
+    assert has(answer.json, PATHS[path]["gives"]), answer.json
+    assert answer.json["num_tokens"] == 32
+    done = web.ask("/check_finish", {"event_id": answer.json["event_id"]})
+    assert has(done.json, PATHS["/check_finish"]["gives"])
+    assert finished(web, answer.json["event_id"]) == "finished"
+    job = web.ask(f"/v1/jobs/{answer.json['event_id']}").json
+    operation = {"/move": "copy"}.get(path, path[1:])
+    assert (job["operation"], job["state"]) == (operation, "done")
+    where = "b" if path == "/move" else "a"
+    assert [part["instance"] for part in job["parts"]] == [where]
+
+
+def test_what_they_do(web: Web, workers: tuple[Worker, Worker]) -> None:
+    a, b = workers
+    event = web.ask("/pin", DOCUMENTED["/pin"]).json["event_id"]
+    assert (a.commands[-1].arguments["owner"], a.keys[event]) == ("lmcache", KEYS)
+    event = web.ask("/clear", DOCUMENTED["/clear"]).json["event_id"]
+    assert a.commands[-1].arguments["whole"] == "1" and a.keys[event] == b""
+    whole = {**DOCUMENTED["/move"], "should_copy": False, "tokens": None}
+    event = web.ask("/move", whole).json["event_id"]
+    sent = b.commands[-1]
+    assert (sent.operation, sent.arguments["source"], sent.arguments["whole"]) == ("move", "a", "1")
+    a.fails = "no_room", "there is none"
+    event = web.ask("/pin", DOCUMENTED["/pin"]).json["event_id"]
+    assert finished(web, event) == "failed"
 
 
 @pytest.mark.parametrize(
@@ -135,6 +182,26 @@ def test_what_is_not_built_says_so(web: Web, path: str) -> None:
         ("/lookup", {"tokens": "x"}, 422, "list"),
         ("/lookup", {}, 422, "tokens"),
         ("/lookup", b"{", 422, "json"),
+        ("/pin", {**DOCUMENTED["/pin"], "tokens": [7] * 32}, 404, "no instance holds a chunk"),
+        ("/pin", {**DOCUMENTED["/pin"], "tokens": []}, 400, "tokens"),
+        ("/pin", {**DOCUMENTED["/pin"], "instance_id": "nobody"}, 404, "'nobody' is not known"),
+        ("/pin", {**DOCUMENTED["/pin"], "location": "LocalDiskBackend"}, 400, "LocalCPUBackend"),
+        (
+            "/move",
+            {**DOCUMENTED["/move"], "new_position": ["a", "LocalCPUBackend"]},
+            400,
+            "'a' is where it goes",
+        ),
+        (
+            "/move",
+            {**DOCUMENTED["/move"], "new_position": ["nobody", "LocalCPUBackend"]},
+            404,
+            "'nobody' is not known",
+        ),
+        ("/move", {**DOCUMENTED["/move"], "old_position": ["a"]}, 422, "old_position"),
+        ("/compress", {"instance_id": "a"}, 422, "method"),
+        ("/check_finish", {"event_id": "Move1"}, 404, "job 'move1' is not known"),
+        ("/check_finish", {"event_id": ""}, 422, "event_id"),
     ],
     ids=lambda value: str(value)[:40],
 )

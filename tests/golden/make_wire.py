@@ -111,7 +111,8 @@ def type_name(kind: Any) -> str:
         return "seconds" if base is float else type_name(base)
     origin, inner = get_origin(kind), get_args(kind)
     if origin is typing.Union:
-        return " or ".join(map(type_name, inner))
+        named = [each for each in inner if each is not type(None) or len(inner) > 2]
+        return " or ".join(map(type_name, named))
     if origin is list:
         return f"[{type_name(inner[0])}]"
     if origin is tuple:

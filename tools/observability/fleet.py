@@ -189,6 +189,43 @@ POOL = Row(
     ),
 )
 
+JOBS = Row(
+    "Jobs",
+    (
+        Panel(
+            "Jobs that run and wait",
+            "Copies, moves, pins and the like that operators asked for and that have not ended.",
+            (Query('max by (state) (lmkv_jobs{state=~"queued|running"})', "{{state}}"),),
+            stacked=True,
+        ),
+        Panel(
+            "Jobs that ended",
+            "By how they ended. `lmkv jobs list --state failed` has the reasons.",
+            (
+                Query(
+                    "max by (state) (increase(lmkv_jobs_ended_total[$__rate_interval]))",
+                    "{{state}}",
+                ),
+            ),
+            stacked=True,
+        ),
+        Panel(
+            "Bytes of jobs",
+            "What jobs pull, write and free, in all ranks; copies and moves keep to"
+            " job_bytes_per_second of each instance.",
+            (Query(_rate("lmkv_job_bytes_total", "operation"), "{{operation}}"),),
+            unit="Bps",
+            stacked=True,
+        ),
+        Panel(
+            "Pins",
+            "Pins that instances hold. What is pinned is not retired for room: see the pools' state"
+            " pinned.",
+            (Query("max(lmkv_pins)", "pins"),),
+        ),
+    ),
+)
+
 CONTROLLERS = Row(
     "Controllers",
     (
@@ -260,5 +297,5 @@ FLEET = Dashboard(
     "lmkv-fleet",
     "lmkv / fleet",
     "Who shares what, and whether the controllers and all instances are well.",
-    (HEALTH, HITS, POOL, CONTROLLERS),
+    (HEALTH, HITS, POOL, JOBS, CONTROLLERS),
 )

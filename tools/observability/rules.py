@@ -119,6 +119,16 @@ RULES = (
         "keys.md",
     ),
     Rule(
+        "LmkvJobsFailed",
+        'max(increase(lmkv_jobs_ended_total{state="failed"}[15m])) > 0',
+        "0m",
+        "warning",
+        "Jobs of operators failed",
+        "`lmkv jobs list --state failed` has each with its reason. What failed has given back its"
+        " pins and slots; `lmkv jobs retry` begins it anew.",
+        "operate.md",
+    ),
+    Rule(
         "LmkvSyncBacklog",
         "lmkv_syncs_waiting > 0",
         "10m",

@@ -23,12 +23,16 @@ from lmkv.agent.commands import Commands
 from lmkv.agent.controllers import Controllers
 from lmkv.agent.ended import Ended
 from lmkv.agent.engine import Engine
+from lmkv.agent.fetches import Fetches
 from lmkv.agent.gauges import Gauges
 from lmkv.agent.group_reader import GroupReader
+from lmkv.agent.jobs import Jobs
 from lmkv.agent.kv_events import Describe, KvEvents
 from lmkv.agent.links import Link
 from lmkv.agent.locator import Locator
+from lmkv.agent.operations import OPERATIONS
 from lmkv.agent.options import Options
+from lmkv.agent.pins import Pins
 from lmkv.agent.pulls import Job, Pulls
 from lmkv.agent.rates import Rates
 from lmkv.agent.reader import NULL_BLOCK, Reader
@@ -36,13 +40,15 @@ from lmkv.agent.refusals import Refusals
 from lmkv.agent.request import Phase, RequestState
 from lmkv.agent.resolve import Addresses
 from lmkv.agent.settings import handler as config_handler
+from lmkv.agent.slots import Slots
 from lmkv.agent.stats import Stats
 from lmkv.agent.stores import Stores
 from lmkv.agent.streams import Streams
 from lmkv.agent.texts import Texts
 from lmkv.agent.transfers import Transfers
-from lmkv.core import geometry, identity
+from lmkv.core import geometry, identity, wire
 from lmkv.core.config import InstanceConfig
+from lmkv.core.geometry import GRANULES_A_SLOT
 from lmkv.core.messages import PROTOCOL_MAX, PROTOCOL_MIN, Attach, RankInfo, Register
 from lmkv.core.steps import SKIPPED, Load, LoadResult, StepPlan, Store
 
@@ -92,8 +98,11 @@ class Agent:
 
         to_ranks = refusing(ranks or connect)
 
+        self.instance, self.cluster = engine.instance, config.cluster
+        self.groups = len(engine.groups)
         self.epoch = identity.new_epoch()
         self._isolation = ""
+        self.slot_bytes = max(group.payload_bytes for group in engine.groups)
         self.segment_slots = engine.segment_slots
         self.table = _native.SlotTable(
             engine.slots, engine.segment_slots, config.retired_share, tier=engine.ranks[0].info.tier
@@ -103,8 +112,19 @@ class Agent:
         self.data_version = 0
         self._info_lock = threading.Lock()
         listener = self.events.changed if self.events is not None else None
+        self.jobs = Jobs(self, OPERATIONS, config.job_bytes_per_second, clock)
+        self.pins = Pins(
+            self.table,
+            config.pin_share,
+            engine.instance,
+            self.room,
+            lambda: self.epoch,
+            clock,
+            self._pin_refused,
+        )
+        news = [self.jobs.news, self.pins.news]
         self.streams = Streams(
-            self.table, self.registration, self.stats, clock, self.refuse, listener
+            self.table, self.registration, self.stats, clock, self.refuse, listener, news
         )
         self.ended = Ended(clock)
         self._tracer = tracer
@@ -115,11 +135,13 @@ class Agent:
             "verify": self.checks.verify,
             "lookup_text": (texts or Texts()).look,
         }
-        self.commands = Commands(handlers, self._wake, clock)
+        prompt = {**self.jobs.handlers, **Slots(self).handlers}
+        self.commands = Commands(handlers, self._wake, clock, prompt)
         addresses = addresses or Addresses(config.controllers, clock)
         self._controllers = Controllers(
             addresses, self.streams, self.commands, refusing(connect), clock
         )
+        self.fetches = Fetches(self, refusing(connect), clock)
         self.locator = Locator(config.cluster, engine.instance, clock, self.refuse)
         self.pulls = Pulls(
             self.table,
@@ -205,6 +227,13 @@ class Agent:
             version=__version__,
             controllers=self.streams.addresses[:CONTROLLERS_TOLD],
         )
+
+    def room(self, places: bytes) -> int:
+        """Bytes that these places take in the pools of all ranks."""
+        return sum(places[4 :: wire.PLACE_BYTES]) * self.slot_bytes // GRANULES_A_SLOT
+
+    def _pin_refused(self, sentence: str) -> None:
+        self.background.say(f"lmkv: {sentence}")
 
     def rank_changed(self, rank: int, info: RankInfo) -> None:
         """A worker has new segments or another mover (background thread)."""
@@ -346,7 +375,8 @@ class Agent:
                 state = self._requests[request]
                 state.next_store = last
                 for part, blocks in zip(state.groups, tables, strict=True):
-                    plan.stores += self._store(state, part, first, last, blocks)
+                    with self.reader.lock:  # a job may be about to pull the same chunks
+                        plan.stores += self._store(state, part, first, last, blocks)
         except Exception:  # must cost neither the loads nor the waits
             log.exception("lmkv: a step's chunks cannot be stored")
         return plan
@@ -454,8 +484,10 @@ class Agent:
 
     def reset(self) -> None:
         """vLLM's caches were reset, perhaps since the weights changed: a new epoch."""
-        self.table.begin_epoch()
-        self.epoch = self.reader.epoch = identity.new_epoch()
+        with self.reader.lock:  # no job's pull has slots of one epoch under the name of another
+            self.table.begin_epoch()
+            self.epoch = self.reader.epoch = identity.new_epoch()
+            self.pulls.attach(self.attach())
         if self._config.on_reset == "isolate" and not self._config.weights_version:
             self._isolation = f"{identity.new_epoch():016x}"
             log.info("lmkv: caches were reset; sharing starts afresh, apart from other instances")
@@ -464,8 +496,6 @@ class Agent:
         self._namespace()
         self._mapped_keys.clear()
         self._step_until = self._clock() + STEP_FOR_EVENTS
-        with self.reader.lock:
-            self.pulls.attach(self.attach())
         self.background.restart()
 
     def must_step(self) -> bool:
@@ -486,6 +516,7 @@ class Agent:
             "stores": self.stores.open,
             "pulls": self.pulls.open,
             "pins": self.table.pins,
+            "jobs": self.jobs.open,
         }
 
     def close(self) -> None:

@@ -113,7 +113,7 @@ class Background:
     def due(self) -> float:
         """Seconds until a turn has something to do of itself."""
         longest = BUSY if self._agent.pulls.open else LONGEST
-        return min(longest, self._agent.streams.due())
+        return min(longest, self._agent.streams.due(), self._agent.jobs.due())
 
     def _wait(self, woken: socket.socket) -> None:
         poller = zmq.Poller()
@@ -121,6 +121,8 @@ class Background:
         for link in self._workers:
             poller.register(link.socket, zmq.POLLIN)
         self._controllers.poll(poller)
+        for link in self._agent.fetches.sockets():
+            poller.register(link.socket, zmq.POLLIN)
         poller.poll(int(1000 * self.due()) + 1)
         with contextlib.suppress(BlockingIOError):
             woken.recv(4096)
@@ -137,6 +139,7 @@ class Background:
         if self._restart:
             self._restart, self._states, self._next_attach = False, {}, 0.0
             self._agent.streams.restart()
+            self._agent.pins.reset()
         for link in self._workers:
             for message, frames in link.receive():
                 self._worker_says(link, message, frames)
@@ -152,6 +155,8 @@ class Background:
                 self._agent.reader.lock.release()
             self._replace(stuck)
         self._agent.checks.send(self._workers)
+        self._agent.pins.turn()
+        self._agent.jobs.turn()
         self._controllers.turn()
 
     def _replace(self, ranks: list[int]) -> None:
@@ -187,7 +192,7 @@ class Background:
             return
         self._states[state.rank] = state
         if state.error:
-            self._say(f"lmkv: rank {state.rank}: {state.error}")
+            self.say(f"lmkv: rank {state.rank}: {state.error}")
         with self._agent.reader.lock:
             self._agent.pulls.mover(state.rank, state.mover_socket)
         self._agent.rank_changed(state.rank, state.info)
@@ -201,7 +206,7 @@ class Background:
         segment = state.info.segment_granules // GRANULES_A_SLOT or self._agent.segment_slots
         return state.local_segments * segment
 
-    def _say(self, sentence: str) -> None:
+    def say(self, sentence: str) -> None:
         """Once per sentence."""
         if sentence not in self._said:
             self._said.add(sentence)
@@ -209,6 +214,7 @@ class Background:
 
     def leave(self) -> None:
         """Tell the controllers; waits at most half a second."""
+        self._agent.jobs.close()
         self._controllers.leave(self._agent.epoch)
         for link in self._workers:
             link.close()

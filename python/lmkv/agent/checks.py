@@ -2,14 +2,15 @@
 
 verify() runs in a command's thread: it samples readable slots, a few at a time, and waits;
 `send` and `heard` are the background thread's, whose sockets the workers are at. A slot that the
-table has meanwhile given away is not wrong, whatever is in it.
+table has meanwhile given away is not wrong, whatever is in it. A job that wants some digested
+(`digested`) is the background thread's too, and yields while it waits.
 """
 
 from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 from lmkv import _native
 from lmkv.agent.commands import Failed, Frames, number
@@ -24,6 +25,7 @@ SAMPLE, MOST = 64, 1 << 20  # slots, where no number is given, and at most
 BATCH = 32  # slots that the ranks are asked about at once
 SPARE = 0.5  # seconds before the deadline in which the answer goes back
 WRONG = 256  # that are named
+POLL = 0.02  # seconds between two looks of a job
 
 Slot = tuple[bytes, bytes, bytes]  # key, place, counter
 
@@ -92,14 +94,8 @@ class Checks:
         return found
 
     def _ask(self, batch: Sequence[Slot], epoch: int, until: Deadline) -> dict[int, bytes]:
-        arrays = [b"".join(each) for each in zip(*batch)]
         with self._condition:
-            self._job += 1
-            self._unsent, self._size, self._results = (
-                (Check(self._job, epoch), arrays),
-                len(batch),
-                {},
-            )
+            self._begin(batch, epoch)
             self._wake()
             while len(self._results) < self._ranks:
                 if until.over:
@@ -109,7 +105,31 @@ class Checks:
                 self._condition.wait(until.left())
             return self._results
 
+    def _begin(self, batch: Sequence[Slot], epoch: int) -> None:
+        arrays = [b"".join(each) for each in zip(*batch)]
+        self._job += 1
+        self._unsent, self._size = (Check(self._job, epoch), arrays), len(batch)
+        self._results = {}
+
     # ------------------------------------------------------------ the background thread
+
+    def digested(
+        self, batch: Sequence[Slot], epoch: int, until: Deadline
+    ) -> Generator[float, None, list[bool]]:
+        """Whether each of at most `BATCH` slots has its digests in every rank. Raises Failed."""
+        while not self._one.acquire(blocking=False):  # a verify goes on
+            _in_time(until, "another verify runs here, and did not end")
+            yield POLL
+        try:
+            with self._condition:
+                self._begin(batch, epoch)
+            while len(self._results) < self._ranks:
+                _in_time(until, "a rank did not digest its slots")
+                yield POLL
+            results = list(zip(*self._results.values()))
+            return [all(each == PullResult.GOOD for each in ranks) for ranks in results]
+        finally:
+            self._one.release()
 
     def send(self, links: Sequence[Link]) -> None:
         if self._unsent is None:
@@ -128,6 +148,11 @@ class Checks:
                 raise wire.WireError(f"checked: {len(frames[0])} results, expected {self._size}")
             self._results[message.rank] = frames[0]
             self._condition.notify_all()
+
+
+def _in_time(until: Deadline, what: str) -> None:
+    if until.over:
+        raise Failed("timeout", f"{what} in time")
 
 
 def _slots(keys: bytes, places: bytes, counters: bytes) -> list[Slot]:

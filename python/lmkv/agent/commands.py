@@ -4,7 +4,8 @@
 with the first command, so that neither a heartbeat nor the scheduler waits for one. An operation
 without a handler is answered `Unsupported` by name. A command that is repeated, by whichever
 controller, is answered as before and not carried out again; another one under the same id is
-refused.
+refused. Operations that only queue something, or look, are answered at once by `prompt` handlers,
+which know a repetition themselves.
 """
 
 from __future__ import annotations
@@ -69,10 +70,16 @@ class _Known:
 
 class Commands:
     def __init__(
-        self, handlers: Mapping[str, Handler], wake: Callable[[], None], clock: Clock
+        self,
+        handlers: Mapping[str, Handler],
+        wake: Callable[[], None],
+        clock: Clock,
+        prompt: Mapping[str, Handler] | None = None,
     ) -> None:
-        """`wake()` is called when there is something to send."""
+        """`wake()` is called when there is something to send; `prompt` handlers are called by the
+        background thread."""
         self._handlers = handlers
+        self._prompt = prompt or {}
         self._wake = wake
         self._clock = clock
         self._lock = threading.Lock()
@@ -85,6 +92,9 @@ class Commands:
 
     def take(self, address: str, command: Command, frames: Frames) -> None:
         """A controller commands; never waits."""
+        if command.operation in self._prompt:
+            self._at_once(address, command, frames)
+            return
         asker, digest = (address, command.request), _digest(command, frames)
         with self._lock:
             self._unsent.setdefault(address, deque(maxlen=UNSENT))
@@ -106,6 +116,13 @@ class Commands:
                 self._say(asker, Done(0, command.id, known.result), known.frames)
                 return
         self._begin(command, frames)
+
+    def _at_once(self, address: str, command: Command, frames: Frames) -> None:
+        until = Deadline(command.deadline, self._clock)
+        answer, behind = self._answer(self._prompt, command, frames, until)
+        with self._lock:
+            self._unsent.setdefault(address, deque(maxlen=UNSENT))
+            self._say((address, command.request), answer, behind)
 
     def _begin(self, command: Command, frames: Frames) -> None:
         try:
@@ -143,25 +160,30 @@ class Commands:
             self._carry_out(*self._queue.get())
 
     def _carry_out(self, command: Command, frames: Frames, until: Deadline) -> None:
+        answer, behind = self._answer(self._handlers, command, frames, until)
+        self._end(command, answer, behind)
+        self._wake()
+
+    def _answer(
+        self, handlers: Mapping[str, Handler], command: Command, frames: Frames, until: Deadline
+    ) -> tuple[Done | Refused, Frames]:
         operation = command.operation
         try:
             if until.over:
                 raise Failed("timeout", f"{operation}: its deadline passed while others ran")
-            result, behind = self._handlers[operation](command, frames, until)
+            result, behind = handlers[operation](command, frames, until)
             encoded = msgspec.msgpack.encode(result)
             size = len(encoded) + sum(map(len, behind))
             if size > RESULT_BYTES:
                 text = f"{operation}: an answer of {size} bytes, at most {RESULT_BYTES} are sent"
                 raise Failed("too_large", text)
         except Failed as error:
-            self._end(command, Refused(error.code, error.message, error.field))
+            return Refused(error.code, error.message, error.field), []
         except Exception:
             log.exception("lmkv: the command %s failed", operation)
             text = f"{operation}: a defect of lmkv; the instance's log says more"
-            self._end(command, Refused("failed", text))
-        else:
-            self._end(command, Done(0, command.id, encoded), behind)
-        self._wake()
+            return Refused("failed", text), []
+        return Done(0, command.id, encoded), behind
 
     def _end(self, command: Command, answer: Done | Refused, frames: Frames = []) -> None:  # noqa: B006
         """Tell all who asked. What was refused may be tried again; what was done is remembered."""

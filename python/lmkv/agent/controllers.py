@@ -105,7 +105,7 @@ class Controllers:
         if welcome is None or welcome is self._welcomes.get(address):
             return
         self._welcomes[address] = welcome
-        query = f"tcp://{split_address(address)[0]}:{welcome.query_port}"
+        query = query_address(address, welcome)
         self._offer(address, (self._connect(query), self._connect(address)))
 
     def _offer(self, address: str, pair: Pair | None) -> None:
@@ -138,3 +138,7 @@ class Controllers:
                     del told[address]
         for link in self._links.values():
             link.close()
+
+
+def query_address(address: str, welcome: Welcome) -> str:
+    return f"tcp://{split_address(address)[0]}:{welcome.query_port}"

@@ -4,7 +4,7 @@ A slot that is reserved remembers its chunk as vLLM knows it: block hashes and t
 hears what the controllers hear, from the background thread; `take()` gives each step what listeners
 do not believe yet. It is the difference to what they were told: a chunk that came and went between
 two takes is not in it. A readable chunk that vLLM's side could not describe is not told, and counts
-as an alarm.
+as an alarm; one that a job has brought (`brought`) is not told either.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class KvEvents:
         self._describe = describe
         self._refuse = refuse
         self._lock = threading.Lock()
-        self._slots: dict[bytes, tuple[bytes, BlockFacts]] = {}  # by place: key, facts
+        self._slots: dict[bytes, tuple[bytes, BlockFacts | None]] = {}  # by place: key, facts
         self._told: dict[bytes, BlockFacts] = {}  # by key: what listeners believe is readable
         self._gone: dict[bytes, BlockFacts] = {}  # of those: to be told that they are not
         self._new: dict[bytes, BlockFacts] = {}  # readable, to be told
@@ -66,6 +66,12 @@ class KvEvents:
                 self._slots.pop(place, None)
             else:
                 self._slots[place] = key, facts
+
+    def brought(self, key: bytes, place: bytes) -> None:
+        """This slot is to hold a chunk that no request here has had: vLLM knows no hashes of it."""
+        with self._lock:
+            if not self._ended:
+                self._slots[place] = key, None
 
     def changed(self, changes: Changes) -> None:
         """As `SlotTable.take_changes()` gave them."""
@@ -86,7 +92,7 @@ class KvEvents:
             self._refuse("events", "a readable chunk's block hashes are not known: it is not told")
             return
         holder, facts = known
-        if holder != key:
+        if holder != key or facts is None:
             return  # it has gone again, its slot is reserved for another: that is told next
         told = self._told.get(key)
         if told is not None and told.hashes == facts.hashes:  # back before anyone missed it

@@ -60,6 +60,8 @@ class Job:
     unheard: bool = False  # a mover of our own did not answer: the peer is not to blame
     done: bool = False
     trace: Untraced = UNTRACED  # of the request that asked first
+    front: bool = False  # as of `SlotTable.admit`
+    then: Callable[[Job], None] | None = None  # hears its end in the place of `on_done`
 
     @property
     def good(self) -> int:
@@ -183,9 +185,12 @@ class Pulls:
         seconds: float,
         group: int = 0,
         trace: Untraced = UNTRACED,
+        then: Callable[[Job], None] | None = None,
     ) -> int:
         """Pull reserved slots of one cache group, `size` bytes in all, within `seconds`; the number
-        of the job. By rank here, `peers` are those ranks of one instance that have its heads."""
+        of the job. By rank here, `peers` are those ranks of one instance that have its heads. With
+        `then` no request waits for it: an operator does, and its chunks are no less worth than
+        those that were computed here."""
         self._live(peers[0][0])
         number, self._next = self._next, self._next + 1
         n, now = len(keys) // KEY, self._clock()
@@ -201,6 +206,8 @@ class Pulls:
             [PullResult.GOOD] * n,
             set(range(len(peers))),
             trace=trace,
+            front=then is not None,
+            then=then,
         )
         self._jobs[number] = job
         for i in range(n):
@@ -272,7 +279,7 @@ class Pulls:
         job.done = True
         for i, result in enumerate(job.results):
             place, counter = _slot(job, i)
-            good = result == PullResult.GOOD and self._table.admit(place, counter, False)
+            good = result == PullResult.GOOD and self._table.admit(place, counter, job.front)
             if not good:  # failed, or of an epoch that has ended: taken until it is given up
                 # A READ may have ended on its rank before the other ranks answered.
                 self._table.abort(place, counter, bool(job.limbo) and i in job.limbo_chunks)
@@ -281,7 +288,7 @@ class Pulls:
             del self._jobs[number]
         if PullResult.PEER_DEAD in job.results:
             self._died(job)
-        self._on_done(job)
+        (job.then or self._on_done)(job)
 
     def _limbo_ended(self, number: int, job: Job, rank: int, results: bytes = b"") -> None:
         if PullResult.TIMEOUT in results:
@@ -291,6 +298,11 @@ class Pulls:
             for i in job.limbo_chunks:
                 self._table.end_limbo(*_slot(job, i))
             self._jobs.pop(number, None)
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a request waits for one."""
+        return any(job.then is None and not job.done for job in self._jobs.values())
 
     @property
     def open(self) -> int:

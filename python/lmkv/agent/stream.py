@@ -1,15 +1,16 @@
 """What one controller hears of this instance: register -> welcome -> a numbered stream.
 
-The stream carries announcements, retractions, heartbeats with sums, and full syncs in slices among
-them. `pump(changes)` puts what is due into a bounded outbox, `flush(send)` hands on what the link
-takes, `hear()` takes what the controller says. What is lost on the way leaves a gap in the numbers,
-or sums that differ: the controller asks for a full sync. No sockets here; the clock is a parameter.
+The stream carries announcements, retractions, heartbeats with sums, full syncs in slices among
+them, and what jobs and pins there are. `pump(changes)` puts what is due into a bounded outbox,
+`flush(send)` hands on what the link takes, `hear()` takes what the controller says. What is lost on
+the way leaves a gap in the numbers, or sums that differ: the controller asks for a full sync. No
+sockets here; the clock is a parameter.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from lmkv import _native
 from lmkv.agent.refusals import Refuse, ignore
@@ -24,6 +25,7 @@ from lmkv.core.messages import (
     AnyMessage,
     Heartbeat,
     HeartbeatOk,
+    Message,
     Probe,
     ProbeOk,
     Ranks,
@@ -39,6 +41,7 @@ from lmkv.core.messages import (
 from lmkv.core.metrics import AGES, OTHER, SYNC_REASONS
 
 SLICES_A_PUMP = 4
+NEWS_BEFORE = 32  # messages that wait: more of them, and news wait too
 OUTBOX = 256  # messages that wait for the link, of 112 KiB at most
 REGISTER_EVERY = 1.0  # seconds, while nobody answers
 SILENCE = 3.0  # seconds after which a controller counts as gone
@@ -48,10 +51,13 @@ HEARTBEATS = 0.01, 60.0  # seconds between them that a controller may ask for
 
 Frames = list[bytes]
 Changes = list[tuple[bool, bytes, bytes, bytes]]  # as SlotTable.take_changes()
+# What has changed since a version, each with its own, in their order: only as it stands now.
+News = Callable[[int], list[tuple[int, Message]]]
 
 
 class Stream:
-    """`register` makes the registration as of now: ranks and data version change."""
+    """`register` makes the registration as of now: ranks and data version change. `news` are told
+    to each controller that welcomes this instance from the first one on."""
 
     def __init__(
         self,
@@ -60,8 +66,11 @@ class Stream:
         stats: Stats,
         clock: Callable[[], float],
         refuse: Refuse = ignore,
+        news: Sequence[News] = (),
     ) -> None:
         self._refuse = refuse
+        self._news = news
+        self._told_news = [0] * len(news)  # versions
         self._table = table
         self._register = register
         self._stats = stats
@@ -148,6 +157,7 @@ class Stream:
         for announced, *arrays in changes if not self._deaf else ():
             kind = Announce if announced else Retract
             self._put(wire.encode(kind(registration.epoch, self._number()), *arrays))
+        self._tell_news()
         self._slices(registration.epoch)
         if now >= self._next_heartbeat:
             self._next_heartbeat = now + self._welcome.heartbeat * self._phase
@@ -159,6 +169,7 @@ class Stream:
         if len(self.outbox) > OUTBOX:  # the next number that arrives shows the gap
             self.outbox.clear()
             self._deaf, self._sync, self._beat = True, None, None
+            self._told_news = [0] * len(self._news)
             self._stats.count("outbox_overflows")
 
     def _registration(self, now: float) -> None:
@@ -173,6 +184,15 @@ class Stream:
     def _told_ranks(self, registration: Register) -> None:
         self._data_version = registration.data_version
         self._controllers = registration.controllers
+
+    def _tell_news(self) -> None:
+        """They need no number: what was lost with others is told again after their `Resync`."""
+        for i, news in enumerate(self._news):
+            for version, message in news(self._told_news[i]):
+                if len(self.outbox) >= NEWS_BEFORE:
+                    return
+                self._told_news[i] = version
+                self._put(wire.encode(message))
 
     def _number(self) -> int:
         self._seq += 1
@@ -246,6 +266,7 @@ class Stream:
         elif isinstance(message, Resync) and self._welcome is not None:
             # Something was lost, and perhaps the ranks were.
             self._deaf, self._data_version = False, -1
+            self._told_news = [0] * len(self._news)
             self._begin_sync(message.sync, message.reason)
         elif isinstance(message, Probe):
             self.outbox.appendleft(wire.encode(ProbeOk(epoch)))
@@ -260,7 +281,7 @@ class Stream:
         if old is None:
             self._seq, self._next_heartbeat, self._deaf = 0, 0.0, False
             self._phase = phase(self._register().epoch)
-            self._sync = None
+            self._sync, self._told_news = None, [0] * len(self._news)
             if message.sync:
                 self._begin_sync(0, "new")
         elif message.sync and not old.sync:

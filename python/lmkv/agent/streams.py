@@ -9,13 +9,13 @@ thread reads it, all else is the background thread's. `news()` is what people sh
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from lmkv import _native
 from lmkv.agent.refusals import Refuse, ignore
 from lmkv.agent.stats import Stats
-from lmkv.agent.stream import Changes, Stream
+from lmkv.agent.stream import Changes, News, Stream
 from lmkv.core import wire
 from lmkv.core.messages import Register
 from lmkv.core.metrics import CONTROLLER_STATES
@@ -34,8 +34,10 @@ class Streams:
         clock: Callable[[], float],
         refuse: Refuse = ignore,
         listener: Callable[[Changes], None] | None = None,
+        news: Sequence[News] = (),
     ) -> None:
         self._refuse = refuse
+        self._news = news
         self._listener = listener
         self._table = table
         self._register = register
@@ -58,7 +60,9 @@ class Streams:
         """These are the controllers now; who was one before goes on undisturbed."""
         self._streams = {
             address: self._streams.get(address)
-            or Stream(self._table, self._register, self._stats, self._clock, self._refuse)
+            or Stream(
+                self._table, self._register, self._stats, self._clock, self._refuse, self._news
+            )
             for address in addresses
         }
         self._quiet &= self._streams.keys()
@@ -92,6 +96,11 @@ class Streams:
     def due(self) -> float:
         """Seconds until a turn has something to do of itself."""
         return min((stream.due() for stream in self._streams.values()), default=QUIET)
+
+    @property
+    def behind(self) -> bool:
+        """Whether something waits for a controller that is there."""
+        return any(stream.outbox for stream in self._streams.values() if stream.ready)
 
     def order(self) -> list[str]:
         """Addresses of those that may be asked: ready before warming, then by round trip, then as

@@ -154,11 +154,15 @@ class Transfers:
         if state.transfer == "mapped" or self._config.pull == "never":
             state.miss = "incompatible" if state.transfer == "mapped" else "recompute_cheaper"
             return False
-        on_gpu = self._own[0].tier != HOST  # its mover pulls nothing into it
-        if on_gpu or not self._pulls.ready or not all(r.info.nixl_metadata for r in ranks):
+        if not self.can_pull(ranks):
             state.miss = "mover_down"
             return False
         return True
+
+    def can_pull(self, ranks: Sequence[PullPeer]) -> bool:
+        """Whether the movers here and those of a peer's ranks are there."""
+        on_gpu = self._own[0].tier != HOST  # its mover pulls nothing into it
+        return not on_gpu and self._pulls.ready and all(r.info.nixl_metadata for r in ranks)
 
     def _post_batch(
         self, state: RequestState, batch: list[tuple[int, Source]], end: int, weigh: bool
@@ -183,17 +187,19 @@ class Transfers:
             b"".join(source.place for _, source in batch),
             b"".join(source.counter.to_bytes(COUNTER, "little") for _, source in batch),
         )
-        seconds = min(
-            max(self._config.pull_deadline_min, 4 * self._rates.estimate(peer, size)),
-            self._config.pull_deadline_max,
-        )
-        self._rates.started(peer, size)
+        seconds = self.started(peer, size)
         ranks = self._parts(peer, state.group)
         state.jobs.add(
             self._pulls.post(ranks, keys, remote, own, size, seconds, state.group, state.trace)
         )
         state.pulled |= {chunk for chunk, _ in batch}
         return True
+
+    def started(self, peer: str, size: int, least: float = 0.0) -> float:
+        """A pull of so many bytes is about to be posted: its deadline in seconds."""
+        seconds = max(least, self._config.pull_deadline_min, 4 * self._rates.estimate(peer, size))
+        self._rates.started(peer, size)
+        return min(seconds, self._config.pull_deadline_max)
 
     def size(self, state: RequestState, chunks: int) -> int:
         """Bytes of so many chunks, of all ranks."""
@@ -206,10 +212,8 @@ class Transfers:
         faster = self._rates.computing_is_faster
         return self._config.pull != "auto" or not faster(peer, size, tokens)
 
-    def ended(self, job: Job) -> None:
-        """Called by `pulls` at the end of each job."""
-        results = set(job.results)
-        job.trace.pulled(job)
+    def measured(self, job: Job) -> None:
+        """What the end of a pull says of its peer's rate, and for the counts."""
         if job.good:
             self._stats.pull(job.peer, job.seconds, job.bytes)
         for result, chunks in Counter(job.results).items():
@@ -217,6 +221,12 @@ class Transfers:
         whole = all(r in (PullResult.GOOD, PullResult.TIMEOUT) for r in job.results)
         brought = job.bytes if whole else 0
         self._rates.ended(job.peer, job.size, brought, job.begin, job.seconds)
+
+    def ended(self, job: Job) -> None:
+        """Called by `pulls` at the end of each request's job."""
+        results = set(job.results)
+        job.trace.pulled(job)
+        self.measured(job)
         unfit = {PullResult.PEER_DEAD, PullResult.INCOMPATIBLE}  # what it announced is not so
         if results & unfit or (PullResult.TIMEOUT in results and not job.unheard):
             self._locator.failed(job.peer)

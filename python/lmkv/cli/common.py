@@ -6,6 +6,7 @@ Data goes to stdout, words to stderr. Exit status: 0 done, 1 failed, 2 usage, 3 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from lmkv.core.client import Client
 
 FAILED, USAGE, UNREACHABLE, REFUSED = 1, 2, 3, 4
+JOB_DEADLINE = 20.0  # seconds in which instances take a job, and make tokens of text
 SPARE = 2.0  # seconds that an answer may take beyond an instance's deadline
 DEFAULT_CONTROLLER = "tcp://127.0.0.1:7550"
 M = TypeVar("M")
@@ -80,9 +82,21 @@ def live_instances(controller: str) -> list[str]:
 def question(controller: str, message: Any, answer: type[M], *arrays: bytes) -> M:
     """The controller's answer, over either socket. Raises Trouble."""
     if speaks_http(controller):
-        return _over_http(controller, message, answer)
+        return _over_http(controller, message, answer, *arrays)
     with troubles(), client_of(controller) as client:
         found, _ = client.ask(message, *arrays)
+    return expected(controller, found, answer)
+
+
+def submitted(controller: str, message: Any, answer: type[M], *arrays: bytes) -> M:
+    """What instances have their part in: who is there has longer to answer. Raises Trouble."""
+    from lmkv.core.clock import Deadline
+
+    if speaks_http(controller):
+        return _over_http(controller, message, answer, *arrays)
+    with troubles(), client_of(controller) as client:
+        client.send(message, *arrays)
+        found, _ = client.receive(Deadline(JOB_DEADLINE))
     return expected(controller, found, answer)
 
 
@@ -149,11 +163,11 @@ def speaks_http(controller: str) -> bool:
     return controller.startswith(("http://", "https://"))
 
 
-def _over_http(controller: str, message: Any, answer: type[M]) -> M:
+def _over_http(controller: str, message: Any, answer: type[M], *arrays: bytes) -> M:
     from lmkv.cli.http import Http
 
     with troubles():
-        return Http(controller).ask(message, answer)
+        return Http(controller).ask(message, answer, *arrays)
 
 
 @contextmanager
@@ -200,6 +214,16 @@ def plain(value: Any) -> Any:
     if names is None:
         return value
     return {name: plain(getattr(value, name)) for name in names if name != "request"}
+
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def duration(option: str, text: str) -> float:
+    """Seconds of 30s, 5m, 2h, 1d."""
+    if found := re.fullmatch(r"([0-9]{1,9})([smhd])", text):
+        return float(int(found[1]) * UNITS[found[2]])
+    fail(f"{option} {text!r}: allowed is a number with its unit: 30s, 5m, 2h, 1d", USAGE)
 
 
 def check_text(option: str, text: str) -> None:

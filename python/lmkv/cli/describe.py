@@ -1,4 +1,4 @@
-"""`lmkv describe instance`: all that is known of one thing."""
+"""`lmkv describe instance | job`: all that is known of one thing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from lmkv.cli import jobs
 from lmkv.cli.common import (
     DEFAULT_CONTROLLER,
     USAGE,
@@ -23,11 +24,7 @@ from lmkv.cli.common import (
 DEADLINE = 5.0  # seconds that an instance may take
 
 describe = typer.Typer(help="All that is known of one thing.", no_args_is_help=True)
-
-
-@describe.callback()
-def _family() -> None:
-    """Keeps `instance` a word of its own while it is the only one."""
+describe.command("job")(jobs.show)
 
 
 @describe.command()

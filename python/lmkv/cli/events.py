@@ -18,6 +18,7 @@ import typer
 
 from lmkv.cli.common import (
     DEFAULT_CONTROLLER,
+    UNITS,
     UNREACHABLE,
     USAGE,
     ControllerOption,
@@ -41,7 +42,6 @@ SPARE = 3.0  # that its answer may take beyond that
 SILENCE = 30.0  # after which a stream is dead: the web process says something every 15 s
 PAUSE = 1.0  # after a question that was not answered
 AFTER_ALL = 1 << 62  # a number that no event has
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class Mark(NamedTuple):

@@ -1,4 +1,4 @@
-"""`lmkv get instances | controllers | prefixes`: lists."""
+"""`lmkv get instances | controllers | prefixes | jobs | pins`: lists."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lmkv.cli import jobs
 from lmkv.cli.common import (
     DEFAULT_CONTROLLER,
     USAGE,
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 PAGE = 250
 FILTERS = ("model", "state", "version")
 
-get = typer.Typer(help="Lists: instances, controllers, prefixes.", no_args_is_help=True)
+get = typer.Typer(help="Lists: instances, controllers, prefixes, jobs, pins.", no_args_is_help=True)
+get.command("jobs")(jobs.list_jobs)
+get.command()(jobs.pins)
 
 
 @get.command()

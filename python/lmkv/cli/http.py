@@ -17,12 +17,25 @@ from urllib.parse import quote, urlencode, urlsplit
 import msgspec
 
 from lmkv.cli import access
-from lmkv.core.messages import Controllers, Instances, Lookup, Message, Prefixes, Status
+from lmkv.core.messages import (
+    AskJob,
+    Controllers,
+    Instances,
+    Jobs,
+    Lookup,
+    Message,
+    Pins,
+    Prefixes,
+    Status,
+    Submit,
+)
 
 DEADLINE = 5.0  # seconds
 LOOKUP_DEADLINE = 15.0  # an instance may have its part in it
+JOB_DEADLINE = 25.0  # so may several
 PAGE = 250
 READ_ONLY = ("config", "why")  # operations
+GOOD = (200, 202)
 MOST_BYTES = 64 << 20  # of an answer
 
 M = TypeVar("M")
@@ -56,8 +69,8 @@ class Http:
         self._opener = urllib.request.build_opener(*handlers)
         self._headers = access.headers() | {"Content-Type": "application/json"}
 
-    def ask(self, message: Message, kind: type[M]) -> M:
-        body = self._body(message)
+    def ask(self, message: Message, kind: type[M], *arrays: bytes) -> M:
+        body = self._body(message, *arrays)
         try:
             return msgspec.convert(_epochs({**body, "request": 0}), kind)
         except (msgspec.ValidationError, ValueError) as error:
@@ -83,7 +96,35 @@ class Http:
         except msgspec.ValidationError as error:
             raise Wrong(f"{self._address} is no lmkv controller's web process: {error}") from None
 
-    def _body(self, message: Message) -> dict[str, Any]:
+    def _submitted(self, message: Submit, keys: bytes = b"") -> dict[str, Any]:
+        names = ("operation", "instance", "source", "whole", "tokens", "text", "messages", "salt",
+                 "lora", "like", "model", "owner")  # fmt: skip
+        given = {name: getattr(message, name) for name in names if getattr(message, name)}
+        if keys:
+            given["keys"] = [keys[i : i + 16].hex() for i in range(0, len(keys), 16)]
+        if message.ttl:
+            given["ttl_s"] = message.ttl
+        if message.id:
+            given["idempotency_key"] = message.id
+        return {"job": self._get("/v1/jobs", given, JOB_DEADLINE)}
+
+    def _body(self, message: Message, *arrays: bytes) -> dict[str, Any]:
+        if isinstance(message, Submit):
+            return self._submitted(message, *arrays)
+        if isinstance(message, AskJob):
+            path = f"/v1/jobs/{quote(message.id, safe='')}"
+            if message.action:
+                found = self._get(f"{path}/{message.action}", {}, JOB_DEADLINE)
+            else:
+                found = self._get(path)
+            return {"job": found}
+        if isinstance(message, Jobs):
+            return self._get(f"/v1/jobs?{_query(message, 'after', 'limit', 'state', 'instance')}")
+        if isinstance(message, Pins):
+            found = self._get(f"/v1/pins?{_query(message, 'instance', 'after', 'limit')}")
+            for pin in found.get("pins", []):
+                pin["left"] = pin.pop("left_s", None) or 0.0
+            return found
         if isinstance(message, Status):
             return {**self._get("/v1/cluster"), "instances": self._instances()}
         if isinstance(message, Instances) and message.instance:
@@ -158,7 +199,7 @@ class Http:
     def _checked(self, text: bytes, status: int) -> dict[str, Any]:
         try:
             found = json.loads(text)
-            said = found["error"]["message"] if status != 200 else ""
+            said = found["error"]["message"] if status not in GOOD else ""
         except (ValueError, KeyError, TypeError):
             found = None
         if not isinstance(found, dict):
@@ -167,9 +208,13 @@ class Http:
             raise NoAnswer(str(said))
         if status in (401, 403):
             raise Denied(str(said))
-        if status != 200:
+        if status not in GOOD:
             raise Wrong(str(said))
         return found
+
+
+def _query(message: Message, *names: str) -> str:
+    return urlencode({name: getattr(message, name) for name in names if getattr(message, name)})
 
 
 def _epochs(body: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from lmkv.cli import access, keys
+from lmkv.cli import access, jobs, keys, operations
 from lmkv.cli.config import config
 from lmkv.cli.controller import controller
 from lmkv.cli.describe import describe
@@ -41,6 +41,9 @@ app.command()(why)
 app.command()(sync)
 app.command()(verify)
 app.command()(events)
+for operation in operations.COMMANDS:
+    app.command()(operation)
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(config, name="config")
 app.command()(doctor)
 app.command()(sim)

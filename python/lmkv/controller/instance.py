@@ -161,14 +161,4 @@ def unreadable(texts: Sequence[str]) -> str | None:
     return None
 
 
-def differs(a: Register, b: Register) -> str:
-    """The first field, by name, in which two registrations cannot share; "" if there is none."""
-    mine, theirs = geometry.fields(a.namespace), geometry.fields(b.namespace)
-    for name in sorted({*mine, *theirs}):
-        if mine.get(name) != theirs.get(name):
-            return name
-    if a.chunk_tokens != b.chunk_tokens:
-        return "chunk_tokens"
-    if a.group_specs != b.group_specs:
-        return "group_specs"
-    return geometry.compatible(a.layouts, b.layouts) or ""
+differs = geometry.differs

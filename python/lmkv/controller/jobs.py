@@ -97,7 +97,7 @@ class JobDesk:
             wrong = job_checks.unsalted(message)
         if wrong is not None:
             return say(wrong)
-        command = jobs.digest(message, frames)
+        command = jobs.digest_of(message, frames)
         name = jobs.id_of(message.id) if message.id else jobs.new_id()
         known = self._table.find(name)
         if known is not None:

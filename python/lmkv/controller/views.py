@@ -124,6 +124,10 @@ def status(registry: Registry, message: Status) -> StatusInfo:
         registry.ages.seconds,
         registry.flows.bytes,
         _versions(alive),
+        registry.jobs.states,
+        dict(registry.jobs.ended),
+        dict(registry.jobs.bytes),
+        registry.jobs.pins,
     )
 
 

@@ -142,6 +142,13 @@ class InstanceConfig(Config, kw_only=True, frozen=True):
         Literal["", "tcp", "cma"], Meta(description="empty (UCX chooses), tcp or cma")
     ] = ""
 
+    job_bytes_per_second: Annotated[
+        float, Meta(ge=0, le=1e12, description="0 (any), or bytes per second up to 1e12")
+    ] = float(1 << 30)  # of all jobs together: copies, moves, compression
+    pin_share: Annotated[float, Meta(ge=0, le=1, description="a share from 0 to 1")] = (
+        0.5  # of the pool, that pins may take
+    )
+
     locate_deadline: Duration = 0.020
     pull_deadline_min: Duration = 0.25
     pull_deadline_max: Duration = 5.0

@@ -14,7 +14,7 @@ from typing import Any
 
 from lmkv import _native
 from lmkv.core.identity import lines
-from lmkv.core.messages import RankInfo
+from lmkv.core.messages import RankInfo, Register
 
 FORMAT_VERSION = 1  # of slots, docs/slots.md
 GRANULES_A_SLOT = 16
@@ -99,6 +99,19 @@ def slot_layout(layout: str) -> _native.SlotLayout:
         1 if found["page_format"] == TOKENS else 2,
         fingerprint(layout),
     )
+
+
+def differs(a: Register, b: Register) -> str:
+    """The first field, by name, in which two registrations cannot share; "" if there is none."""
+    mine, theirs = fields(a.namespace), fields(b.namespace)
+    for name in sorted({*mine, *theirs}):
+        if mine.get(name) != theirs.get(name):
+            return name
+    if a.chunk_tokens != b.chunk_tokens:
+        return "chunk_tokens"
+    if a.group_specs != b.group_specs:
+        return "group_specs"
+    return compatible(a.layouts, b.layouts) or ""
 
 
 def unfit_ranks(ranks: Sequence[RankInfo]) -> str | None:

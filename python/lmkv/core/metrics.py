@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lmkv.core.causes import ALARMS, HIT_CAUSES, MISS_CAUSES
-from lmkv.core.messages import PullResult
+from lmkv.core.messages import ENDED, OPERATIONS, STATES, PullResult
 
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 OTHER = "other"  # the value of a label for all that are not known by name
@@ -110,6 +110,16 @@ CONTROLLER = (
     Metric("lmkv_resyncs_total", "Full syncs asked for.", field="resyncs"),
     Metric("lmkv_syncs", "Full syncs that run or wait.", field="syncs"),
     Metric("lmkv_syncs_waiting", "Full syncs that wait for their turn.", field="syncs_waiting"),
+    Metric("lmkv_jobs", "Jobs that are remembered, by state.", ("state",), STATES, "jobs"),
+    Metric("lmkv_jobs_ended_total", "Jobs that ended.", ("state",), ENDED, "jobs_ended"),
+    Metric(
+        "lmkv_job_bytes_total",
+        "Bytes that jobs pulled, wrote or freed, in all ranks.",
+        ("operation",),
+        OPERATIONS,
+        "job_bytes",
+    ),
+    Metric("lmkv_pins", "Pins that instances hold.", field="pins"),
     Metric("lmkv_bad_messages_total", "Messages that were none of lmkv's.", field="bad_messages"),
     Metric("lmkv_instance_keys", "Chunks of an instance; of the 64 that have most.", ("peer",)),
     Metric(

@@ -19,6 +19,8 @@ from lmkv.core import wire
 from lmkv.core.messages import (
     AnyMessage,
     Attach,
+    Check,
+    Checked,
     HostIdentity,
     Limbo,
     LimboEnded,
@@ -117,6 +119,12 @@ class Worker:
         if isinstance(message, Attach):
             state = WorkerState(0, message.epoch, 0, self.info, MOVER, 1, local_segments=1)
             self._control.say(state)
+            self._wake()
+        elif isinstance(message, Check):
+            _, places, counters = frames
+            right = (self.holds.get(slot) == counter for slot, counter in _slots(places, counters))
+            results = bytes(PullResult.GOOD if each else PullResult.GONE for each in right)
+            self._control.say(Checked(0, message.job), results)
             self._wake()
 
     def store(self, store: Store) -> None:

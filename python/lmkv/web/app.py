@@ -16,6 +16,7 @@ from lmkv.web import (
     errors,
     jobs,
     lmcache,
+    lmcache_jobs,
     login,
     metrics,
     models,
@@ -65,6 +66,7 @@ def build(
     app.include_router(jobs.routes(view, hub))
     if compat == "lmcache":
         app.include_router(lmcache.routes(view))
+        app.include_router(lmcache_jobs.routes(view))
 
     @app.get("/openapi.json", include_in_schema=False, dependencies=[needs("read")])
     async def description() -> dict[str, Any]:

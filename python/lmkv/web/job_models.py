@@ -40,6 +40,8 @@ class Submit(Prompt):
 class Part(Answer):
     """One instance's part of a job."""
 
+    id: str
+    operation: str
     instance: str
     state: State
     source: str
@@ -57,6 +59,9 @@ class Part(Answer):
     age: float
     seconds: float = Field(description="that it has run")
     ended_age: float = Field(description="since it ended; 0: it has not")
+    asked_by: str
+    parts: int = Field(description="instances that the job was sent to")
+    command: str = Field(description="digest of what was asked")
     owner: str
     ttl: float
 

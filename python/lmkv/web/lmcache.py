@@ -43,10 +43,13 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": models.Error, "description": "no token, or one that is not known"},
     403: {"model": Wrong, "description": "a token whose scope is not enough"},
     404: {"model": Wrong, "description": "nothing of that name is known"},
+    409: {"model": Wrong, "description": "the instance is suspect or dead, or does not share"},
     413: {"model": Wrong, "description": "more than the controller takes at once"},
     429: {"model": models.Error, "description": "too many requests of one client"},
-    502: {"model": Wrong, "description": "the controller failed at it"},
+    501: {"model": Wrong, "description": "the instance's release does not know the operation"},
+    502: {"model": Wrong, "description": "the controller, or an instance, failed at it"},
     503: {"model": Wrong, "description": "the controller does not answer, or not yet"},
+    504: {"model": Wrong, "description": "the instance did not answer in time"},
 }
 
 
@@ -64,10 +67,7 @@ class Route(APIRoute):
             except Unreachable as error:
                 return _wrong(503, str(error))
             except RequestValidationError as error:
-                found = [
-                    {name: each[name] for name in ("loc", "msg", "type")} for each in error.errors()
-                ]
-                return _wrong(422, found)
+                return _wrong(422, [_field(each) for each in error.errors()])
 
         return served
 
@@ -135,35 +135,6 @@ class QueryWorkerInfoResponse(Answer):
     worker_infos: list[WorkerInfo]
 
 
-class PinRequest(BaseModel):
-    instance_id: str
-    location: str
-    tokens: Tokens
-
-
-class ClearRequest(BaseModel):
-    instance_id: str
-    location: str
-
-
-class CompressRequest(BaseModel):
-    instance_id: str
-    method: str
-    location: str
-    tokens: Tokens | None = []
-
-
-class MoveRequest(BaseModel):
-    old_position: tuple[str, str]
-    new_position: tuple[str, str]
-    tokens: Tokens | None = []
-    should_copy: bool | None = False
-
-
-class CheckFinishRequest(BaseModel):
-    event_id: str
-
-
 # ---------------------------------------------------------------- routes
 
 
@@ -183,7 +154,7 @@ def routes(view: ClusterView) -> APIRouter:
 
     @router.post("/health", summary="A code for each rank, 0 when it is well")
     async def health(body: HealthRequest) -> HealthResponse:
-        instance = await view.instance(_named(body.instance_id))
+        instance = await view.instance(named(body.instance_id))
         code = CODES.get(instance.state, 1)
         if not code and not instance.pullable:
             code = NOT_PULLABLE
@@ -200,7 +171,7 @@ def routes(view: ClusterView) -> APIRouter:
 
     @router.post("/query_worker_info", summary="Its ranks")
     async def query_worker_info(body: QueryWorkerInfoRequest) -> QueryWorkerInfoResponse:
-        instance = await view.instance(_named(body.instance_id))
+        instance = await view.instance(named(body.instance_id))
         ranks = range(instance.ranks) if body.worker_ids is None else body.worker_ids
         for rank in ranks:
             if not 0 <= rank < instance.ranks:
@@ -209,50 +180,17 @@ def routes(view: ClusterView) -> APIRouter:
         infos = [_worker(instance, rank) for rank in ranks]
         return QueryWorkerInfoResponse(event_id=_event("QueryWorkerInfo"), worker_infos=infos)
 
-    _later(router)
     return router
-
-
-def _later(router: APIRouter) -> None:
-    """Operations that this release does not carry out."""
-
-    def refuse(path: str) -> Problem:
-        text = f"{path}: this release of lmkv answers lookups, and moves nothing by command yet"
-        return Problem(501, "unsupported", text)
-
-    @router.post("/pin", status_code=501, summary="Not yet")
-    async def pin(body: PinRequest) -> None:
-        raise refuse("/pin")
-
-    @router.post("/clear", status_code=501, summary="Not yet")
-    async def clear(body: ClearRequest) -> None:
-        raise refuse("/clear")
-
-    @router.post("/compress", status_code=501, summary="Not yet")
-    async def compress(body: CompressRequest) -> None:
-        raise refuse("/compress")
-
-    @router.post("/decompress", status_code=501, summary="Not yet")
-    async def decompress(body: CompressRequest) -> None:
-        raise refuse("/decompress")
-
-    @router.post("/move", status_code=501, summary="Not yet")
-    async def move(body: MoveRequest) -> None:
-        raise refuse("/move")
-
-    @router.post("/check_finish", status_code=501, summary="Not yet")
-    async def check_finish(body: CheckFinishRequest) -> None:
-        raise refuse("/check_finish")
 
 
 def _event(kind: str) -> str:
     return kind + str(uuid.uuid4())
 
 
-def _named(instance: str) -> str:
+def named(instance: str, field: str = "instance_id") -> str:
     if not 1 <= len(instance) <= 256:
-        text = "instance_id: allowed is an instance's name, 1 to 256 characters"
-        raise Problem(400, "field", text, "instance_id")
+        text = f"{field}: allowed is an instance's name, 1 to 256 characters"
+        raise Problem(400, "field", text, field)
     return instance
 
 

@@ -80,6 +80,10 @@ class Cluster(Answer):
     retired_seconds: float = Field(description="the sum of these ages")
     peer_bytes: int = Field(description="that came from one instance to another")
     versions: dict[str, int] = Field(description="instances that are not dead, by their release")
+    jobs: dict[str, int] = Field(description="that are remembered, by state")
+    jobs_ended: dict[str, int] = Field(description="since the controller began, by state")
+    job_bytes: dict[str, int] = Field(description="that jobs moved or freed, by operation")
+    pins: int
 
 
 class Instance(Answer):

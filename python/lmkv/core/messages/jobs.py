@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from lmkv.core.messages.base import U32, U64, Message, Name, Seconds
+from lmkv.core.messages.state import Register
 
 OPERATIONS = ("pin", "unpin", "copy", "move", "clear", "compress", "decompress")
 STATES = ("queued", "running", "done", "failed", "cancelled")
@@ -184,6 +185,28 @@ class PinsInfo(Message, tag="pins_info"):
     pins: list[PinState] = []
     next: str = ""
     total: U32 = 0
+
+
+# ---------------------------------------------------------------- instance to instance
+
+
+class SlotsPage(msgspec.Struct, omit_defaults=True):
+    """Of the command `slots`: readable slots. Frames: keys, places, counters. Those of the keys in
+    the command's frame; or without one (arguments `first`, `limit`) those from granule `first` on,
+    in granule order, `next` being the granule to go on from, 0 at the end. `who`: the instance as
+    it is registered, where the argument `who` is 1."""
+
+    next: U32 = 0
+    who: Union[Register, None] = None
+
+
+class Retired(msgspec.Struct, omit_defaults=True):
+    """Of the command `retire` (frames: keys): chunks that were readable and are found no more, and
+    their bytes. Those that are pinned stay."""
+
+    chunks: U32 = 0
+    bytes: U64 = 0
+    pinned: U32 = 0
 
 
 JobMessage = Union[Job, PinsHeld, Submit, JobInfo, AskJob, Jobs, JobsInfo, Pins, PinsInfo]

@@ -19,9 +19,9 @@ class Command(Message, tag="command"):
     The controller sends it on under a `request` of its own, and answers itself when the instance
     has not within `deadline` (0: the controller's own choice). `id` makes a repetition harmless: an
     instance that has carried it out answers again as before. `operation`: `sync`, `verify`,
-    `lookup_text`, `why`, `slots`; those of `core/messages/jobs.py`, which begin a job of that id
-    (frames: its keys), and `cancel` and `retry` of one (argument `job`); and, declared, `drain`,
-    `undrain`. `arguments` are the operation's own, as text.
+    `lookup_text`, `why`, `slots`, `retire`; those of `core/messages/jobs.py`, which begin a job of
+    that id (frames: its keys), and `cancel` and `retry` of one (argument `job`); and, declared,
+    `drain`, `undrain`. `arguments` are the operation's own, as text.
 
     Arguments of a job: `source`, `ttl`, `owner`, `whole` (1: every readable slot), `parts`,
     `asked_by`, `command` (`Part.command`).

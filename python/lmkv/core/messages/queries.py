@@ -82,6 +82,10 @@ class StatusInfo(Message, tag="status_info"):
     retired_seconds: float = 0.0  # the sum of these ages
     peer_bytes: U64 = 0  # that came from one instance to another
     versions: dict[str, U32] = {}  # instances that are not dead, by their release
+    jobs: dict[str, U32] = {}  # that are remembered, by state
+    jobs_ended: dict[str, U64] = {}  # since the controller began, by state
+    job_bytes: dict[str, U64] = {}  # that they moved or freed since then, by operation
+    pins: U32 = 0
 
 
 class Lookup(Message, tag="lookup"):

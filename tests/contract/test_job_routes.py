@@ -11,32 +11,9 @@ from lmkv.core.messages import AskJob, JobInfo, Refused, Submit, Unsupported
 
 from tests import http_client
 from tests.contract.test_controller import DEADLINE, until
-from tests.scripted_jobs import WHOLE, Worker
-from tests.stub_instance import HOST_B, NAMESPACE
-from tests.web import TOKENS, Web, prompt_keys
-
-KEYS = prompt_keys(TOKENS)  # two chunks
-
-
-@pytest.fixture
-def a(web: Web) -> Iterator[Worker]:
-    with Worker("a", [web], 1) as worker:
-        worker.store(KEYS)
-        until(lambda: holders(web) == ["a"])
-        yield worker
-
-
-@pytest.fixture
-def b(web: Web) -> Iterator[Worker]:
-    with Worker("b", [web], 2, host=HOST_B) as worker:
-        until(lambda: web.ask("/v1/instances/b").json.get("state") == "live")
-        yield worker
-
-
-def holders(web: Web) -> list[str]:
-    keys = [KEYS[:16].hex(), KEYS[16:].hex()]
-    answer = web.ask("/v1/lookup", {"keys": keys})
-    return sorted({name for names in answer.json["holders"] for name in names})
+from tests.scripted_jobs import KEYS, WHOLE, Worker, holders
+from tests.stub_instance import NAMESPACE
+from tests.web import TOKENS, Web
 
 
 def submit(web: Web, status: int = 202, **body: Any) -> Any:

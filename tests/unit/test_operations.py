@@ -1,0 +1,294 @@
+"""Operations of jobs: real agents and controllers, of which each message is carried by hand."""
+
+from __future__ import annotations
+
+import pytest
+from lmkv.core.messages import Part, PinState
+
+from tests.job_cluster import CHUNK_BYTES, SLOTS, Cluster
+
+
+def pins_told(cluster: Cluster) -> list[PinState]:
+    """What the controller knows of them."""
+    return cluster.controllers[0].pins[-1].pins
+
+
+def outcome(part: Part) -> tuple[str, int, dict[str, int]]:
+    return part.state, part.chunks, part.skipped
+
+
+# ---------------------------------------------------------------- pin, unpin
+
+
+def test_pinned_chunks_survive_pressure_and_the_others_do_not():
+    cluster = Cluster("a")
+    a = cluster["a"]
+    a.hold(0, 8)
+    part = cluster.do("pin", "a", a.keys(0, 6), ttl="60")
+    assert outcome(part) == ("done", 6, {})
+    assert part.bytes == 6 * CHUNK_BYTES
+    for first in range(100, 160, 5):
+        a.hold(first, first + 5)
+    assert a.has(0, 8) == [0, 1, 2, 3, 4, 5]
+    [pin] = pins_told(cluster)
+    assert (pin.id, pin.instance, pin.chunks, pin.bytes) == ("j1", "a", 6, 6 * CHUNK_BYTES)
+    assert pin.first == a.keys(0, 1).hex()
+    assert 59 < pin.left <= 60
+
+
+def test_a_pin_ends_with_its_time_and_one_with_an_owner_when_that_unpins():
+    cluster = Cluster("a")
+    a = cluster["a"]
+    a.hold(0, 4)
+    cluster.do("pin", "a", a.keys(0, 2), ttl="5")
+    cluster.do("pin", "a", a.keys(0, 4), name="j2", owner="team")
+    assert [pin.left for pin in pins_told(cluster)][1] == 0.0
+    assert a.agent.table.pins == 6
+    cluster.run(600)
+    assert a.agent.table.pins == 4
+    assert [pin.id for pin in pins_told(cluster)] == ["j2"]
+    assert outcome(cluster.do("unpin", "a", a.keys(0, 4), name="j3", owner="other"))[1] == 0
+    assert outcome(cluster.do("unpin", "a", a.keys(0, 4), name="j4", owner="team"))[1] == 4
+    assert pins_told(cluster) == []
+    assert a.agent.table.pins == 0
+
+
+def test_unpin_of_a_prefix_ends_the_pins_within_it_and_whole_ends_all():
+    cluster = Cluster("a")
+    a = cluster["a"]
+    a.hold(0, 6)
+    for name, last in (("p1", 2), ("p2", 4), ("p3", 6)):
+        cluster.do("pin", "a", a.keys(0, last), name=name, owner="team")
+    cluster.do("unpin", "a", a.keys(0, 4))
+    assert a.pins == ["p3"]
+    cluster.do("unpin", "a", name="j2", whole="1")
+    assert a.pins == []
+    assert a.agent.pins.granules == 0
+    assert a.agent.table.pins == 0
+
+
+def test_absent_chunks_are_counted_and_a_prefix_that_is_not_here_at_all_fails():
+    cluster = Cluster("a")
+    a = cluster["a"]
+    a.hold(0, 2)
+    assert outcome(cluster.do("pin", "a", a.keys(0, 5), ttl="9")) == ("done", 5, {"absent": 3})
+    part = cluster.do("pin", "a", a.keys(9, 12), name="j2", ttl="9")
+    assert (part.state, part.code) == ("failed", "unknown_prefix")
+    assert a.pins == ["j1"]
+
+
+def test_a_pin_beyond_the_share_of_the_pool_pins_nothing_and_names_the_numbers():
+    cluster = Cluster("a", pin_share=0.25)
+    a = cluster["a"]
+    a.hold(0, 8)
+    cluster.do("pin", "a", a.keys(0, 3), ttl="9")
+    part = cluster.do("pin", "a", a.keys(0, 5), name="j2", ttl="9")
+    assert (part.state, part.code) == ("failed", "no_room")
+    assert "pin_share = 0.25" in part.reason
+    assert "4 of 16 slots; 3 are pinned and 2 more are asked for" in part.reason
+    assert a.agent.table.pins == 3
+    # What is pinned already takes nothing more.
+    assert cluster.do("pin", "a", a.keys(0, 4), name="j3", ttl="9").state == "done"
+
+
+@pytest.mark.parametrize("more", [{}, {"ttl": "0"}, {"owner": ""}])
+def test_a_pin_needs_an_end(more):
+    cluster = Cluster("a")
+    refused = cluster.refused("pin", "a", cluster["a"].keys(0, 1), **more)
+    assert (refused.code, refused.field) == ("field", "ttl")
+
+
+def test_a_reset_ends_all_pins():
+    cluster = Cluster("a")
+    a = cluster["a"]
+    keys = a.hold(0, 4)
+    cluster.do("pin", "a", keys, ttl="60")
+    a.agent.reset()
+    cluster.run(30)
+    assert a.agent.table.pins == 0
+    assert pins_told(cluster) == []
+
+
+# ---------------------------------------------------------------- clear
+
+
+def test_cleared_chunks_are_retracted_and_pinned_ones_stay():
+    cluster = Cluster("a", "b")
+    a = cluster["a"]
+    a.hold(0, 8)
+    cluster.do("pin", "a", a.keys(0, 2), owner="team")
+    part = cluster.do("clear", "a", a.keys(0, 10), name="j2")
+    assert outcome(part) == ("done", 10, {"pinned": 2, "absent": 2})
+    assert part.bytes == 6 * CHUNK_BYTES
+    assert a.has(0, 8) == [0, 1]
+    cluster.run(5)
+    assert len(cluster.controllers[0].registry.placement.directory) == 2
+
+
+def test_what_was_retired_for_room_does_not_come_back_after_a_clear():
+    cluster = Cluster("a")
+    a = cluster["a"]
+    a.hold(0, SLOTS)
+    a.hold(100, 101)  # retires one of the first for room
+    gone = min(set(range(SLOTS)) - set(a.has(0, SLOTS)))
+    cluster.do("clear", "a", a.keys(gone, gone + 1))
+    assert a.agent.table.lookup(a.keys(gone, gone + 1)) == 0
+
+
+def test_a_whole_instance_is_cleared():
+    cluster = Cluster("a")
+    a = cluster["a"]
+    a.hold(0, 9)
+    cluster.run(2)
+    part = cluster.do("clear", "a", whole="1")
+    assert outcome(part) == ("done", 9, {})
+    assert (part.chunks_total, a.has(0, 9)) == (9, [])
+
+
+# ---------------------------------------------------------------- copy, move
+
+
+def test_a_prefix_is_copied_from_whoever_has_it_and_announced():
+    cluster = Cluster("a", "b", "c")
+    cluster["a"].hold(0, 4)
+    cluster["b"].hold(4, 6)
+    cluster["c"].hold(0, 1)
+    cluster.run(3)
+    part = cluster.do("copy", "c", cluster["c"].keys(0, 8))
+    assert outcome(part) == ("done", 8, {"present": 1, "absent": 2})
+    assert (part.bytes, part.chunks_total) == (5 * CHUNK_BYTES, 8)
+    assert cluster["c"].has(0, 8) == [0, 1, 2, 3, 4, 5]
+    assert cluster["a"].has(0, 8) == [0, 1, 2, 3]
+    assert list(cluster.at_rest()) == []
+    holders = cluster.controllers[0].registry.placement.holders
+    assert set(holders(cluster["c"].keys(4, 5))) == {"b", "c"}
+
+
+def test_a_copied_chunk_is_not_the_first_to_go():
+    cluster = Cluster("a", "b")
+    cluster["a"].hold(0, 4)
+    cluster["b"].hold(100, 112)
+    cluster.run(3)
+    cluster.do("copy", "b", cluster["b"].keys(0, 4))
+    cluster["b"].hold(200, 206)
+    assert cluster["b"].has(0, 4) == [0, 1, 2, 3]
+
+
+def test_a_named_source_is_asked_itself():
+    cluster = Cluster("a", "b", "c")
+    cluster["a"].hold(0, 4)
+    cluster["b"].hold(0, 2)
+    part = cluster.do("copy", "c", cluster["c"].keys(0, 4), source="b")
+    assert outcome(part) == ("done", 4, {"absent": 2})
+    assert cluster["c"].has(0, 4) == [0, 1]
+
+
+def test_a_move_leaves_nothing_at_its_source_but_what_is_pinned_there():
+    cluster = Cluster("a", "b")
+    a, b = cluster["a"], cluster["b"]
+    a.hold(0, 6)
+    b.hold(0, 1)
+    cluster.do("pin", "a", a.keys(5, 6), owner="team")
+    part = cluster.do("move", "b", a.keys(0, 6), name="j2", source="a")
+    assert outcome(part) == ("done", 6, {"present": 1, "pinned": 1})
+    assert a.has(0, 6) == [5]
+    assert b.has(0, 6) == [0, 1, 2, 3, 4, 5]
+    assert list(cluster.at_rest()) == []
+
+
+def test_a_move_does_not_give_up_the_source_for_what_is_wrong_here():
+    cluster = Cluster("a", "b")
+    a, b = cluster["a"], cluster["b"]
+    a.hold(0, 2)
+    b.hold(0, 2)
+    granule = int.from_bytes(b.agent.table.places(b.keys(0, 1))[0][:4], "little")
+    b.worker.holds[granule] += 1  # its digests do not hold
+    part = cluster.do("move", "b", a.keys(0, 2), source="a")
+    assert (part.state, part.code) == ("failed", "digest")
+    assert a.has(0, 2) == [0]
+
+
+def test_a_whole_instance_is_copied_and_moved_and_no_more_than_there_is_room_for():
+    cluster = Cluster("a", "b")
+    a, b = cluster["a"], cluster["b"]
+    a.hold(0, 12)
+    cluster.run(3)
+    part = cluster.do("copy", "b", source="a", whole="1")
+    assert outcome(part) == ("done", 12, {})
+    assert b.has(0, 12) == list(range(12))
+    cluster.do("clear", "b", name="j2", whole="1")
+    b.hold(100, 110)
+    cluster.do("pin", "b", b.keys(100, 108), name="j3", owner="team")
+    part = cluster.do("move", "b", name="j4", source="a", whole="1")
+    assert outcome(part) == ("done", 12, {"limit": 4})
+    moved = b.has(0, 12)
+    assert len(moved) == 8
+    assert a.has(0, 12) == [n for n in range(12) if n not in moved]
+    assert list(cluster.at_rest()) == []
+
+
+def test_pages_of_a_source_name_each_slot_once():
+    cluster = Cluster("a", "b", slots=1000)
+    a = cluster["a"]
+    keys = a.hold(0, 700)
+    cluster.run(3)
+    part = cluster.do("copy", "b", source="a", whole="1")
+    assert outcome(part) == ("done", 700, {})
+    assert cluster["b"].agent.table.lookup(keys) == 700
+
+
+def test_the_bandwidth_limit_holds():
+    cluster = Cluster("a", "b", slots=200, rate=1e9, job_bytes_per_second=64 * CHUNK_BYTES)
+    cluster["a"].hold(0, 192)
+    cluster.run(3)
+    part = cluster.do("copy", "b", cluster["b"].keys(0, 192))
+    assert part.state == "done"
+    assert 1.9 < part.seconds < 3.0
+
+
+def test_where_nobody_has_it_the_job_says_so():
+    cluster = Cluster("a", "b")
+    part = cluster.do("copy", "b", cluster["b"].keys(0, 3))
+    assert (part.state, part.code) == ("failed", "unknown_prefix")
+    assert part.skipped == {"absent": 3}
+    part = cluster.do("copy", "b", cluster["b"].keys(0, 3), name="j2", source="a")
+    assert (part.code, part.reason) == ("unknown_prefix", "instance 'a' has none of these chunks")
+
+
+def test_an_incompatible_source_is_named_with_its_field():
+    cluster = Cluster("a", "b", namespaces={"a": "dtype=other\nmodel=m\n"})
+    a, b = cluster["a"], cluster["b"]
+    a.hold(0, 2)
+    cluster.run(3)
+    for name, more in (("j1", {"source": "a"}), ("j2", {})):
+        part = cluster.do("copy", "b", b.keys(0, 2), name=name, **more)
+        assert (part.state, part.code) == ("failed", "incompatible"), part
+        assert "dtype" in part.reason
+
+
+def test_an_unknown_or_silent_source_and_itself():
+    cluster = Cluster("a", "b")
+    keys = cluster["b"].keys(0, 1)
+    assert cluster.do("copy", "b", keys, source="zz").code == "unknown_instance"
+    assert cluster.do("copy", "b", keys, name="j2", source="b").code == "field"
+    cluster.gone.add("a")
+    cluster.run(450)
+    assert cluster.do("copy", "b", keys, name="j3", source="a").code == "unavailable"
+    assert cluster.refused("copy", "b", whole="1", name="j4").field == "source"
+    assert list(cluster.at_rest()) == []
+
+
+def test_a_target_without_mover_or_room_says_so():
+    cluster = Cluster("a", "b", pin_share=1.0)
+    a, b = cluster["a"], cluster["b"]
+    a.hold(0, 2)
+    cluster.run(3)
+    b.mover("")
+    cluster.run(3)
+    assert cluster.do("copy", "b", b.keys(0, 2)).code == "mover_down"
+    b.mover("sim://mover")
+    b.hold(100, 100 + SLOTS)
+    cluster.do("pin", "b", b.keys(100, 100 + SLOTS), name="j2", ttl="60")
+    part = cluster.do("copy", "b", b.keys(0, 2), name="j3")
+    assert (part.code, part.reason) == ("no_room", "all 16 slots of the pool are pinned or taken")
+    assert list(cluster.at_rest()) == []
