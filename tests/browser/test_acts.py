@@ -19,6 +19,7 @@ from lmkv.core.messages import Command
 from tests.browser.browser import Tab
 from tests.browser.browser import tab as new_tab
 from tests.browser.test_pages import open_at
+from tests.contract.test_command_lines import lmkv
 from tests.contract.test_controller import until
 from tests.contract.test_controllers import Instance
 from tests.scripted_jobs import WHOLE, Worker
@@ -139,14 +140,17 @@ def test_each_act_on_a_prompt(
     assert worker.keys[job] == KEYS
     assert {name: sent.arguments.get(name) for name in arguments} == arguments
     assert sent.arguments["asked_by"] == "dashboard"
-    # The request that was shown does the same.
+    # The request and the command that were shown do the same.
     assert request[:3] == ["curl", "-X", "POST"] and request[3] == web.http + "/v1/jobs"
     again = web.ask("/v1/jobs", json.loads(request[request.index("-d") + 1]))
     assert again.status == 202, again
-    [same] = commands(worker, again.json["id"])
+    more = ["--yes"] if act == "Clear" else []
+    said, _ = lmkv(*wanted[1:], *more, "--controller", web.http, "-o", "json")
     drop = {"asked_by": "", "command": ""}
-    assert same.arguments | drop == sent.arguments | drop
-    assert worker.keys[same.id] == KEYS
+    for name in again.json["id"], json.loads(said)["id"]:
+        [same] = commands(worker, name)
+        assert same.arguments | drop == sent.arguments | drop
+        assert worker.keys[name] == KEYS
 
 
 def test_without_an_instance_every_holder_does_it(
@@ -284,6 +288,42 @@ def test_sync_and_verify_of_a_real_agent(web: Web, tab: Tab) -> None:
         tab.page.locator(".act").wait_for(state="hidden")
         opened(tab, "Verify")
         assert lines(tab)[0] == ["lmkv", "verify", "--instance", "rack/one"]
+    finally:
+        us.agent.close()
+
+
+def test_a_real_agent_pins_unpins_and_clears(web: Web, tab: Tab) -> None:
+    us = Instance("us", [web.state])
+    try:
+        prompt = list(range(8))
+        us.hold(prompt)
+        until(lambda: web.ask("/v1/lookup", {"tokens": prompt}).json["matched"] == {"us": 8})
+        path = "/lookup?tokens=" + ",".join(map(str, prompt))
+        open_at(tab, web, path)
+        opened(tab, "Pin")
+        fill(tab, "Owner", "ann")
+        started(tab, "Pin")
+        tab.see("done")
+        assert us.agent.pending["pins"] == 2
+        open_at(tab, web, "/instances/us")
+        tab.page.locator("tr", has_text="ann").wait_for()
+        open_at(tab, web, "/pins")
+        tab.page.get_by_role("button", name="Unpin ann at us").click()
+        started(tab, "Unpin")
+        tab.see("done")
+        assert us.agent.pending["pins"] == 0
+        open_at(tab, web, path)
+        opened(tab, "Clear")
+        fill(tab, "Its name, to go on", "default")
+        started(tab, "Clear")
+        tab.see("done")
+        until(lambda: web.ask("/v1/lookup", {"tokens": prompt}).json["matched"] == {})
+        open_at(tab, web, path)
+        opened(tab, "Pin")
+        fill(tab, "Owner", "ann")
+        press(tab, "Pin", ".act")
+        tab.see("no instance holds a chunk of it")
+        assert set(us.agent.pending.values()) == {0}
     finally:
         us.agent.close()
 

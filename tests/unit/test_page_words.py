@@ -165,7 +165,7 @@ def test_what_others_named_is_only_text() -> None:
     pinned = PinsInfo(1, [PinState(EVIL, EVIL, EVIL, 1.0, 1, 1, EVIL)], EVIL, 1)
     settings = ConfigResult([Setting(EVIL, EVIL, EVIL, EVIL)])
     shown = [
-        overview.events_html([(Event(1, EVIL, EVIL, EVIL), 0.0)]),
+        overview.events_html([(Event(1, EVIL, EVIL, EVIL, 0.0, EVIL), 0.0)]),
         instance.pool_html(state), instance.identity_html(state),
         instance.causes_html(state), instance.sharing_html(state),
         instances.instances_html(info, question, 2), instances._form(EVIL, EVIL, EVIL),
@@ -235,20 +235,20 @@ def test_the_same_as_a_command_and_as_a_request() -> None:
     from lmkv.web.pages import commands
 
     asked = Submit(0, "move", text="it's", salt="s", instance="b", source="a", owner="o", ttl=90.0)
-    assert shlex.split(commands.operation(asked, [])) == [
+    assert shlex.split(commands.operation(asked)) == [
         "lmkv", "move", "--from", "a", "--to", "b", "--ttl", "90s", "--owner", "o", "--salt", "s",
         "--", "it's",
     ]  # fmt: skip
-    assert commands.body(asked, []) == {
+    assert commands.body(asked) == {
         "operation": "move", "instance": "b", "source": "a", "text": "it's", "salt": "s",
         "owner": "o", "ttl_s": 90.0,
     }  # fmt: skip
-    keys = ["00" * 16, "11" * 16]
-    assert shlex.split(commands.operation(Submit(0, "pin", owner="o"), keys))[-1] == ",".join(keys)
-    line = commands.request("http://h/v1/jobs", commands.body(asked, []), token=True)
+    whole = commands.operation(Submit(0, "clear", instance="b", whole=True))
+    assert whole == "lmkv clear --instance b --whole"
+    line = commands.request("http://h/v1/jobs", commands.body(asked), token=True)
     assert '-H "Authorization: Bearer $LMKV_TOKEN"' in line
     words = shlex.split(line)
-    assert json.loads(words[-1]) == commands.body(asked, [])
+    assert json.loads(words[-1]) == commands.body(asked)
     long = commands.request("http://h/v1/jobs", {"text": "x" * 10_000}, token=False)
     assert shlex.split(long)[-1] == "@FILE"
     assert commands.request("http://h/v1/instances/a%27b/sync", None, False).split()[-1][0] == "h"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
 from typing import Any
 
 from lmkv.core.messages import Lookup, Submit
@@ -20,7 +19,7 @@ def lookup(asked: Lookup) -> str:
     return shlex.join(words + _prompt(asked))
 
 
-def operation(asked: Submit, keys: Sequence[str]) -> str:
+def operation(asked: Submit) -> str:
     """The command line of a job."""
     words = ["lmkv", asked.operation]
     if asked.operation in ("copy", "move"):
@@ -30,9 +29,7 @@ def operation(asked: Submit, keys: Sequence[str]) -> str:
     words += _option("--ttl", f"{asked.ttl:g}s" if asked.ttl else "")
     words += _option("--owner", asked.owner)
     words += _option("--salt", asked.salt) + _option("--like", asked.like)
-    if asked.whole:
-        return shlex.join([*words, "--whole"])
-    return shlex.join(words + (["--keys", ",".join(keys)] if keys else _prompt(asked)))
+    return shlex.join(words + (["--whole"] if asked.whole else _prompt(asked)))
 
 
 def _option(name: str, value: str) -> list[str]:
@@ -49,12 +46,10 @@ def _prompt(asked: Lookup | Submit) -> list[str]:
     return ["--", asked.text if plain else FILE]
 
 
-def body(asked: Submit, keys: Sequence[str]) -> dict[str, Any]:
+def body(asked: Submit) -> dict[str, Any]:
     """What REST takes for it, without what is not said."""
     names = ("operation", "instance", "source", "whole", *FORMS, "salt", "like", "owner")
     found = {name: getattr(asked, name) for name in names if getattr(asked, name)}
-    if keys:
-        found["keys"] = list(keys)
     if asked.ttl:
         found["ttl_s"] = asked.ttl
     return found

@@ -39,11 +39,10 @@ LABELS = {SOURCE: "From", TTL: "For", OWNER: "Owner"}
 
 @dataclass
 class Target:
-    """What it is done to: the prompt of `question`, keys, an instance, or (neither) the cluster.
-    `holders` are those that have some of it."""
+    """What it is done to: the prompt of `question`, an instance, or (neither) the cluster.
+    `holders` have some of it."""
 
     question: Submit
-    keys: Sequence[str] = ()
     holders: Sequence[str] = ()
     says: str = ""
 
@@ -161,8 +160,8 @@ class Doing:
         self._typed.set_visibility(bool(word))
         self._word.content = f"<p>To go on, type <b>{escape(word)}</b>:</p>" if word else ""
         if self._act.job:
-            line = commands.operation(question, self._target.keys)
-            address, sent = "/v1/jobs", commands.body(question, self._target.keys)
+            line = commands.operation(question)
+            address, sent = "/v1/jobs", commands.body(question)
         else:
             name = question.instance
             option = ["--instance"] if self._act.name == "verify" else []
@@ -202,7 +201,7 @@ class Doing:
             raise Problem(400, "field", text, "name")
         view = self._site.view
         if self._act.job:
-            info = await view.submit(question, self._target.keys)
+            info = await view.submit(question)
             return f"Job {job_link(info.job.id)} is {escape(info.job.state)}."
         where, deadline = question.instance, DEADLINE
         if self._act.name == "sync":

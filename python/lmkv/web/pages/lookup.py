@@ -124,7 +124,7 @@ def target(asked: Lookup, info: LookupInfo) -> Target:
     prompt = Submit(0, "", **{name: getattr(asked, name) for name in names})
     holders = sorted({name for names in info.holders for name in names})
     chunks = len(info.holders)
-    return Target(prompt, (), holders, f"{chunks:,} chunk{'s' * (chunks != 1)} of a prompt")
+    return Target(prompt, holders, f"{chunks:,} chunk{'s' * (chunks != 1)} of a prompt")
 
 
 def found_html(info: LookupInfo) -> str:
