@@ -203,12 +203,15 @@ def test_what_ended_long_ago_is_folded_up() -> None:
 
 
 def test_how_far_a_job_is() -> None:
-    from lmkv.web.pages.jobs import progress_html
+    from lmkv.web.pages.jobs import pace, progress_html
 
     part = Part("j1", "copy", "a", "running", "b", 1, 4, 1 << 20, 4 << 20, {"present": 1})
     assert 'aria-valuenow="25"' in progress_html(part)
     assert "1 of 4 chunks · 1.0 MiB of 4.0 MiB" in progress_html(part)
     assert "1 present" in progress_html(part)
+    job = JobState("j1", "copy", "running", [part], rate=2 << 20, eta=90.0)
+    assert "2.0 MiB/s, 90 s left, 1 present" in progress_html(part, pace(job))
+    assert pace(JobState("j1", "copy", "done", [part], rate=2 << 20, eta=90.0)) == ""
     assert "aria-valuenow" not in progress_html(Part("j1", "clear", "a", "queued"))
     assert 'aria-valuenow="100"' in progress_html(Part("j1", "clear", "a", "done", chunks=3))
 

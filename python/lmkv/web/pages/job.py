@@ -52,8 +52,8 @@ def facts_html(found: JobState, may: bool) -> str:
         "Instances": f"{len(found.parts)} of {max(found.instances, len(found.parts))} have told",
     }
     told = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts.items())
-    button = f'<div class="scroll pager">{buttons(found)}</div>' if may else ""
-    return f"<dl>{told}</dl>{button}"
+    button = buttons(found) if may else ""
+    return f"<dl>{told}</dl>" + (f'<div class="scroll pager">{button}</div>' if button else "")
 
 
 def parts_html(found: JobState) -> str:

@@ -84,8 +84,8 @@ def jobs_html(info: JobsInfo, question: Jobs, old: bool, may: bool) -> str:
     folded = [] if old or question.after else [each for each in info.jobs if is_old(each)]
     rows = [_row(each, may) for each in info.jobs if each not in folded]
     heads = [
-        ("Job", "w"), ("What", "w"), ("State", "w"), ("Progress", "rest"), ("Rate", "n"),
-        ("Left", "n"), ("Asked by", "w"), ("Asked", "n"), ("", "w"),
+        ("Job", "w"), ("What", "w"), ("State", "w"), ("Progress", "rest"), ("Asked by", "w"),
+        ("Asked", "n"), ('<span class="unseen">Do</span>', "w"),
     ]  # fmt: skip
     around = []
     if folded:
@@ -129,11 +129,9 @@ def _row(each: JobState, may: bool) -> list[str]:
         job_link(each.id),
         what_html(each),
         state_html(each),
-        progress_html(each),
-        f"{size(each.rate)}/s" if each.rate and each.state == "running" else NONE,
-        age(each.eta) if each.eta and each.state == "running" else NONE,
+        progress_html(each, pace(each)),
         escape(each.asked_by or NONE),
-        age(each.age),
+        f"{age(each.age)} ago",
         buttons(each) if may else "",
     ]
 
@@ -156,15 +154,24 @@ def state_html(each: JobState | Part) -> str:
     return shown + (f'<div class="why">{escape(each.reason)}</div>' if each.reason else "")
 
 
-def progress_html(each: JobState | Part) -> str:
+def pace(each: JobState) -> str:
+    """Bytes a second, and what is left; "" unless it runs."""
+    if each.state != "running":
+        return ""
+    told = [f"{size(each.rate)}/s"] if each.rate else []
+    return ", ".join(told + ([f"{age(each.eta)} left"] if each.eta else []))
+
+
+def progress_html(each: JobState | Part, pace: str = "") -> str:
     """Chunks and bytes; those that needed nothing, or were not to be had, by why."""
     known = each.chunks_total or (each.chunks if each.state == "done" else 0)
     bar = progress(each.chunks, known) if known else progress(each.bytes, each.bytes_total)
     chunks = f"{each.chunks:,}" + (f" of {known:,}" if known else "") + " chunks"
     held = size(each.bytes) + (f" of {size(each.bytes_total)}" if each.bytes_total else "")
-    skipped = ", ".join(f"{n:,} {escape(word)}" for word, n in sorted(each.skipped.items()) if n)
-    more = f" <small>{skipped}</small>" if skipped else ""
-    return f'{bar}<span class="amount">{chunks} · {held}</span>{more}'
+    told = [pace] if pace else []
+    told += [f"{n:,} {escape(word)}" for word, n in sorted(each.skipped.items()) if n]
+    more = f"<div><small>{', '.join(told)}</small></div>" if told else ""
+    return f'<span class="amount">{bar}{chunks} · {held}</span>{more}'
 
 
 def buttons(each: JobState) -> str:

@@ -51,8 +51,8 @@ td.none { color:var(--soft); padding:18px 0; text-align:center }
 .progress { display:inline-block; width:120px; height:10px; border-radius:5px; overflow:hidden;
   background:var(--line); margin-right:8px } .progress i { display:block; height:100%;
   background:#2aa198 }
-.small { padding:0 8px } .why { color:var(--bad); white-space:normal; min-width:14em;
-  max-width:28em }
+.small { padding:0 8px } .why { color:var(--bad); white-space:normal; min-width:18em;
+  max-width:34em } .panel small { color:var(--soft) }
 .amount { white-space:nowrap }
 .act { background:var(--panel); color:var(--ink); border:1px solid var(--line); border-radius:6px;
   padding:16px 18px; width:720px; max-width:94vw !important; display:flex; flex-direction:column;
