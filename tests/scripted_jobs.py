@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from lmkv.core.client import Unreachable
+from lmkv.core.keyfiles import ClientKeys
 from lmkv.core.messages import (
     OPERATIONS,
     Command,
@@ -41,10 +43,17 @@ CHUNK_BYTES = 1000
 
 class Worker:
     def __init__(
-        self, name: str, controllers: list[Controller], epoch: int = 7, **stub: Any
+        self,
+        name: str,
+        controllers: Sequence[Controller],
+        epoch: int = 7,
+        keys: ClientKeys | None = None,
+        **stub: Any,
     ) -> None:
         self.name, self.epoch = name, epoch
-        self.links = [Instance(StubInstance(name, epoch, **stub), each) for each in controllers]
+        self.links = [
+            Instance(StubInstance(name, epoch, **stub), each, keys) for each in controllers
+        ]
         self.parts: dict[str, Part] = {}
         self.pins: dict[str, PinState] = {}
         self.commands: list[Command] = []

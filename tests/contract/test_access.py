@@ -19,11 +19,21 @@ import zmq
 from lmkv.agent.links import Link
 from lmkv.core import keyfiles, tokens
 from lmkv.core.client import Client, Unreachable
-from lmkv.core.messages import Lookup, Refused, Register, Status, StatusInfo, Welcome
+from lmkv.core.messages import (
+    JobInfo,
+    Lookup,
+    Refused,
+    Register,
+    Status,
+    StatusInfo,
+    Submit,
+    Welcome,
+)
 
 from tests import certificate
 from tests.contract.test_controller import DEADLINE, Controller, free_port, until
 from tests.contract.test_controllers import Instance as AgentInstance
+from tests.scripted_jobs import KEYS, Worker
 from tests.stub_instance import StubInstance
 from tests.web import TOKENS, Web
 
@@ -220,6 +230,41 @@ def test_tokens_change_without_a_restart(guarded: tuple[Web, dict[str, str]], ke
     assert web.ask("/v1/cluster").status == 401
     assert web.ask("/v1/cluster", Authorization=fresh).status == 200
     assert web.children() == [child]
+
+
+def test_who_may_do_what_to_the_cache(guarded: tuple[Web, dict[str, str]], keys: Path) -> None:
+    """And each job says who asked for it."""
+    web, given = guarded
+    client = keyfiles.read_client(keys)
+    with Worker("a", [web], keys=client) as a:
+        a.store(KEYS)
+        until(lambda: web.ask("/v1/instances/a", Authorization=given["read"]).json["keys"] == 2)
+        pin = {"operation": "pin", "tokens": TOKENS, "ttl_s": 60}
+        everything = {"operation": "clear", "whole": True}
+        for body, scope, status in (
+            (pin, "read", 403), (pin, "operate", 202), (everything, "operate", 403),
+            ({**everything, "instance": "a"}, "operate", 202), (everything, "admin", 202),
+        ):  # fmt: skip
+            answer = web.ask("/v1/jobs", body, Authorization=given[scope])
+            assert answer.status == status, (body, scope, answer)
+            if status == 403:
+                assert answer.error["code"] == "forbidden" and scope in answer.error["message"]
+                continue
+            job = answer.json
+            assert job["asked_by"] == scope
+            for path, least in (("", "read"), ("/cancel", "operate"), ("/retry", "operate")):
+                method = "POST" if path else "GET"
+                less = given["read"] if least == "operate" else ""
+                refused = web.ask(f"/v1/jobs/{job['id']}{path}", method=method, Authorization=less)
+                assert refused.status == (403 if less else 401)
+        gone = web.ask("/v1/jobs", pin, Authorization="Bearer lmkv_gone")
+        assert (gone.status, gone.error["code"]) == (401, "unauthorized")
+        words = ("pin", "--tokens", "1", "--owner", "o", "--controller", web.http)
+        ended = lmkv(*words, LMKV_TOKEN=given["read"].removeprefix("Bearer "))
+        assert ended.returncode == REFUSED and "takes a token of scope operate" in ended.stderr
+        with Client(web.state, DEADLINE, client) as asking:  # what it says of itself does not count
+            info, _ = asking.ask(Submit(1, "pin", owner="o", asked_by="somebody"), KEYS)
+        assert isinstance(info, JobInfo) and info.job.asked_by == "client"
 
 
 def test_the_first_token_closes_the_door(keys: Path) -> None:

@@ -21,6 +21,7 @@ import pytest
 import zmq
 from lmkv.core import wire
 from lmkv.core.client import Client, Unreachable
+from lmkv.core.keyfiles import ClientKeys
 from lmkv.core.messages import (
     Announce,
     Heartbeat,
@@ -98,10 +99,12 @@ def controller() -> Iterator[Controller]:
 class Instance:
     """A stub with its connections; `said` is what the controller told it beside answers."""
 
-    def __init__(self, stub: StubInstance, controller: Controller) -> None:
+    def __init__(
+        self, stub: StubInstance, controller: Controller, keys: ClientKeys | None = None
+    ) -> None:
         self.stub = stub
-        self.state = Client(controller.state, DEADLINE)
-        self.query = Client(controller.query, DEADLINE)
+        self.state = Client(controller.state, DEADLINE, keys)
+        self.query = Client(controller.query, DEADLINE, keys)
         self.said: list[tuple[Message, list[bytes]]] = []
 
     def __enter__(self) -> Self:

@@ -146,6 +146,21 @@ def test_what_is_wrong_is_said(
     assert said in err and err.count("\n") == 1
 
 
+def test_jobs_are_events_and_in_the_heading(web: Web, address: str, a: Worker) -> None:
+    where = ("--controller", address)
+    a.hold()
+    name = data("compress", "--whole", "--instance", "a", "--no-wait", *where)["id"]
+    until(lambda: data("jobs", "show", name, *where)["state"] == "running")
+    assert "jobs: 1 running\n" in lmkv("status", *where)[0]
+    assert "jobs: 1 running\n" in lmkv("top", "-n", "1", *where)[0]
+    assert lmkv("events", *where)[0].endswith(f"  a  compress runs ({name})\n")
+    last = lmkv("events", "-o", "json", *where)[0].splitlines()[-1]
+    assert (json.loads(last)["kind"], json.loads(last)["job"]) == ("job", name)
+    a.release()
+    lmkv("jobs", "wait", name, *where)
+    assert "jobs:" not in lmkv("status", *where)[0]
+
+
 def test_nobody_answers() -> None:
     for address in ("tcp://127.0.0.1:1", "http://127.0.0.1:1"):
         lmkv("pin", "--tokens", IDS, "--owner", "o", "--controller", address, status=3)

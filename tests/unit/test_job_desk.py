@@ -269,6 +269,22 @@ def test_the_oldest_ended_ones_are_forgotten(monkeypatch: pytest.MonkeyPatch) ->
     assert len(desk.table) == 3 and desk.table.find("j0") is None
 
 
+def test_parts_of_all_jobs_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_table, "PARTS", 5)
+    desk = Desk()
+    stubs = [desk.instance(name, n) for n, name in enumerate("abc", 1)]
+    for job in ("j1", "j2"):
+        desk.clock.advance(1)
+        for stub in stubs:
+            desk.said(stub, Part(job, "clear", stub.name, "done", parts=3))
+    assert desk.table.find("j1") is None and desk.job("j2").state == "done"
+    refused = [desk.submit("clear", whole=True), desk.submit("clear", whole=True)]
+    assert [type(sent) for _, sent, _ in refused[0]] == [Command] * 3
+    second = one(refused[1])
+    assert isinstance(second, Refused) and second.code == "busy"
+    assert (desk.table._parts, len(desk.table)) == (3, 1)
+
+
 def test_texts_of_others_are_bounded_and_printable() -> None:
     desk = Desk()
     a = desk.instance("a", 1)
@@ -306,6 +322,33 @@ def test_a_thousand_instances_a_few_at_a_time() -> None:
     assert (answers, sent.job.instances, sent.job.state) == (1000, 1000, "done")
     page = desk.table.page(Jobs(1))
     assert isinstance(page, JobsInfo) and len(page.jobs[0].parts) == job_table.LISTED
+
+
+def test_what_is_cancelled_before_all_have_heard_of_it() -> None:
+    desk = Desk()
+    stubs = [desk.instance(f"i{n:04}", n + 1) for n in range(100)]
+    by_connection = {desk.connection(stub): stub for stub in stubs}
+    begun = desk.submit("clear", whole=True)
+    name = begun[0][1].id
+    cancels = desk.hear(b"other client", AskJob(6, name, "cancel"))
+    assert cancels == []  # there is no room: they wait for the answers
+    said: list[Message] = []
+    waiting, heard = begun, 0
+    while waiting:
+        to, sent, _ = waiting.pop(0)
+        if not isinstance(sent, Command):
+            said.append(sent)
+            continue
+        heard += sent.operation == "clear"
+        state = "cancelled" if sent.operation == "cancel" else "queued"
+        part = Command(name, "clear", sent.instance, arguments={"parts": "100"})
+        answer = desk.part(by_connection[to], part, state)
+        done = Done(sent.request, sent.id, msgspec.msgpack.encode(answer))
+        waiting += desk.hear(to, done)
+    assert heard == jobs.AT_ONCE  # nobody else was asked to
+    assert [type(each) for each in said] == [JobInfo, JobInfo]
+    job = desk.job(name)
+    assert (job.state, job.instances, len(desk.commands)) == ("cancelled", 100, 0)
 
 
 def test_a_thousand_that_cannot_be_asked() -> None:

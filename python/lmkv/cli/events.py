@@ -60,6 +60,7 @@ class Happened(NamedTuple):
     instance: str
     text: str
     age: float  # seconds, when it was sent
+    job: str = ""  # its id, where kind is job
 
 
 def events(
@@ -73,7 +74,7 @@ def events(
         typer.Option(metavar="WHEN", help="After this id, or in the last 30s, 5m, 2h, 1d."),
     ] = "",
 ) -> None:
-    """What happened: instances registered, suspect, dead, back; drift and its mending.
+    """What happened: instances registered, suspect, dead, back; drift and its mending; jobs.
 
     With -o json a line each. An id is that of a controller's life and a number in it; `reset` says
     that what follows does not go on from there.
@@ -124,7 +125,8 @@ def _followed(source: _Zmq | _Sse, mark: Mark | None) -> Iterator[Happened]:
 def _line(each: Happened) -> None:
     moment = _moment(each).strftime("%Y-%m-%d %H:%M:%S")
     text = f"{moment}  {each.kind:<12}  {each.instance}"
-    typer.echo(printable(f"{text}  {each.text}" if each.text else text))
+    text = f"{text}  {each.text}" if each.text else text
+    typer.echo(printable(f"{text} ({each.job})" if each.job else text))
 
 
 def _json_line(each: Happened) -> None:
@@ -134,6 +136,7 @@ def _json_line(each: Happened) -> None:
         "kind": each.kind,
         "instance": each.instance,
         "text": each.text,
+        "job": each.job,
     }
     print_json(body, indent=None)
 
@@ -174,9 +177,8 @@ class _Zmq:
                 epoch = found.epoch
                 for each in found.events:
                     number = each.id
-                    yield Happened(
-                        Mark(epoch, number), each.kind, each.instance, each.text, each.age
-                    )
+                    mark = Mark(epoch, number)
+                    yield Happened(mark, each.kind, each.instance, each.text, each.age, each.job)
                 if not forever and number >= found.last:
                     return
                 if forever:
@@ -226,4 +228,5 @@ def _happened(fields: dict[str, str]) -> Happened:
     epoch, _, number = fields["id"].partition("-")
     data = json.loads(fields["data"])
     mark = Mark(int(epoch, 16), int(number))
-    return Happened(mark, data["kind"], data["instance"], data["text"], float(data["age"]))
+    job = data.get("job", "")
+    return Happened(mark, data["kind"], data["instance"], data["text"], float(data["age"]), job)

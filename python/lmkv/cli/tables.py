@@ -15,6 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lmkv.core.messages import (
+    ENDED,
+    STATES,
     ControllerState,
     InstanceState,
     LookupInfo,
@@ -39,6 +41,7 @@ SPARE = (
     ">pool",
     ">chunks",
 )
+OPEN = tuple(state for state in STATES if state not in ENDED)  # of jobs
 INSTANCE_COLUMNS = (
     "instance", "state", "model", ">ranks", ">chunks", ">pool", ">load", ">heartbeat",
     ">hit tokens",
@@ -97,7 +100,8 @@ def heading(info: StatusInfo) -> list[str]:
         counted(info.drifts, "drift"),
         counted(info.resyncs, "resync"),
     )
-    return [who, ", ".join(what)]
+    open_ones = [f"{info.jobs[state]} {state}" for state in OPEN if info.jobs.get(state)]
+    return [who, ", ".join(what), *([f"jobs: {', '.join(open_ones)}"] if open_ones else [])]
 
 
 def tokens(hits: Mapping[str, int], misses: Mapping[str, int]) -> list[str]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from lmkv.core.messages import InstanceState, StatusInfo
 
 PAUSE = 1.0  # seconds after a question that nobody answered
-LINES = 6  # of the screen that are not instances
+LINES = 7  # of the screen that are not instances
 
 
 class Rates(NamedTuple):

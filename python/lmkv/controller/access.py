@@ -14,6 +14,8 @@ from lmkv.core.config import ConfigError, ControllerConfig
 from lmkv.core.keyfiles import BadKeys
 from lmkv.core.web_settings import WebSettings
 
+WEB = "web"  # the name of web processes, by their keys
+
 
 class Access:
     def __init__(self, config: ControllerConfig) -> None:
@@ -50,7 +52,7 @@ class Access:
 
     def name_of(self, public: bytes) -> str | None:
         if self._web is not None and public == self._web.public:
-            return "web"
+            return WEB
         return self._clients.get(public)
 
     def web(self) -> WebSettings:

@@ -35,7 +35,7 @@ from lmkv.core.messages import (
 from lmkv.core.text import printable
 
 KEPT = 1024  # jobs
-PARTS = 4096  # of one
+PARTS = 1 << 16  # of all of them
 LISTED = 16  # parts of each job of a page, those that failed first
 PAGE = 250
 UNHEARD = 10.0  # seconds after which a part that nobody tells of has failed
@@ -86,6 +86,7 @@ class JobTable:
         self._clock = clock
         self._jobs: dict[str, Record] = {}
         self._open: dict[str, Record] = {}  # those that have not ended
+        self._parts = 0  # of all jobs
         self._pins: dict[str, _Pins] = {}  # by instance
         self.ended: Counter[str] = Counter()  # that ended here, by state
         self.bytes: Counter[str] = Counter()  # by operation
@@ -93,9 +94,10 @@ class JobTable:
     def __len__(self) -> int:
         return len(self._jobs)
 
-    @property
-    def full(self) -> bool:
-        return len(self._open) >= KEPT
+    def full(self, parts: int = 1) -> bool:
+        """Whether so many more would be too many, even if all that has ended were forgotten."""
+        taken = sum(len(record.parts) for record in self._open.values())
+        return len(self._open) >= KEPT or taken + parts > PARTS
 
     @property
     def states(self) -> dict[str, int]:
@@ -129,36 +131,45 @@ class JobTable:
         """A job that nobody has taken, unless somebody tells of it all the same."""
         record = self._jobs.get(name)
         if record is not None and not any(told.heard for told in record.parts.values()):
-            del self._jobs[name]
-            self._open.pop(name, None)
+            self._forget(record)
 
     def _put(self, epoch: int, part: Part, heard: bool) -> None:
         now = self._clock()
         record = self._jobs.get(part.id)
         first = record is None
         if record is None:
-            if not self._room():
+            if not self._room(jobs=1):
                 return
             record = Record(part.id, part.operation, now - part.age)
             self._jobs[part.id] = self._open[part.id] = record
         old = record.parts.get(part.instance)
-        if old is None and len(record.parts) >= PARTS:
-            return
-        if old is not None and old.part.attempt == part.attempt:
+        if old is None:
+            if not self._room(parts=1, but=record):
+                return
+            self._parts += 1
+        elif old.part.attempt == part.attempt:
             self.bytes[part.operation] += max(0, part.bytes - old.part.bytes)
         record.parts[part.instance] = Told(part, epoch, now, heard)
         record.at = now
         self._judge(record, silent=first and part.state in ENDED)
 
-    def _room(self) -> bool:
-        """For one more, at the price of the one that began first of those that have ended."""
-        if len(self._jobs) < KEPT:
-            return True
-        if self.full:
-            return False
-        ended = (record for name, record in self._jobs.items() if name not in self._open)
-        del self._jobs[min(ended, key=lambda record: record.order).id]
+    def _room(self, jobs: int = 0, parts: int = 0, but: Record | None = None) -> bool:
+        """For so many more, at the price of those that began first of the ones that have ended."""
+        while len(self._jobs) + jobs > KEPT or self._parts + parts > PARTS:
+            ended = [
+                record
+                for name, record in self._jobs.items()
+                if name not in self._open and record is not but
+            ]
+            if not ended:
+                return False
+            self._forget(min(ended, key=lambda record: record.order))
         return True
+
+    def _forget(self, record: Record) -> None:
+        del self._jobs[record.id]
+        self._open.pop(record.id, None)
+        self._parts -= len(record.parts)
 
     def _judge(self, record: Record, silent: bool = False) -> None:
         """Its state now; a change is an event, but not of one that had ended before we heard."""

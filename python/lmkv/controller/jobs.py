@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from lmkv.controller import job_checks, prompts, texts
+from lmkv.controller.access import WEB
 from lmkv.controller.checks import Answer
 from lmkv.controller.commands import Commands
 from lmkv.controller.instance import Instance
@@ -25,6 +26,7 @@ from lmkv.controller.job_table import Record, unknown_job
 from lmkv.controller.registry import Out, Registry
 from lmkv.core import jobs
 from lmkv.core.messages import (
+    ENDED,
     KEYS_A_JOB,
     AnyMessage,
     AskJob,
@@ -48,7 +50,7 @@ AT_ONCE = 64  # commands of jobs that are not answered, so that others have room
 Say = Callable[[Message], "list[Out]"]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Sending:
     """One command to several instances, a few at a time; `end` hears what they refused."""
 
@@ -73,13 +75,18 @@ class JobDesk:
         self._open = 0  # commands that are not answered
         self._waiting: deque[_Sending] = deque()  # that have more to send
 
-    def hear(self, connection: bytes, message: AnyMessage, frames: list[bytes]) -> list[Out] | None:
-        """None: it is not about jobs."""
+    def hear(
+        self, connection: bytes, message: AnyMessage, frames: list[bytes], sender: str = ""
+    ) -> list[Out] | None:
+        """None: it is not about jobs. `sender` is the client's name by its keys, where it has some;
+        a web process says itself who asked it."""
 
         def say(answer: Message) -> list[Out]:
             return [(connection, answer, ())]
 
         if isinstance(message, Submit):
+            if sender not in ("", WEB):
+                message.asked_by = sender
             return self._submit(message, frames, say)
         if isinstance(message, AskJob):
             return self._ask(message, say)
@@ -102,9 +109,6 @@ class JobDesk:
         known = self._table.find(name)
         if known is not None:
             return say(self._known(message, known, command))
-        if self._table.full:
-            text = f"{len(self._table)} jobs have not ended, which is the most: try again later"
-            return say(Refused("busy", text, request=message.request))
         places = job_checks.places(self._registry, message)
         if isinstance(places, Refused):
             return say(places)
@@ -156,6 +160,9 @@ class JobDesk:
         again = self._table.find(name)  # asked for twice while an instance was asked for the text
         if again is not None:
             return say(self._known(message, again, command))
+        if self._table.full(len(targets)):
+            text = "more jobs have not ended than this controller remembers: try again later"
+            return say(Refused("busy", text, request=message.request))
         part = Part(
             name, message.operation, "", source=message.source, asked_by=message.asked_by,
             parts=len(targets), command=command, owner=message.owner, ttl=message.ttl,
@@ -223,10 +230,22 @@ class JobDesk:
                 return say(msgspec.structs.replace(wrong[0], request=message.request))
             return say(self._info(message.request, record.id))
 
+        if message.action == "cancel":
+            self._withdraw(record)
+            targets = deque(each for each in targets if _open(record, each))
         sent = Command("", message.action, arguments={"job": record.id})
         return self._send(
             _Sending(sent, [], targets, True, taken, lambda instance, answer: None, end)
         )
+
+    def _withdraw(self, record: Record) -> None:
+        """What has not been sent of it stays here."""
+        for sending in self._waiting:
+            if sending.command.id == record.id:
+                for instance in sending.targets:
+                    told = record.parts[instance.name].part
+                    self._table.add(instance, msgspec.structs.replace(told, state="cancelled"))
+                sending.targets.clear()
 
     # ------------------------------------------------------------ to instances
 
@@ -267,13 +286,18 @@ class JobDesk:
             if sending.going:
                 return []
             out: list[Out] = []
-            if not sending.targets and not sending.out:
+            if not sending.targets and not sending.out and sending not in self._waiting:
                 out += sending.end(sending.wrong)
-            if self._waiting:
+            while self._waiting and self._open < AT_ONCE:
                 out += self._send(self._waiting.popleft())
             return out
 
         return answered
+
+
+def _open(record: Record, instance: Instance) -> bool:
+    told = record.parts.get(instance.name)
+    return told is not None and told.part.state not in ENDED
 
 
 def _taken(

@@ -79,6 +79,7 @@ class Server:
         self._texts = Texts(self.registry, self.commands)
         self._jobs = JobDesk(self.registry, self.commands, self._texts)
         self._next_tick = 0.0
+        self._sender = ""  # of the state message that is being heard, where there are keys
 
     def _listen(self, host: str, port: int, setting: str) -> tuple[zmq.Socket[bytes], int]:
         socket = self._context.socket(zmq.ROUTER)
@@ -160,7 +161,10 @@ class Server:
             self._guard(self._query, frames, self._query_answer)
 
     def _hear_one(self) -> bool:
-        frames = receive(self._state)
+        if self._doorman is None:
+            frames = receive(self._state)
+        else:
+            frames, self._sender = receive_from(self._state)
         if frames is None:
             return False
         self._guard(self._state, frames, self._state_answer)
@@ -177,7 +181,7 @@ class Server:
         message, arrays = wire.decode(frames[1:])
         out = None if arrays else self._texts.hear(frames[0], message)
         if out is None:
-            out = self._jobs.hear(frames[0], message, arrays)
+            out = self._jobs.hear(frames[0], message, arrays, self._sender)
         if out is None:
             out = views.ask(self.registry, frames[0], message, arrays)
         if out is None:
@@ -221,6 +225,15 @@ def receive(socket: zmq.Socket[bytes]) -> list[bytes] | None:
         return socket.recv_multipart(zmq.NOBLOCK)
     except zmq.Again:
         return None
+
+
+def receive_from(socket: zmq.Socket[bytes]) -> tuple[list[bytes] | None, str]:
+    """The same, and the name of the client whose keys it came with."""
+    try:
+        first = socket.recv(zmq.NOBLOCK, copy=False)
+    except zmq.Again:
+        return None, ""
+    return [first.bytes, *socket.recv_multipart(zmq.NOBLOCK)], str(first.get("User-Id"))
 
 
 def reply(socket: zmq.Socket[bytes], connection: bytes, message: Message, *arrays: bytes) -> None:
