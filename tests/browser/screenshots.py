@@ -35,7 +35,7 @@ def work(web: Web, names: list[str], tokens: list[int]) -> str:
     """Jobs of all states: some are over, one is cancelled, one fails for want of room, and the one
     of which the id is answered runs for a while."""
     asked: list[dict[str, object]] = [
-        {"operation": "pin", "tokens": tokens, "owner": "ops", "ttl_s": 7200, "instance": names[0]},
+        {"operation": "pin", "tokens": tokens, "owner": "ops", "ttl_s": 7200},
         {"operation": "pin", "whole": True, "owner": "ops", "instance": names[1]},
         {"operation": "clear", "whole": True, "instance": names[-2]},
         {"operation": "copy", "whole": True, "source": names[1], "instance": names[-2]},
