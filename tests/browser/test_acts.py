@@ -449,6 +449,17 @@ def test_who_may_not_act_sees_no_act(browser: Any, tmp_path: Path) -> None:
                     open_at(tab, web, LOOKUP)
                     tab.see("2 chunks of 16")
                     assert tab.page.get_by_role("button", name="Pin", exact=True).count() == offered
+            with new_tab(browser) as tab:  # what is not offered is not done either
+                less = "this takes a token of scope operate"
+                logged_in(web, known["read"], tab, "/jobs")
+                tab.page.evaluate("emitEvent('lmkv_act', {do: 'cancel', job: 'j1'})")
+                tab.see(less)
+                open_at(tab, web, "/pins")
+                tab.page.evaluate("emitEvent('lmkv_act', {instance: 'a', owner: 'ann'})")
+                tab.see("Unpin: what ann has pinned at a")
+                press(tab, "Unpin", ".act")
+                tab.see(less)
+                assert jobs_of(a) == []
             with new_tab(browser) as tab:
                 logged_in(web, known["operate"], tab, LOOKUP)
                 opened(tab, "Pin")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 PAGE = 50
 OLD = 600.0  # seconds after its end
-NAMED = 3  # instances of a job
+NAMED = 2  # instances of a job
 
 
 def page(site: Site) -> None:
@@ -84,7 +84,7 @@ def jobs_html(info: JobsInfo, question: Jobs, old: bool, may: bool) -> str:
     folded = [] if old or question.after else [each for each in info.jobs if is_old(each)]
     rows = [_row(each, may) for each in info.jobs if each not in folded]
     heads = [
-        ("Job", "w"), ("What", "w"), ("State", "w"), ("Progress", "rest"), ("Asked by", "w"),
+        ("Job", "w"), ("What", "what"), ("State", "w"), ("Progress", "rest"), ("Asked by", "w"),
         ("Asked", "n"), ('<span class="unseen">Do</span>', "w"),
     ]  # fmt: skip
     around = []

@@ -53,7 +53,7 @@ td.none { color:var(--soft); padding:18px 0; text-align:center }
   background:#2aa198 }
 .small { padding:0 8px } .why { color:var(--bad); white-space:normal; min-width:18em;
   max-width:34em } .panel small { color:var(--soft) }
-.amount { white-space:nowrap }
+.amount, .what a { white-space:nowrap } .what { min-width:15em }
 .act { background:var(--panel); color:var(--ink); border:1px solid var(--line); border-radius:6px;
   padding:16px 18px; width:720px; max-width:94vw !important; display:flex; flex-direction:column;
   gap:12px } .act h2 { font-size:16px; color:var(--ink); margin:0 } .act p { margin:0 }
