@@ -241,6 +241,25 @@ def test_a_row_offers_what_can_be_done(web: Web, pair: tuple[Worker, Worker], ta
     assert (sent.operation, sent.arguments["whole"]) == ("compress", "1")
 
 
+def test_a_click_counts_though_the_table_is_drawn_anew_meanwhile(
+    web: Web, pair: tuple[Worker, Worker], tab: Tab
+) -> None:
+    open_at(tab, web, "/instances")
+    tab.page.locator(".scroll tbody button").first.wait_for()
+    press(tab, "Pause", ".top")
+    tab.page.evaluate(
+        """() => {
+          const event = name => new PointerEvent(name, {bubbles: true});
+          const first = () => document.querySelector('.scroll tbody button');
+          const shown = first().closest('.scroll').parentElement;
+          first().dispatchEvent(event('pointerdown'));
+          shown.innerHTML = shown.innerHTML;
+          first().dispatchEvent(event('pointerup'));
+        }"""
+    )
+    tab.see("lmkv describe instance a")
+
+
 def test_an_instance_is_cleared_on_its_page(
     web: Web, pair: tuple[Worker, Worker], tab: Tab
 ) -> None:
