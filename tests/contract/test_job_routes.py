@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from lmkv.cli.main import app
 from lmkv.core.client import Client
 from lmkv.core.messages import AskJob, JobInfo, Refused, Submit, Unsupported
+from typer.testing import CliRunner
 
 from tests import http_client
 from tests.contract.test_controller import DEADLINE, until
@@ -283,6 +285,24 @@ def test_an_instance_that_refuses(web: Web, a: Worker) -> None:
     assert (answer.status, answer.error["field"]) == (501, "operation")
     assert answer.error["message"] == "instance 'a' is of a release that does not know 'pin'"
     assert web.ask("/v1/jobs").json["total"] == before
+
+
+def test_what_the_controller_would_not_take() -> None:
+    """One that takes little; what is too much is said, and the next question is answered."""
+    little = Web("--max-frame-bytes", str(1 << 17))
+    try:
+        little.up()
+        keys = [f"{n:032x}" for n in range((1 << 13) + 1)]
+        for body, field in (({"keys": keys}, "keys"), ({"text": "x" * (1 << 17)}, "text")):
+            answer = little.ask("/v1/jobs", {"operation": "pin", "owner": "o", **body})
+            assert (answer.status, answer.error["field"]) == (413, field), answer.text[:300]
+            assert "max_frame_bytes" in answer.error["message"]
+        words = ("unpin", "--keys", ",".join(keys[:8193]), "--controller", little.state)
+        ran = CliRunner().invoke(app, words)
+        assert ran.exit_code == 1 and "max_frame_bytes" in ran.stderr
+        assert little.ask("/v1/jobs").json["total"] == 0
+    finally:
+        assert little.end() == (0, "")
 
 
 # ------------------------------------------------------------------ the controller's own socket

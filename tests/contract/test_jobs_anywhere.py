@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -92,6 +94,30 @@ def test_one_that_is_started_later_hears_of_all(controllers: list[Controller]) -
         controllers[1] = second = Controller(port)
         until(lambda: is_(second, name, "done"))
         until(lambda: pins(second) == pins(first) > 0)
+
+
+def test_who_waits_goes_on_waiting(controllers: list[Controller]) -> None:
+    """Over the end of the controller that is asked, until it is there again and knows the job."""
+    first = controllers[0]
+    with Worker("a", controllers) as a:
+        a.store(keys(1))
+        a.hold()
+        until(lambda: isinstance(asked(first, Submit(2, "pin", owner="o"), keys(1)), JobInfo))
+        [name] = a.parts
+        words = ("jobs", "wait", name, "--controller", first.state)
+        waiting = subprocess.Popen(
+            [sys.executable, "-m", "lmkv.cli.main", *words],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert waiting.stderr and waiting.stdout
+        assert "is running" in waiting.stderr.readline()
+        first.end(signal.SIGKILL)
+        assert "waiting for it" in waiting.stderr.readline()
+        controllers[0] = Controller(int(first.state.rpartition(":")[2]))
+        until(lambda: is_(controllers[0], name, "running"))
+        a.release()
+        assert waiting.stdout.readline().startswith(f"pin {name} is done")
+        assert waiting.wait(DEADLINE) == 0
 
 
 def test_an_instance_that_is_killed(controllers: list[Controller]) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 from lmkv.core import keyfiles
+from lmkv.core.client import Client
+from lmkv.core.messages import Jobs, JobsInfo, Submit
 from lmkv.sim.controllers import ControllerProcess
 from lmkv.sim.instance import CHUNK, Shape
 from lmkv.sim.simulation import Plan, Simulation
@@ -61,6 +63,30 @@ def test_a_prompt_is_computed_once_and_comes_from_peers_to_all_others(
     assert found.locates >= 50
     assert [(use.keys, use.instances, use.drifts) for use in found.controllers] == [(5, 50, 0)] * 2
     assert all(use.rss_mib and use.cpu_percent is not None for use in found.controllers)
+    assert not any(n for each in world.instances for n in each.agent.pending.values())
+    world.close()
+
+
+def test_simulated_instances_do_jobs(controllers: list[ControllerProcess]) -> None:
+    world = simulation(controllers, 3, 64)
+    prompt = Asked(0.0, 5 * CHUNK + 1, (1, 2, 3))
+    world.ask(prompt)
+    world.settle()
+    until(lambda: world.run_for(0.05) or world.whole(5))
+    [holder] = [each for each in world.instances if each.agent.table.sums()[0]]
+    target = next(each for each in world.instances if each is not holder)
+    keys, _, _ = holder.agent.table.slice(0, 64 * 16)
+    with Client(controllers[1].address, DEADLINE) as client:
+        wish = Submit(1, "move", instance=target.name, source=holder.name)
+        client.send(wish, keys)
+        until(lambda: world.run_for(0.05) or not holder.agent.table.sums()[0])
+        client.receive()
+        until(lambda: world.run_for(0.05) or not target.agent.jobs.open)
+        client.send(Jobs(2))
+        told, _ = client.receive()
+    assert isinstance(told, JobsInfo)
+    assert [(job.state, job.chunks) for job in told.jobs] == [("done", 5)]
+    assert target.agent.table.lookup(keys) == 5
     assert not any(n for each in world.instances for n in each.agent.pending.values())
     world.close()
 

@@ -144,6 +144,8 @@ def test_a_setting_of_the_other_kind_is_named_as_such() -> None:
         ("min_tokens", 256.0, "0 to 10000000"),
         ("min_tokens", [256], "0 to 10000000"),
         ("limbo_share", 0.9, "at most 0.5"),
+        ("pin_share", 1.5, "a share from 0 to 1"),
+        ("job_bytes_per_second", -1, "0 (any), or bytes per second"),
         ("locate_deadline", 0, "seconds above 0"),
         ("locate_deadline", "1e400", "seconds above 0"),
         ("cluster", "", "1 to 200 letters"),

@@ -48,6 +48,8 @@ def test_the_settings_of_the_readme_have_these_defaults() -> None:
         "transfer": default.transfer,
         "pull": default.pull,
         "min_tokens": str(default.min_tokens),
+        "pin_share": str(default.pin_share),
+        "job_bytes_per_second": f"{default.job_bytes_per_second:.0f}",
         "gpu_path": default.gpu_path,
         "pool_device": default.pool_device,
         "gpu_pool_gib": "none",

@@ -140,6 +140,17 @@ def test_every_holder_of_a_chunk_has_its_part() -> None:
     assert [(part.instance, part.state) for part in job.parts] == [("b", "failed"), ("a", "done")]
 
 
+def test_what_an_instance_tells_stands_whatever_its_answer() -> None:
+    desk = Desk()
+    a, b = desk.instance("a", 1, 1), desk.instance("b", 2, 1)
+    sent = desk.begun("clear", 1)
+    desk.said(a, desk.part(a, sent["a"], "running", chunks=1))
+    desk.answer(b, sent["b"], "done")
+    late = Refused("timeout", "it did not answer", request=sent["a"].request)
+    info = one(desk.hear(desk.connection(a), late))
+    assert isinstance(info, JobInfo) and (info.job.state, info.job.chunks) == ("running", 1)
+
+
 def test_what_the_only_one_refuses_is_no_job() -> None:
     desk = Desk()
     a = desk.instance("a", 1, 1)
@@ -206,7 +217,7 @@ def test_the_part_of_one_that_is_gone_has_failed(how: str) -> None:
     job = desk.job(sent.id)
     assert (job.state, job.code) == ("failed", "instance_gone")
     assert job.reason.startswith("instance 'a' ") and how in job.reason
-    assert (desk.table.pins, desk.table._open) == (0, {})
+    assert (desk.registry.pins.total, desk.table._open) == (0, {})
     assert desk.events()[-1][1].startswith("pin failed: instance 'a' ")
 
 
@@ -381,6 +392,7 @@ def test_cancel_asks_those_that_have_not_ended() -> None:
     assert (info.request, info.job.state) == (6, "cancelled")
     [(to, retry, _)] = desk.hear(CLIENT, AskJob(7, sent["a"].id, "retry"))
     assert (to, retry.operation) == (desk.connection(b), "retry")
+    assert len({sent["a"].id, cancel.id, retry.id}) == 3  # or it would be answered as before
     lost = Refused("unknown_job", "job j.. is not known here", request=retry.request)
     refused = one(desk.hear(desk.connection(b), lost))
     assert isinstance(refused, Refused) and (refused.code, refused.request) == ("unknown_job", 7)

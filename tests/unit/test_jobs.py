@@ -16,6 +16,10 @@ from tests.fake_links import CONTROLLER, World
 KEYS = b"k" * 16
 
 
+def many(n: int) -> bytes:
+    return b"".join(i.to_bytes(16, "little") for i in range(n))
+
+
 class Jobs(World):
     """An instance with the operations `step` (two steps), `wait` (until it is closed), `fail`,
     `break`."""
@@ -78,7 +82,7 @@ class Jobs(World):
 
 def test_a_job_is_taken_at_once_and_runs_a_step_a_turn():
     world = Jobs()
-    taken = world.part("step", "j1", KEYS * 65, asked_by="cli", parts="3")
+    taken = world.part("step", "j1", many(65), asked_by="cli", parts="3")
     assert (taken.state, taken.chunks_total, taken.instance) == ("queued", 65, "us")
     assert (taken.asked_by, taken.parts, taken.attempt) == ("cli", 3, 1)
     world.turn()
@@ -172,7 +176,7 @@ def test_a_reset_fails_what_runs_and_what_waits():
 
 def test_progress_is_told_once_a_second():
     world = Jobs()
-    world.part("step", "j1", KEYS * 64 * 10)
+    world.part("step", "j1", many(64 * 10))
     for _ in range(5):
         world.turn()
     assert [part.state for part in world.told()] == ["queued", "running"]
@@ -206,7 +210,7 @@ def test_what_is_told_of_a_job_is_the_latest_not_all_that_was():
     stream = world.agent.streams[CONTROLLER]
     world.agent.jobs.take(
         Command("j1", "step", deadline=1.0),
-        [KEYS * 64 * 200],
+        [many(64 * 200)],
         None,  # type: ignore[arg-type]
     )
     most = 0

@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 import pytest
-from lmkv.core.messages import Part, PinState
+from lmkv.agent.options import Options
+from lmkv.core.messages import (
+    Command,
+    Locate,
+    Located,
+    Part,
+    Peer,
+    PeerInfo,
+    PeerRef,
+    PinState,
+    Pull,
+    PullResult,
+    RankInfo,
+    Run,
+    SlotsPage,
+)
 
+from tests.fake_links import CONTROLLER, PEER_EPOCH, QUERY, THERE, World, counters, places
 from tests.job_cluster import CHUNK_BYTES, SLOTS, Cluster
 
 
@@ -164,12 +180,24 @@ def test_a_prefix_is_copied_from_whoever_has_it_and_announced():
     assert set(holders(cluster["c"].keys(4, 5))) == {"b", "c"}
 
 
-def test_a_copied_chunk_is_not_the_first_to_go():
+def test_a_key_that_stands_there_twice_is_one_chunk():
     cluster = Cluster("a", "b")
-    cluster["a"].hold(0, 4)
+    keys = cluster["a"].hold(0, 2)
+    cluster.run(3)
+    assert outcome(cluster.do("copy", "b", keys + keys)) == ("done", 2, {})
+    assert outcome(cluster.do("pin", "b", keys + keys, name="j2", ttl="9")) == ("done", 2, {})
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_copied_chunk_is_not_the_first_to_go(whole):
+    cluster = Cluster("a", "b")
+    keys = cluster["a"].hold(0, 4)
     cluster["b"].hold(100, 112)
     cluster.run(3)
-    cluster.do("copy", "b", cluster["b"].keys(0, 4))
+    if whole:
+        cluster.do("copy", "b", source="a", whole="1")
+    else:
+        cluster.do("copy", "b", keys)
     cluster["b"].hold(200, 206)
     assert cluster["b"].has(0, 4) == [0, 1, 2, 3]
 
@@ -292,3 +320,183 @@ def test_a_target_without_mover_or_room_says_so():
     part = cluster.do("copy", "b", b.keys(0, 2), name="j3")
     assert (part.code, part.reason) == ("no_room", "all 16 slots of the pool are pinned or taken")
     assert list(cluster.at_rest()) == []
+
+
+# ---------------------------------------------------------------- a request's own pin
+
+
+def test_a_request_pins_its_prompt_as_it_becomes_readable_and_again_renews_it():
+    cluster = Cluster("a")
+    a = cluster["a"]
+    a.hold(0, 1)
+    for name in ("r1", "r2"):
+        a.agent.begin(name, list(range(13)), b"", {}, Options(pin_ttl=10.0))
+        if name == "r1":
+            cluster.run(30)
+            assert [pin.chunks for pin in pins_told(cluster)] == [1]
+            a.hold(1, 3)
+        cluster.run(100)
+        [pin] = pins_told(cluster)
+        assert (pin.chunks, pin.first) == (3, a.keys(0, 1).hex())
+        a.agent.finished(name)
+    cluster.run(850)  # the first one's time is over, the second one's is not
+    assert a.agent.table.pins == 3
+    cluster.run(200)
+    assert a.agent.table.pins == 0
+    assert pins_told(cluster) == []
+
+
+def test_a_request_whose_pin_does_not_fit_runs_on_and_is_told_of_once(caplog):
+    cluster = Cluster("a", pin_share=0.1, min_tokens=1)
+    a = cluster["a"]
+    a.hold(0, 3)
+    for name in ("r1", "r2"):
+        a.agent.begin(name, list(range(13)), b"", {}, Options(pin_ttl=10.0))
+        cluster.run(30)
+        assert a.agent.match(name, 0, 13) == 12
+        a.agent.allocated(name, [], 0)
+        a.agent.finished(name)
+    assert a.pins == []
+    assert sum("pin_share = 0.1" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("value", [0, -1, "60", True, float("nan"), float("inf"), [], {}])
+def test_what_is_no_time_is_one_sentence(value):
+    options = Options.of({"lmkv": {"pin_ttl_s": value, "skip_load": True}})
+    assert (options.pin_ttl, options.skip_load) == (0.0, True)
+    assert options.wrong.startswith("pin_ttl_s = ")
+    assert "\n" not in options.wrong
+
+
+def test_a_time_is_taken_as_it_is():
+    assert Options.of({"lmkv": {"pin_ttl_s": 90}}) == Options(pin_ttl=90.0)
+    assert Options.of({"lmkv": {"pin_ttl_s": None}}) == Options()
+
+
+# ---------------------------------------------------------------- what sources may say
+
+
+@pytest.mark.parametrize(
+    ("answer", "frames", "code"),
+    [
+        (SlotsPage(), [b"", b"", b""], "incompatible"),
+        (SlotsPage(), [b"k" * 16, b"", b""], "failed"),
+        (SlotsPage(), [b"short", b"", b""], "failed"),
+        (SlotsPage(), [], "failed"),
+        ([1, 2], [b"", b"", b""], "failed"),
+        ("words", [], "failed"),
+    ],
+)
+def test_a_source_that_answers_nonsense_fails_the_job(answer, frames, code):
+    cluster = Cluster("a", "b")
+    cluster["a"].agent.commands._prompt["slots"] = lambda *_: (answer, frames)
+    part = cluster.do("copy", "b", cluster["b"].keys(0, 2), source="a")
+    assert (part.state, part.code) == ("failed", code)
+    assert "'a'" in part.reason
+    assert list(cluster.at_rest()) == []
+
+
+def test_a_source_of_a_release_without_it_is_named():
+    cluster = Cluster("a", "b")
+    del cluster["a"].agent.commands._prompt["slots"]
+    part = cluster.do("copy", "b", cluster["b"].keys(0, 2), source="a")
+    assert (part.state, part.code) == ("failed", "unsupported")
+
+
+def test_slots_and_retire_refuse_what_are_no_keys():
+    cluster = Cluster("a")
+    for operation in ("slots", "retire"):
+        assert cluster.refused(operation, "a", b"k" * 17).field == "keys"
+        assert cluster.refused(operation, "a", b"k" * 16 * 4097).field == "keys"
+    assert cluster.refused("slots", "a", limit="0").field == "limit"
+    assert cluster.refused("slots", "a", first="-1").field == "first"
+
+
+def test_a_chunk_is_tried_as_of_each_cache_group():
+    world = World(windows=(0, 8))
+    keys = world.keys(0, 2, group=1)
+    command = Command("j1", "copy", "us", request=7, deadline=9.0)
+    world.at(CONTROLLER).say(command, keys)
+    for _ in range(2):
+        world.turn()
+    *_, query = [link for link in world.links if link.address == QUERY]
+    *_, state = [link for link in world.links if link.address == CONTROLLER]
+    asked, frames = query.last(Locate)
+    assert (asked.sparse, frames) == (True, [keys])
+    ref = PeerRef("peer", PEER_EPOCH, 0)
+    query.say(Located(asked.request, 77, 2, [Run(0, 2, 0, 0)], [], [ref]), places(2), counters(2))
+    world.turn()
+    ranks = [RankInfo(0, THERE, nixl_metadata=b"metadata")]
+    state.say(PeerInfo(state.last(Peer)[0].request, "peer", PEER_EPOCH, 0, ranks))
+    for results in ([PullResult.INCOMPATIBLE] * 2, [PullResult.GOOD] * 2):
+        world.turn()
+        world.turn()
+        world.pulled(results)
+    assert [pull.fingerprint for pull, _ in world.at("ipc://mover0").of(Pull)] == [90, 100]
+    for _ in range(4):
+        world.turn()
+    assert world.agent.table.lookup(keys) == 2
+    [(_, job)] = world.agent.jobs.news(0)
+    assert (job.part.state, job.part.chunks, job.part.skipped) == ("done", 2, {})
+    world.turn()
+    assert query.closed and state.closed
+    assert world.at_rest()
+
+
+def test_a_reset_by_the_other_thread_just_before_a_pull_is_met():
+    cluster = Cluster("a", "b")
+    keys = cluster["a"].hold(0, 2)
+    cluster.run(3)
+    agent = cluster["b"].agent
+    lock = agent.reader.lock
+
+    class Resetting:
+        """As it looks to whoever had to wait for the lock."""
+
+        def __enter__(self) -> None:
+            agent.reader.lock = lock
+            agent.reset()
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+
+    cluster.take("copy", "b", keys)
+    while agent.fetches._finding == 0:
+        cluster.tick()
+    while agent.fetches._finding:
+        agent.reader.lock = Resetting()  # type: ignore[assignment]
+        agent.jobs.turn()
+        for controller in cluster.controllers:
+            controller.tick()
+    assert agent.pulls.posted == 0
+    assert cluster.ended("b").code == "reset"
+    assert list(cluster.at_rest()) == []
+
+
+def test_more_than_one_batch_of_what_is_here_is_digested_again():
+    cluster = Cluster("a", "b", slots=100)
+    keys = cluster["a"].hold(0, 80)
+    cluster["b"].hold(0, 80)
+    cluster.run(3)
+    part = cluster.do("move", "b", keys, source="a")
+    assert outcome(part) == ("done", 80, {"present": 80})
+    assert cluster["a"].has(0, 80) == []
+    assert list(cluster.at_rest()) == []
+
+
+def test_a_source_gives_nothing_up_before_its_chunks_are_announced_at_the_new_place():
+    cluster = Cluster("a", "b")
+    a, b = cluster["a"], cluster["b"]
+    keys = a.hold(0, 2)
+    cluster.run(3)
+    cluster.take("move", "b", keys, source="a")
+    while not b.agent.pulls.posted:
+        cluster.tick()
+    state = b.agent._controllers._links[cluster.controllers[0].address]
+    state.up = False  # type: ignore[attr-defined]
+    cluster.run(100)
+    assert (a.has(0, 2), b.has(0, 2)) == ([0, 1], [0, 1])
+    state.up = True  # type: ignore[attr-defined]
+    assert cluster.ended("b").state == "done"
+    assert (a.has(0, 2), b.has(0, 2)) == ([], [0, 1])

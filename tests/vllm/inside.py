@@ -111,3 +111,16 @@ def idle(llm: Any) -> int:
         time.sleep(0.001)  # as vLLM's busy loop
         steps += 1
     return steps
+
+
+def press(llm: Any) -> int:
+    """Whatever may be retired for room is; so many slots are free then."""
+    import secrets
+
+    agent = _connector(llm)._agent
+    granules = agent.table.granules()
+    room = sum(granules[state] for state in ("free", "readable", "retired")) // 16
+    taken = agent.table.reserve(secrets.token_bytes(16 * room), agent._clock())
+    agent.table.abort(*taken)
+    agent.background.wake()
+    return int(room)

@@ -202,6 +202,37 @@ POOL = Row(
     ),
 )
 
+JOBS = Row(
+    "Pins and jobs",
+    (
+        _gauge("Pins", "Held for operators, and for requests with pin_ttl_s.", "vllm:lmkv_pins"),
+        Panel(
+            "Pinned",
+            "Share of the pool that pins hold; beyond pin_share they are refused.",
+            (
+                Query(
+                    f"sum by (instance) (vllm:lmkv_pinned_granules{{{OF}}})"
+                    f" / sum by (instance) (vllm:lmkv_pool_granules{{{OF}}})",
+                    "{{instance}}",
+                ),
+            ),
+            unit="percentunit",
+        ),
+        Panel(
+            "Jobs by state",
+            "Those that run here or wait for their turn.",
+            (Query(f"sum by (state) (vllm:lmkv_jobs{{{OF}}})", "{{state}}"),),
+            stacked=True,
+        ),
+        _counter(
+            "Jobs that ended",
+            "By how; `lmkv jobs list` has the reasons.",
+            "vllm:lmkv_jobs_ended_total",
+            "state",
+        ),
+    ),
+)
+
 CONTROLLERS = Row(
     "Controllers, as the instance sees them",
     (
@@ -254,6 +285,6 @@ INSTANCE = Dashboard(
     "lmkv-instance",
     "lmkv / instance",
     "What one vLLM server hits, misses, pulls and holds, and how its controllers look to it.",
-    (HITS, PULLS, POOL, CONTROLLERS),
+    (HITS, PULLS, POOL, JOBS, CONTROLLERS),
     (Choice("instance", "vllm:lmkv_hit_tokens_total", "instance"),),
 )

@@ -26,7 +26,7 @@ from lmkv.agent.engine import Engine
 from lmkv.agent.fetches import Fetches
 from lmkv.agent.gauges import Gauges
 from lmkv.agent.group_reader import GroupReader
-from lmkv.agent.jobs import Jobs
+from lmkv.agent.jobs import Jobs, split
 from lmkv.agent.kv_events import Describe, KvEvents
 from lmkv.agent.links import Link
 from lmkv.agent.locator import Locator
@@ -117,7 +117,7 @@ class Agent:
             self.table,
             config.pin_share,
             engine.instance,
-            self.room,
+            self.slot_bytes,
             lambda: self.epoch,
             clock,
             self._pin_refused,
@@ -183,13 +183,21 @@ class Agent:
         self.reader.epoch = self.epoch
         self.pulls.attach(self.attach())
         self._gauges = Gauges(
-            engine.instance, self.table, self.streams, self.locator, self.pulls, self.rates, clock
+            engine.instance,
+            self.table,
+            self.streams,
+            self.locator,
+            self.pulls,
+            self.rates,
+            self.pins,
+            self.jobs,
+            clock,
         )
         self._requests: dict[str, RequestState] = {}
         self._mapped_keys: OrderedDict[bytes, None] = OrderedDict()
         self._step = _Step()
         self._step_until = float("-inf")  # see `must_step`
-        self._told_incompatible = False
+        self._told_incompatible = self._told_wrong = self._told_unpinned = False
         self.background = Background(
             self, self._controllers, [rank.control for rank in engine.ranks], to_ranks, clock
         )
@@ -233,7 +241,9 @@ class Agent:
         return sum(places[4 :: wire.PLACE_BYTES]) * self.slot_bytes // GRANULES_A_SLOT
 
     def _pin_refused(self, sentence: str) -> None:
-        self.background.say(f"lmkv: {sentence}")
+        if not self._told_unpinned:
+            self._told_unpinned = True
+            log.warning("lmkv: %s; said once", sentence)
 
     def rank_changed(self, rank: int, info: RankInfo) -> None:
         """A worker has new segments or another mover (background thread)."""
@@ -271,6 +281,14 @@ class Agent:
         self._take_links()
         self.locator.order = self.streams.order()
         self.reader.begin(state)
+        if options.wrong and not self._told_wrong:
+            self._told_wrong = True
+            log.warning("lmkv: kv_transfer_params of a request: %s; said once", options.wrong)
+        if options.pin_ttl and state.chain is not None:
+            n = len(state.chain)
+            keys = [key for part in state.groups for key in split(part.keys(0, n))]
+            if keys:
+                self.pins.want(keys, options.pin_ttl)
 
     def _chain(
         self, tokens: Sequence[int], extra: bytes, extras: Mapping[int, bytes]

@@ -192,7 +192,7 @@ class Background:
             return
         self._states[state.rank] = state
         if state.error:
-            self.say(f"lmkv: rank {state.rank}: {state.error}")
+            self._say(f"lmkv: rank {state.rank}: {state.error}")
         with self._agent.reader.lock:
             self._agent.pulls.mover(state.rank, state.mover_socket)
         self._agent.rank_changed(state.rank, state.info)
@@ -206,7 +206,7 @@ class Background:
         segment = state.info.segment_granules // GRANULES_A_SLOT or self._agent.segment_slots
         return state.local_segments * segment
 
-    def say(self, sentence: str) -> None:
+    def _say(self, sentence: str) -> None:
         """Once per sentence."""
         if sentence not in self._said:
             self._said.add(sentence)

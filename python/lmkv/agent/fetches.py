@@ -140,8 +140,13 @@ class Fetches:
             self._locator.drain()
 
     def failed(self, peer: str) -> None:
-        """It is not named again for a while, if there are others."""
+        """Others are to be found for what it had."""
         self._locator.failed(peer)
+
+    def forgive(self) -> None:
+        """Every peer may be found: one that failed before may be there again."""
+        for peer in self._locator.avoided():
+            self._locator.worked(peer)
 
     def named(
         self, source: str, keys: Sequence[bytes] | None, first: int = 0, limit: int = 64
@@ -152,26 +157,16 @@ class Fetches:
         result, arrays = yield from self.relay.ask(source, "slots", arguments, frames)
         try:
             page = msgspec.msgpack.decode(result, type=SlotsPage)
-            n = wire.counts(arrays, KEY, PLACE, COUNTER)
-            assert page.who is not None
-            wrong = geometry.unfit_ranks(page.who.ranks)
-        except (msgspec.MsgspecError, wire.WireError, AssertionError) as error:
+            sources = _sources(source, arrays)
+        except (msgspec.MsgspecError, wire.WireError) as error:
             text = f"instance {source!r} answered slots with what is none: {error}"
             raise Failed("failed", text) from None
-        if wrong is not None:
-            raise Failed("incompatible", f"instance {source!r}: {wrong}")
+        if page.who is None or (wrong := geometry.unfit_ranks(page.who.ranks)) is not None:
+            what = "does not say what it is" if page.who is None else f"says of its ranks: {wrong}"
+            raise Failed("incompatible", f"instance {source!r} {what}")
         if differs := geometry.differs(self._agent.registration(), page.who):
             text = f"instance {source!r} differs from this one in {differs}: they do not share"
             raise Failed("incompatible", text)
-        found = split(arrays[0])
-        slots = (arrays[1][i * PLACE :][:PLACE] for i in range(n))
-        counters = (
-            int.from_bytes(arrays[2][i * COUNTER : (i + 1) * COUNTER], "little") for i in range(n)
-        )
-        sources = {
-            key: Source(source, place, counter)
-            for key, place, counter in zip(found, slots, counters)
-        }
         return Found(sources, {source: _ranks(page.who)}, next=page.next)
 
     # ------------------------------------------------------------ pulling
@@ -267,6 +262,20 @@ class Fetches:
         if all(peer.info.nixl_metadata for peer in ranks):
             return "this instance's pool is in GPU memory, into which nothing is pulled"
         return f"instance {ranks[0].instance!r} has a rank without a mover: nothing can be pulled"
+
+
+def _sources(peer: str, arrays: Sequence[bytes]) -> dict[bytes, Source]:
+    """By key. Raises WireError."""
+    n = wire.counts(arrays, KEY, PLACE, COUNTER)
+    keys, places, counters = arrays
+    return {
+        keys[i * KEY : (i + 1) * KEY]: Source(
+            peer,
+            places[i * PLACE : (i + 1) * PLACE],
+            int.from_bytes(counters[i * COUNTER : (i + 1) * COUNTER], "little"),
+        )
+        for i in range(n)
+    }
 
 
 def _ranks(who: Register) -> list[PullPeer]:

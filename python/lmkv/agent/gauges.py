@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from lmkv import _native
+from lmkv.agent.jobs import Jobs
 from lmkv.agent.locator import Locator
+from lmkv.agent.pins import Pins
 from lmkv.agent.pulls import Pulls
 from lmkv.agent.rates import Rates
 from lmkv.agent.streams import Streams
@@ -25,6 +27,8 @@ class Gauges:
         locator: Locator,
         pulls: Pulls,
         rates: Rates,
+        pins: Pins,
+        jobs: Jobs,
         clock: Callable[[], float],
     ) -> None:
         self._instance = instance
@@ -33,6 +37,8 @@ class Gauges:
         self._locator = locator
         self._pulls = pulls
         self._rates = rates
+        self._pins = pins
+        self._jobs = jobs
         self._clock = clock
         self._next = float("-inf")
 
@@ -47,5 +53,8 @@ class Gauges:
             "open_pulls": self._pulls.open,
             "avoided_peers": len(self._locator.avoided()),
             "prefill_tokens_per_second": self._rates.prefill.rate or 0.0,
+            "pins": len(self._pins),
+            "pinned_granules": self._pins.granules,
+            "jobs": self._jobs.states(),
             **self._streams.gauges(),
         }

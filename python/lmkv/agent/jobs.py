@@ -21,7 +21,7 @@ from lmkv.core import jobs, wire
 from lmkv.core.clock import Clock, Deadline
 from lmkv.core.geometry import GRANULES_A_SLOT
 from lmkv.core.messages import Command, Message
-from lmkv.core.messages.jobs import ENDED, JOBS_KEPT, KEYS_A_JOB, Job, Part
+from lmkv.core.messages.jobs import ENDED, JOBS_KEPT, KEYS_A_JOB, OPEN, Job, Part
 
 if TYPE_CHECKING:
     from lmkv.agent.agent import Agent
@@ -159,7 +159,6 @@ class Jobs:
         self._pace = Pace(bytes_per_second, clock)
         self._jobs: dict[str, _Job] = {}  # by id, the oldest first
         self._version = 0
-        self.ended: dict[str, int] = dict.fromkeys(ENDED, 0)  # since the start
         self.handlers = {
             **dict.fromkeys(operations, self.take),
             "cancel": self.cancel,
@@ -300,7 +299,7 @@ class Jobs:
     def _begin(self, job: _Job) -> None:
         job.began = self._clock()
         job.part.state = "running"
-        keys = None if job.keys is None else split(job.keys)
+        keys = None if job.keys is None else [*dict.fromkeys(split(job.keys))]
         run = Run(self._agent, job.part, keys, job.arguments, self._clock, self._pace)
         job.steps = self._operations[job.part.operation].steps(run)
         self._tell(job)
@@ -329,7 +328,7 @@ class Jobs:
                 log.exception("lmkv: the job %s did not end as it should", job.part.operation)
         job.ended = self._clock()
         job.part.state, job.part.code, job.part.reason = state, code, reason
-        self.ended[state] += 1
+        self._agent.stats.count("jobs_ended", state)
         self._tell(job)
         self._forget()
 
@@ -379,9 +378,9 @@ class Jobs:
         return [(job.version, Job(epoch, self._now(job))) for job in changed]
 
     def states(self) -> dict[str, int]:
-        """How many there are in each state that is no end."""
-        states = [job.part.state for job in self._jobs.values()]
-        return {state: states.count(state) for state in ("queued", "running")}
+        """How many there are in each state that is no end; any thread may ask."""
+        states = [job.part.state for job in list(self._jobs.values())]
+        return {state: states.count(state) for state in OPEN}
 
 
 def split(keys: bytes) -> list[bytes]:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from lmkv import _native
-from lmkv.core import wire
 from lmkv.core.clock import Clock
 from lmkv.core.geometry import GRANULES_A_SLOT
 from lmkv.core.messages import Message, PinsHeld, PinState
@@ -25,7 +24,8 @@ MOST = 4096  # pins
 TOLD = 256  # of them, the oldest
 WANTS = 256  # requests whose chunks are waited for
 WANTED = 600.0  # seconds for which they are
-LOOK_EVERY = 0.25  # seconds between two looks whether they are there
+LOOK_EVERY = 0.25  # seconds between two looks whether they are there,
+LOOKED = 1 << 13  # keys in each, or a little more
 AT_ONCE = 64  # slots that the table is asked about in one call
 READABLE = 1  # as the table says it
 
@@ -61,24 +61,25 @@ class Pins:
         table: _native.SlotTable,
         share: float,
         instance: str,
-        room: Callable[[bytes], int],
+        slot_bytes: int,
         epoch: Callable[[], int],
         clock: Clock,
         refused: Callable[[str], None] = lambda sentence: None,
     ) -> None:
-        """`room(places)` is their bytes; `refused` hears of requests whose pins do not fit."""
+        """`slot_bytes` are those of a full slot in all ranks; `refused` hears of requests whose
+        pins do not fit."""
         self._refused = refused
         self._table = table
         self._share = share
         self._instance = instance
-        self._room = room
+        self._slot_bytes = slot_bytes
         self._epoch = epoch
         self._clock = clock
         self._pins: dict[str, _Pin] = {}  # the oldest first
         self._held: Counter[bytes] = Counter()  # pins by key
         self.granules = 0  # of the slots that are pinned, each once
         self._asked: deque[_Want] = deque(maxlen=WANTS)
-        self._wants: list[_Want] = []
+        self._wants: deque[_Want] = deque(maxlen=WANTS)
         self._look_at = 0.0
         self._version = 0
 
@@ -175,8 +176,8 @@ class Pins:
 
     def size(self, name: str) -> tuple[int, int]:
         """(chunks, bytes) that it holds."""
-        places = b"".join(place for place, _ in self._pins[name].slots.values())
-        return len(places) // wire.PLACE_BYTES, self._room(places)
+        pin = self._pins[name]
+        return len(pin.slots), pin.granules * self._slot_bytes // GRANULES_A_SLOT
 
     # ------------------------------------------------------------ a request's own
 
@@ -190,14 +191,19 @@ class Pins:
         """For what requests want."""
         while self._asked:
             want = self._asked.popleft()
-            self._wants = [each for each in self._wants if each.name != want.name][1 - WANTS :]
-            self._wants.append(want)
-        for want in self._wants:
+            others = (each for each in self._wants if each.name != want.name)
+            self._wants = deque([*others, want], WANTS)
+        looked, again = 0, list[_Want]()
+        while looked < LOOKED and self._wants:
+            want = self._wants.popleft()
+            looked += len(want.keys)
             there = self._table.contains(b"".join(want.keys))
             ready = [key for key, state in zip(want.keys, there) if state == READABLE]
             if ready:
                 want.keys = self._grant(want, ready)
-        self._wants = [want for want in self._wants if want.keys and now < want.until]
+            if want.keys and now < want.until:
+                again.append(want)
+        self._wants.extend(again)  # behind those that had no turn
 
     def _grant(self, want: _Want, ready: list[bytes]) -> list[bytes]:
         """The keys that are still waited for: none where there is no room for more pins."""
@@ -228,7 +234,7 @@ class Pins:
         """A new epoch: nothing that was pinned is readable any more."""
         for name in list(self._pins):
             self.release(name)
-        self._wants = []
+        self._wants.clear()
         self._asked.clear()
 
     def news(self, since: int) -> list[tuple[int, Message]]:

@@ -169,7 +169,6 @@ class Stream:
         if len(self.outbox) > OUTBOX:  # the next number that arrives shows the gap
             self.outbox.clear()
             self._deaf, self._sync, self._beat = True, None, None
-            self._told_news = [0] * len(self._news)
             self._stats.count("outbox_overflows")
 
     def _registration(self, now: float) -> None:

@@ -54,15 +54,17 @@ class _Asking:
         self._silent: Deadline | None = None  # since nobody answers
 
     def __call__(self) -> JobState | None:
-        """None: nobody answers now."""
+        """None: nobody answers now, or one that has just begun and has not heard of it."""
         from lmkv.core.messages import AskJob, JobInfo
 
         try:
             found = question(self._controller, AskJob(1, self._name), JobInfo).job
         except Trouble as trouble:
-            if trouble.status != UNREACHABLE or (self._silent and self._silent.over):
+            if self._silent is not None and self._silent.over:
                 raise
             if self._silent is None:
+                if trouble.status != UNREACHABLE:
+                    raise
                 say(f"{trouble}; waiting for it")
                 self._silent = Deadline(SILENT)
             return None

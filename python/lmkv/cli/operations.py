@@ -217,8 +217,8 @@ def _run(operation: str, asked: Asked, **more: Any) -> None:
     for name, option in names.items():
         check_text(option, more.get(name, ""))
     message = Submit(1, operation, asked_by=_asker(), **asked.fields, **more)
-    check_size(asked.controller, asked.option, message)
     frames = [asked.keys] if asked.keys else []
+    check_size(asked.controller, asked.option, message, *frames)
     with ending():
         job = submitted(asked.controller, message, JobInfo, *frames).job
     end(follow(asked.controller, job) if asked.wait else job, asked.output)

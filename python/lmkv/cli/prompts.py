@@ -125,7 +125,7 @@ def read_keys(text: str) -> bytes:
     return bytes.fromhex("".join(words))
 
 
-def check_size(controller: str, option: str, message: Any) -> None:
+def check_size(controller: str, option: str, message: Any, *arrays: bytes) -> None:
     """A controller drops a connection that sends it too much, without a word. Keys depend on all
     tokens before them, so that a prompt is one message."""
     from lmkv.core.config import LEAST_FRAME_BYTES
@@ -134,7 +134,7 @@ def check_size(controller: str, option: str, message: Any) -> None:
 
     if speaks_http(controller):  # the web process looks
         return
-    size = len(encode(message)[0])
+    size = max(map(len, encode(message, *arrays)))
     if size <= LEAST_FRAME_BYTES:  # any controller takes it
         return
     most = ask(controller, Status(1), StatusInfo).max_frame_bytes

@@ -1,4 +1,4 @@
-"""Jobs and pins as the instances tell of them: take() and hold() in, pages of them out.
+"""Jobs as the instances tell of them: take() in, pages of them out.
 
 Nothing here is kept that is not told again: a job is its parts, one of each instance, and a
 controller that has just begun hears of them all. `add` puts in what this controller has sent and
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from heapq import nlargest, nsmallest
+from heapq import nlargest
 
 from msgspec.structs import replace
 
@@ -26,10 +26,6 @@ from lmkv.core.messages import (
     JobsInfo,
     JobState,
     Part,
-    Pins,
-    PinsHeld,
-    PinsInfo,
-    PinState,
     Refused,
 )
 from lmkv.core.text import printable
@@ -40,7 +36,6 @@ LISTED = 16  # parts of each job of a page, those that failed first
 PAGE = 250
 UNHEARD = 10.0  # seconds after which a part that nobody tells of has failed
 REASON, WORD, WORDS = 512, 64, 16  # characters of a reason and of a word; kinds of skipped chunks
-PINS = 256  # of an instance
 
 
 @dataclass
@@ -72,14 +67,6 @@ class Record:
         return self.began, self.id
 
 
-@dataclass
-class _Pins:
-    epoch: int
-    at: float
-    total: int
-    pins: list[PinState]
-
-
 class JobTable:
     def __init__(self, history: History, clock: Clock) -> None:
         self._history = history
@@ -87,7 +74,6 @@ class JobTable:
         self._jobs: dict[str, Record] = {}
         self._open: dict[str, Record] = {}  # those that have not ended
         self._parts = 0  # of all jobs
-        self._pins: dict[str, _Pins] = {}  # by instance
         self.ended: Counter[str] = Counter()  # that ended here, by state
         self.bytes: Counter[str] = Counter()  # by operation
 
@@ -102,10 +88,6 @@ class JobTable:
     @property
     def states(self) -> dict[str, int]:
         return dict(Counter(record.state for record in self._jobs.values()))
-
-    @property
-    def pins(self) -> int:
-        return sum(held.total for held in self._pins.values())
 
     def find(self, name: str) -> Record | None:
         return self._jobs.get(name)
@@ -199,10 +181,6 @@ class JobTable:
                 if told.part.state not in ENDED:
                     self._look(record, told, instances.get(name))
             self._judge(record)
-        for name, held in list(self._pins.items()):
-            instance = instances.get(name)
-            if instance is None or instance.state == "dead" or instance.epoch != held.epoch:
-                del self._pins[name]
 
     def _look(self, record: Record, told: Told, instance: Instance | None) -> None:
         name = told.part.instance
@@ -274,27 +252,6 @@ class JobTable:
         following = page[-1].id if len(found) > limit else ""
         shown = [self.view(record, LISTED) for record in page]
         return JobsInfo(question.request, shown, following, total, self.states)
-
-    def hold(self, instance: Instance, message: PinsHeld) -> None:
-        """All pins of an instance. Raises ValueError for those of another one."""
-        if any(pin.instance != instance.name for pin in message.pins):
-            raise ValueError(f"pins: {instance.name!r} tells of those of another instance")
-        pins = message.pins[:PINS]
-        if any(len(pin.first) > WORD for pin in pins):
-            raise ValueError("first: allowed is a key in hex")
-        total = max(message.total, len(message.pins))
-        self._pins[instance.name] = _Pins(instance.epoch, self._clock(), total, pins)
-
-    def pins_page(self, question: Pins) -> PinsInfo:
-        now = self._clock()
-        mine = question.instance
-        held = [each for name, each in self._pins.items() if mine in ("", name)]
-        found = {_place(pin): _left(pin, now - each.at) for each in held for pin in each.pins}
-        limit = min(max(1, question.limit), PAGE)
-        page = nsmallest(limit + 1, (name for name in found if name > question.after))
-        following = page[limit - 1] if len(page) > limit else ""
-        total = sum(each.total for each in held)
-        return PinsInfo(question.request, [found[n] for n in page[:limit]], following, total)
 
 
 _SAID = {
@@ -378,12 +335,3 @@ def _eta(parts: Iterable[Part]) -> float:
 
 def _sum(numbers: Iterable[int]) -> int:
     return min(sum(numbers), (1 << 64) - 1)
-
-
-def _place(pin: PinState) -> str:
-    return f"{pin.instance} {pin.id}"
-
-
-def _left(pin: PinState, age: float) -> PinState:
-    """One whose time is over ends as soon as its instance says so."""
-    return replace(pin, left=max(0.001, pin.left - age)) if pin.left else pin

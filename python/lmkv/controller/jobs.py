@@ -93,7 +93,7 @@ class JobDesk:
         if isinstance(message, Jobs):
             return say(self._table.page(message))
         if isinstance(message, Pins):
-            return say(self._table.pins_page(message))
+            return say(self._registry.pins.page(message))
         return None
 
     # ------------------------------------------------------------ a new one

@@ -20,6 +20,7 @@ from lmkv.controller.flows import Flows
 from lmkv.controller.instance import Ages, Drift, Instance, add, differs, group, hosts
 from lmkv.controller.job_table import JobTable
 from lmkv.controller.peers import Peers
+from lmkv.controller.pin_table import PinTable
 from lmkv.controller.placement import Placement
 from lmkv.controller.syncs import Syncs
 from lmkv.core import wire
@@ -74,6 +75,7 @@ class Registry:
         self.history = History(self.epoch, clock)
         self.flows = Flows(clock)
         self.jobs = JobTable(self.history, clock)
+        self.pins = PinTable(clock)
         self.peers = Peers(config.peers)
         self.instances: dict[str, Instance] = {}  # by id, dead ones too
         self.drifts = 0
@@ -353,7 +355,7 @@ class Registry:
         return []
 
     def _pins(self, instance: Instance, message: PinsHeld, frames: list[bytes]) -> list[Out]:
-        self.jobs.hold(instance, message)
+        self.pins.hold(instance, message)
         return []
 
     def _leave(self, instance: Instance, message: Leave, frames: list[bytes]) -> list[Out]:
@@ -390,6 +392,7 @@ class Registry:
         self.placement.hot.tick()
         self._syncs.expire()
         self.jobs.tick(self.instances)
+        self.pins.tick(self.instances)
         return out + self._start_syncs()
 
     def _age(self, instance: Instance, now: float) -> list[Out]:

@@ -127,7 +127,7 @@ def status(registry: Registry, message: Status) -> StatusInfo:
         registry.jobs.states,
         dict(registry.jobs.ended),
         dict(registry.jobs.bytes),
-        registry.jobs.pins,
+        registry.pins.total,
     )
 
 

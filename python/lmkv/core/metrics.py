@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lmkv.core.causes import ALARMS, HIT_CAUSES, MISS_CAUSES
-from lmkv.core.messages import ENDED, OPERATIONS, STATES, PullResult
+from lmkv.core.messages import ENDED, OPEN, OPERATIONS, STATES, PullResult
 
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 OTHER = "other"  # the value of a label for all that are not known by name
@@ -189,6 +189,13 @@ INSTANCE = (
         ("state",),
         GRANULE_STATES,
     ),
+    Metric("vllm:lmkv_pins", "Pins of operators and requests that are held."),
+    Metric(
+        "vllm:lmkv_pinned_granules",
+        "Granules of slots that those pins hold, each once; pin_share limits them.",
+    ),
+    Metric("vllm:lmkv_jobs", "Jobs of operators that have not ended, by state.", ("state",), OPEN),
+    Metric("vllm:lmkv_jobs_ended_total", "Jobs of operators that ended.", ("state",), ENDED),
     Metric(
         "vllm:lmkv_retired_age_seconds",
         "Age of slots as they were retired for room.",

@@ -121,8 +121,8 @@ class ClusterView:
 
     async def submit(self, question: Submit, keys: Sequence[str] = ()) -> JobInfo:
         """The job as soon as its instances have taken it."""
-        await self._check_size(question)
         arrays = [b"".join(map(bytes.fromhex, keys))] if keys else []
+        await self._check_size(question, *arrays)
         if question.text or question.messages or question.lora:
             return await self._by_instance(question, JobInfo, COMMAND_DEADLINE + JOB_DEADLINE)
         return await self._wait(question, JobInfo, JOB_DEADLINE, *arrays)
@@ -193,14 +193,14 @@ class ClusterView:
         finally:
             self._commands -= 1
 
-    async def _check_size(self, question: Message) -> None:
+    async def _check_size(self, question: Message, *arrays: bytes) -> None:
         """A controller drops a connection that sends it too much, without a word."""
         if not self._max_frame_bytes:
             await self.status()
-        size = len(wire.encode(question)[0])
+        size = max(map(len, wire.encode(question, *arrays)))
         if self._max_frame_bytes and size > self._max_frame_bytes:
             forms = (name for name in ("text", "messages") if getattr(question, name, None))
-            field = next(forms, "tokens")
+            field = "keys" if arrays else next(forms, "tokens")
             text = f"{field}: a message of {size} bytes, and the controller takes at most "
             text += f"{self._max_frame_bytes} (its setting max_frame_bytes)"
             raise Problem(413, "too_large", text, field)

@@ -69,8 +69,9 @@ class _Copy:
         else:
             for keys in run.batches():
                 yield from self._batch(keys, None)
-            if self.came:  # in its order: its tail ages first
-                run.agent.table.lookup(b"".join(run.keys))
+            for at in range(len(run.keys) // STEP * STEP, -1, -STEP):  # so its tail ages first
+                run.agent.table.lookup(b"".join(run.keys[at : at + STEP]))
+                yield SOON
         self._judge()
 
     def _pages(self, source: str) -> Steps:
@@ -97,8 +98,8 @@ class _Copy:
 
     # ------------------------------------------------------------ a batch
 
-    def _batch(self, keys: Sequence[bytes], found: Found | None) -> Steps:
-        """`found`: where they are, if that is known."""
+    def _batch(self, keys: Sequence[bytes], known: Found | None) -> Steps:
+        """`known`: where they are, if it is."""
         run, table = self.run, self.run.agent.table
         self.holders = {}
         left = yield from self._not_here(keys)
@@ -106,11 +107,11 @@ class _Copy:
         run.count(len(present), skipped="present")
         good: list[bytes] = []
         failure: _PeerFailed | None = None
+        run.agent.fetches.forgive()
         for attempt in range(HOLDERS):
             if not left:
                 break
-            if found is None or failure is not None:
-                found = yield from self._find(left)
+            found = known if known and not attempt else (yield from self._find(left))
             if failure is not None and not all(key in found.sources for key in left):
                 raise Failed(failure.code, failure.sentence)  # nobody else has them
             try:
@@ -118,6 +119,7 @@ class _Copy:
                 left = []
             except _PeerFailed as failed:
                 left = [key for key in failed.left if not table.contains(key)[0]]
+                run.count(len(failed.left) - len(left), skipped="present")  # by another way
                 good += failed.good
                 failure = failed
                 if run.part.source or attempt == HOLDERS - 1:
@@ -125,7 +127,7 @@ class _Copy:
                 run.agent.fetches.failed(failed.peer)
         self.came += len(present) + len(good)
         if self.move:
-            yield from self._give_up(good, present, found)
+            yield from self._give_up(good, present, known)
 
     def _not_here(self, keys: Sequence[bytes]) -> Generator[float, None, list[bytes]]:
         """Those that are not readable here, once what is being stored has been."""
@@ -192,7 +194,7 @@ class _Copy:
     # ------------------------------------------------------------ move
 
     def _give_up(
-        self, good: Sequence[bytes], present: Sequence[bytes], found: Found | None
+        self, good: Sequence[bytes], present: Sequence[bytes], known: Found | None
     ) -> Steps:
         """The sources retire what is here with its digests; until then it is held here."""
         table = self.run.agent.table
@@ -200,7 +202,10 @@ class _Copy:
         try:
             sure = self._hold(good, held)
             if present:
-                yield from self._holders_of(present)
+                found = known or (yield from self._find(present))
+                self.holders |= {
+                    key: found.sources[key].peer for key in present if key in found.sources
+                }
                 sure += yield from self._digested(self._hold(present, held))
             yield from self._announced()
             for peer in dict.fromkeys(self.holders[key] for key in sure if key in self.holders):
@@ -217,10 +222,6 @@ class _Copy:
                 held.append(table.places(key)[:2])
                 there.append(key)
         return there
-
-    def _holders_of(self, keys: Sequence[bytes]) -> Steps:
-        found = yield from self._find(keys)
-        self.holders |= {key: found.sources[key].peer for key in keys if key in found.sources}
 
     def _digested(self, keys: Sequence[bytes]) -> Generator[float, None, list[bytes]]:
         """Those that every rank has found to have their digests."""

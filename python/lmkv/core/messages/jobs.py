@@ -19,7 +19,7 @@ from lmkv.core.messages.state import Register
 
 OPERATIONS = ("pin", "unpin", "copy", "move", "clear", "compress", "decompress")
 STATES = ("queued", "running", "done", "failed", "cancelled")
-ENDED = STATES[2:]
+OPEN, ENDED = STATES[:2], STATES[2:]
 SKIPPED = ("absent", "pinned", "present", "unchanged", "incompatible", "limit")
 JOBS_KEPT = 64  # ended ones that an instance remembers
 KEYS_A_JOB = 1 << 16  # that a command carries
