@@ -115,8 +115,8 @@ def test_instances_are_sorted_filtered_and_linked(
     open_at(tab, web, "/instances")
     tab.page.get_by_role("link", name="Pool filled").click()
     tab.page.wait_for_url("**/instances?sort=fill&desc=1")
-    assert tab.page.locator("tbody tr").first.locator("td").all_inner_texts()[:5] == [
-        "a", "live", "m", "75 %", "0",
+    assert tab.page.locator("tbody tr").first.locator("td").all_inner_texts()[:9] == [
+        "a", "live", "m", "75 %", "-", "0", "50", "0 B", "3.0 MiB",
     ]  # fmt: skip
     tab.page.get_by_role("link", name="Pool filled").click()
     tab.page.wait_for_url("**/instances?sort=fill")
