@@ -53,7 +53,8 @@ def lasting(*options: str) -> Iterator[Web]:
     running = Web("--dead-after-beats", "1000", "--suspect-after-beats", "999", *options)
     running.up()
     yield running
-    assert running.end() == (0, "")
+    status, said = running.end()
+    assert (status, said) == (0, ""), said
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from lmkv.sim.trace import BLOCK, Asked, tokens
 from lmkv.sim.worker import Rates
 
 INSTANCES = 10
+JOB_RATE = 8 << 20  # bytes a second: a job takes its time
 SHARED = 12  # beginnings that prompts have in common
 SHAPE = Shape(slots=160, chunk_bytes=8 << 20, rates=Rates(4e9, 2e10), prefill=6000.0)
 
@@ -19,7 +20,8 @@ class Lively:
     """From its making to `end()`, in a thread of its own."""
 
     def __init__(self, controller: str, seed: int = 7) -> None:
-        self._plan = Plan(INSTANCES, SHAPE, [controller], [], route="random", seed=seed)
+        slow = {"job_bytes_per_second": JOB_RATE}
+        self._plan = Plan(INSTANCES, SHAPE, [controller], [], "random", seed=seed, settings=slow)
         self._chance = random.Random(seed)
         self._over = threading.Event()
         self._next = 10_000

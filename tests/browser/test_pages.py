@@ -16,7 +16,9 @@ from tests.contract.test_controller import Instance
 from tests.stub_instance import HOST_B, NAMESPACE, StubInstance
 from tests.web import TOKENS, Web, leave, prompt_keys, store
 
-PAGES = ("/", "/instances", "/instances/a", "/lookup", "/flow")
+PAGES = (
+    "/", "/instances", "/instances/a", "/lookup", "/jobs", "/jobs/j1", "/pins", "/flow",
+)  # fmt: skip
 EVIL = "<b id=evil>"
 POOL = {"free": 250, "readable": 700, "limbo": 50}
 
@@ -113,8 +115,8 @@ def test_instances_are_sorted_filtered_and_linked(
     open_at(tab, web, "/instances")
     tab.page.get_by_role("link", name="Pool filled").click()
     tab.page.wait_for_url("**/instances?sort=fill&desc=1")
-    assert tab.page.locator("tbody tr").first.locator("td").all_inner_texts()[:5] == [
-        "a", "live", "m", "75 %", "0",
+    assert tab.page.locator("tbody tr").first.locator("td").all_inner_texts()[:9] == [
+        "a", "live", "m", "75 %", "-", "0", "50", "0 B", "3.0 MiB",
     ]  # fmt: skip
     tab.page.get_by_role("link", name="Pool filled").click()
     tab.page.wait_for_url("**/instances?sort=fill")
@@ -150,7 +152,7 @@ def test_lookup_shows_holders_and_the_command(
     assert [shades.nth(i).get_attribute("class") for i in range(2)] == ["h2", "h1"]
     line = tab.page.locator("pre.line").inner_text()
     assert line == f"lmkv lookup --tokens {','.join(map(str, TOKENS))}"
-    tab.page.get_by_role("button", name="Copy").click()
+    tab.page.get_by_role("button", name="Copy line").click()
     tab.see("Copied")
     for wrong, said in (("1, x", "'x' is not a token id"), ("", "tokens: there are none")):
         field.fill(wrong)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
+from lmkv.core.config import InstanceConfig, names
 from lmkv.core.messages import Command, Done, Resync, SlotsResult
 
 from tests.contract.test_command_lines import lmkv
@@ -70,6 +71,18 @@ def test_why(web: Web, us: Instance) -> None:
     assert (gone.status, gone.error["code"]) == (404, "unknown_request")
 
 
+def test_config(web: Web, us: Instance) -> None:
+    answer = web.ask(f"/v1/instances/{NAME}/config")
+    assert answer.status == 200, answer
+    found = {each["name"]: each for each in answer.json["settings"]}
+    assert list(found) == names(InstanceConfig)
+    assert found["controllers"] == {
+        "name": "controllers", "value": [web.state], "origin": "inline", "used": "",
+    }  # fmt: skip
+    assert (found["pool_gib"]["value"], found["pool_gib"]["origin"]) == (None, "default")
+    assert (found["chunk_tokens"]["used"], found["instance_id"]["used"]) == ("4", NAME)
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "field"),
     [
@@ -117,6 +130,16 @@ def test_lmkv_sync(web: Web, us: Instance, address: str) -> None:
     found = json.loads(lmkv("sync", NAME, "--controller", address, "-o", "json")[0])
     assert (found["instance"], found["keys_after"]) == (NAME, 2)
     _, said = lmkv("sync", "nobody", "--controller", address, status=1)
+    assert said == "lmkv: instance 'nobody' is not known here\n"
+
+
+def test_lmkv_describe_config(web: Web, us: Instance, address: str) -> None:
+    words = "describe", "instance", NAME, "--config", "--controller", address
+    lines = [line.split() for line in lmkv(*words)[0].splitlines()]
+    assert ["chunk_tokens", "auto", "(4)", "default"] in lines
+    found = json.loads(lmkv(*words, "-o", "json")[0])
+    assert [each["name"] for each in found] == names(InstanceConfig)
+    said = lmkv("describe", "instance", "nobody", "--config", "--controller", address, status=1)[1]
     assert said == "lmkv: instance 'nobody' is not known here\n"
 
 

@@ -110,15 +110,17 @@ def type_name(kind: Any) -> str:
             return {0xFF: "u8", 0xFFFFFFFF: "u32"}.get(bounds[0].le, "u64")
         return "seconds" if base is float else type_name(base)
     origin, inner = get_origin(kind), get_args(kind)
-    if origin is typing.Union:  # something or None
-        return type_name(inner[0])
+    if origin is typing.Union:
+        named = [each for each in inner if each is not type(None) or len(inner) > 2]
+        return " or ".join(map(type_name, named))
     if origin is list:
         return f"[{type_name(inner[0])}]"
     if origin is tuple:
         return f"({', '.join(map(type_name, inner))})"
     if origin is dict:
         return f"{{{type_name(inner[0])}: {type_name(inner[1])}}}"
-    return {str: "text", bytes: "bytes", bool: "bool", int: "int"}.get(kind, kind.__name__)
+    plain = {str: "text", bytes: "bytes", bool: "bool", int: "int", type(None): "nil"}
+    return plain.get(kind, kind.__name__)
 
 
 def fields(kind: type[msgspec.Struct]) -> str:

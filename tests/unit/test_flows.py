@@ -106,6 +106,24 @@ def test_whoever_says_much_fills_little() -> None:
     assert ("a?b?" * 32, "b") in pairs(flows)
 
 
+def test_what_came_to_one_and_was_taken_of_it() -> None:
+    clock = ManualClock()
+    flows = Flows(clock)
+    flows.add("b", {"a": 5, "c": 1, "d": 0})
+    clock.advance(200)
+    flows.add("b", {"a": 2})
+    flows.add("a", {"b": 3})
+    assert [flows.of(name) for name in "abcd"] == [(3, 7), (8, 3), (0, 1), (0, 0)]
+    clock.advance(100)  # the first slice is over
+    assert [flows.of(name) for name in "abc"] == [(3, 2), (2, 3), (0, 0)]
+    clock.advance(200)
+    assert [flows.of(name) for name in "abc"] == [(0, 0)] * 3
+    assert (len(flows._into), len(flows._out_of)) == (0, 0)
+    for _ in range(3):
+        flows.add("b", {"a": (1 << 64) - 1})
+    assert flows.of("b") == ((1 << 64) - 1, 0)
+
+
 def test_the_registry_takes_them_from_heartbeats() -> None:
     story = Story()
     a, _ = story.join(StubInstance("a")), story.join(StubInstance("b"))

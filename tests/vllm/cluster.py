@@ -52,11 +52,13 @@ def free_port() -> int:
 
 
 class Cluster:
-    def __init__(self, zygote: Zygote, model: Path, folder: Path) -> None:
+    def __init__(self, zygote: Zygote, model: Path, folder: Path, web: bool = False) -> None:
         self._zygote, self._model, self.folder = zygote, model, folder
         self._port = free_port()
         self.ports = self._port, self._port + 1  # state, query
         self.address = f"tcp://127.0.0.1:{self._port}"
+        self._web = free_port() if web else 0
+        self.http = f"http://127.0.0.1:{self._web}"
         self._runs = Path(f"/tmp/lmkv-test-{os.getpid()}")  # paths of sockets are short
         self._runs.mkdir(mode=0o700, exist_ok=True)
         self.run_dir = str(self._runs)
@@ -65,7 +67,8 @@ class Cluster:
 
     def start_controller(self) -> subprocess.Popen[bytes]:
         log = open(self.folder / "controller.log", "ab")  # noqa: SIM115 (the process's)
-        command = [sys.executable, "-m", "lmkv.cli.main", "controller", "--no-web"]
+        web = ["--http-port", str(self._web)] if self._web else ["--no-web"]
+        command = [sys.executable, "-m", "lmkv.cli.main", "controller", *web]
         self.controller = subprocess.Popen(
             [*command, "--port", str(self._port)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )

@@ -40,6 +40,7 @@ from lmkv.agent.refusals import Refusals
 from lmkv.agent.request import Phase, RequestState
 from lmkv.agent.resolve import Addresses
 from lmkv.agent.rewrites import Rewrites
+from lmkv.agent.settings import handler as config_handler
 from lmkv.agent.slots import Slots
 from lmkv.agent.stats import Stats
 from lmkv.agent.stores import Stores
@@ -130,6 +131,7 @@ class Agent:
         self._tracer = tracer
         self.checks = Checks(self.table, len(engine.ranks), lambda: self.epoch, self._wake)
         handlers = {
+            "config": config_handler(config, engine.used()),
             "why": self.ended.why,
             "verify": self.checks.verify,
             "lookup_text": (texts or Texts()).look,

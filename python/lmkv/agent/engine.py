@@ -40,6 +40,17 @@ class Engine:
     model: str = ""
     dp_rank: int = 0
 
+    def used(self) -> dict[str, str]:
+        """What settings came to that may be left open; a pool's size is that of each rank."""
+        info = self.ranks[0].info
+        found = {
+            "instance_id": self.instance,
+            "chunk_tokens": str(self.groups[0].chunk_tokens),
+        }
+        if not info.tier:
+            found["pool_gib"] = f"{info.granules * info.granule_bytes / (1 << 30):.3g}"
+        return found
+
 
 def engine_of(
     vllm_config: Any,

@@ -39,7 +39,7 @@ def show(
     output: OutputOption = "table",
 ) -> None:
     """Settings as they are here, and whence each: a variable, the file, or the default."""
-    from lmkv.core.config import ConfigError, names, read
+    from lmkv.core.config import ConfigError, as_text, names, read
 
     check_output(output)
     kind = kind_of(whose)
@@ -55,7 +55,7 @@ def show(
         return
     from lmkv.cli.tables import console, table
 
-    rows = [[name, _yaml(each["value"]), each["origin"]] for name, each in settings.items()]
+    rows = [[name, as_text(each["value"]), each["origin"]] for name, each in settings.items()]
     console().print(table(("setting", "value", "from"), rows))
 
 
@@ -116,14 +116,14 @@ def init(
     whose: Annotated[str, typer.Argument(metavar="instance|controller")] = "instance",
 ) -> None:
     """Print a file to begin with: every setting with its default, commented out."""
-    from lmkv.core.config import allowed, load, names
+    from lmkv.core.config import allowed, as_text, load, names
 
     kind = kind_of(whose)
     default = load(kind)
     typer.echo(START[whose] + RULES)
     for name in names(kind):
         value = getattr(default, name)
-        typer.echo(f"#{name}: {_yaml(value)}  # {allowed(kind, name)}")
+        typer.echo(f"#{name}: {as_text(value)}  # {allowed(kind, name)}")
 
 
 @config.command("import")
@@ -143,7 +143,7 @@ def import_(
     import os
 
     from lmkv.cli import lmcache
-    from lmkv.core.config import ConfigError, read_file
+    from lmkv.core.config import ConfigError, as_text, read_file
 
     check_output(output)
     if not file and not env:
@@ -159,18 +159,9 @@ def import_(
         print_json({"settings": settings, "keys": keys})
     else:
         for name, value in settings.items():
-            typer.echo(f"{name}: {_yaml(value)}")
+            typer.echo(f"{name}: {as_text(value)}")
         for key, verdict, text, *_ in verdicts:
             typer.echo(f"{key}: {verdict}, {text}", err=True)
     refused = any(each.verdict in (lmcache.REFUSED, lmcache.UNKNOWN) for each in verdicts)
     if refused:
         raise typer.Exit(FAILED)
-
-
-def _yaml(value: Any) -> str:
-    """On one line; None is what lmkv decides itself."""
-    import yaml
-
-    value = "auto" if value is None else value
-    text = yaml.safe_dump(value, default_flow_style=True, width=10_000)
-    return str(text).removesuffix("...\n").strip()

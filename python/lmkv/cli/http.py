@@ -34,7 +34,7 @@ DEADLINE = 5.0  # seconds
 LOOKUP_DEADLINE = 15.0  # an instance may have its part in it
 JOB_DEADLINE = 25.0  # so may several
 PAGE = 250
-READ_ONLY = ("why",)  # operations
+READ_ONLY = ("config", "why")  # operations
 GOOD = (200, 202)
 MOST_BYTES = 64 << 20  # of an answer
 
@@ -84,7 +84,7 @@ class Http:
         kind: type[M],
         deadline: float,
     ) -> M:
-        """An operation on an instance: `why` is asked for, the others are posted."""
+        """An operation on an instance: what only reads is asked for, the others are posted."""
         path = f"/v1/instances/{quote(instance, safe='')}/{operation}"
         if operation in READ_ONLY:
             body = self._get(f"{path}?{urlencode(arguments)}", None, deadline + DEADLINE)

@@ -174,6 +174,8 @@ def instance_page(instance: InstanceState) -> None:
         "load": f"{instance.load:.2f}",
         "chunks": f"{instance.keys:,}",
         "pool": _pool(instance.pool_granules),
+        "retired at": f"{span(instance.retired_age)} old" if instance.retired_age else "-",
+        "pulled": f"{size(instance.bytes_in)} in, {size(instance.bytes_out)} out, in 5 min",
     }
     for name, value in facts.items():
         out.print(f"{name:<14}{value}")

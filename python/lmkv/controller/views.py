@@ -244,6 +244,10 @@ class _Viewer:
             return (held - granules.get("free", 0)) / max(1, held)
         if sort in ("pinned", "limbo"):
             return granules.get(sort, 0)
+        if sort == "retired_age":
+            return instance.ages.median
+        if sort in ("bytes_in", "bytes_out"):
+            return self._registry.flows.of(instance.name)[sort == "bytes_out"]
         if sort in ("hit_tokens", "miss_tokens"):
             return sum(getattr(instance, sort).values())
         return instance.load if sort == "load" else -instance.heard
@@ -277,6 +281,7 @@ class _Viewer:
             beat.waiting if beat else 0,
             instance.load,
             instance.ages.median,
+            *registry.flows.of(instance.name),
         )
 
 

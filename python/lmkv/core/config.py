@@ -260,6 +260,15 @@ def allowed(kind: type[Config], name: str) -> str:
     return _description(typing.get_type_hints(kind, include_extras=True)[name])
 
 
+def as_text(value: Any) -> str:
+    """A setting's value as YAML on one line; None is what lmkv decides itself."""
+    import yaml
+
+    value = "auto" if value is None else value
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000)
+    return str(text).removesuffix("...\n").strip()
+
+
 def read(
     kind: type[C],
     inline: Mapping[str, Any] | None = None,

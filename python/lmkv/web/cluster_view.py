@@ -23,6 +23,7 @@ from lmkv.core.messages import (
     AskJob,
     Candidate,
     Command,
+    ConfigResult,
     Controllers,
     ControllersInfo,
     ControllerState,
@@ -176,6 +177,10 @@ class ClusterView:
         except msgspec.MsgspecError as error:
             text = f"instance {instance!r} answered {operation} with no result: {error}"
             raise Problem(502, "failed", text) from None
+
+    async def settings(self, instance: str) -> ConfigResult:
+        """That it runs with."""
+        return await self.command(instance, "config", ConfigResult)
 
     async def _wait(self, question: Message, kind: type[M], deadline: float, *arrays: bytes) -> M:
         """An answer that an instance has its part in."""

@@ -22,7 +22,8 @@ from lmkv.web.auth import Tokens, needs
 from lmkv.web.cluster_view import ClusterView
 from lmkv.web.events import Hub
 
-PAGES = ("/instances", "/lookup", "/flow", "/favicon.ico")  # to be read; LMCache posts to one too
+# To be read; LMCache posts to one too.
+PAGES = ("/instances", "/lookup", "/jobs", "/pins", "/flow", "/favicon.ico")
 OWN = ("/_nicegui", "/_nicegui_ws")
 MOST = 256  # pages that are open at once
 # Vue compiles templates in the browser. Nothing comes from another host.

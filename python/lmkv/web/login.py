@@ -15,6 +15,7 @@ from lmkv.web.sessions import COOKIE, LIFE
 PATH = "/login"
 MOST_BYTES = 8192  # of the form
 HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><title>lmkv: log in</title>
+<link rel="icon" href="data:,">
 <meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">
 <style>body{font:16px/1.5 system-ui,sans-serif;max-width:26em;margin:15vh auto;padding:0 1em}
 label,input,button{display:block;width:100%;box-sizing:border-box;font:inherit}

@@ -107,6 +107,8 @@ class Instance(Answer):
     retired_age: float = Field(
         description="median age of slots as they were retired for room, from above; 0: none was"
     )
+    bytes_in: int = Field(description="that came to it from others in the last 5 minutes")
+    bytes_out: int = Field(description="that others took of it in that time")
     hit_tokens: dict[str, int]
     miss_tokens: dict[str, int]
     pool_granules: dict[str, int]
@@ -220,6 +222,19 @@ class Verified(Answer):
     sampled: int = Field(description="slots that were digested again, in every rank")
     wrong: int = Field(description="of those, by rank")
     differing: list[Differing] = Field(description="the first 256 of each kind")
+
+
+class Setting(Answer):
+    name: str
+    value: bool | int | float | str | list[str] | None = Field(
+        description="null: lmkv decides itself"
+    )
+    origin: str = Field(description="a variable, a file, inline, or default")
+    used: str = Field(description="what a value that was left open came to, or empty")
+
+
+class Settings(Answer):
+    settings: list[Setting]
 
 
 class WhyEntry(Answer):

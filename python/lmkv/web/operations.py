@@ -40,6 +40,14 @@ def routes(view: ClusterView) -> APIRouter:
         return models.Verified.model_validate(found)
 
     @router.get(
+        "/{instance:path}/config",
+        summary="The settings that it runs with, and who set each",
+        dependencies=[needs("read")],
+    )
+    async def config(instance: Name) -> models.Settings:
+        return models.Settings.model_validate(await view.settings(instance))
+
+    @router.get(
         "/{instance:path}/why",
         summary="The last requests that ended there, and why their tokens hit or missed",
         dependencies=[needs("read")],

@@ -122,4 +122,21 @@ class WhyResult(msgspec.Struct, omit_defaults=True):
     kept: U32 = 0
 
 
+class Setting(msgspec.Struct, omit_defaults=True):
+    """A setting of an instance; `value` None is what lmkv decides itself, `origin` who set it (a
+    variable, a file, `inline` for vLLM's own configuration, or `default`), and `used` what a value
+    that was left open came to."""
+
+    name: str
+    value: Union[bool, int, float, str, list[str], None] = None
+    origin: str = "default"
+    used: str = ""
+
+
+class ConfigResult(msgspec.Struct, omit_defaults=True):
+    """Of `config`: all settings that the instance runs with."""
+
+    settings: list[Setting] = []
+
+
 OperationMessage = Union[Command, Done]

@@ -41,6 +41,8 @@ class InstanceState(msgspec.Struct, omit_defaults=True):
     waiting: U32 = 0
     load: float = 0.0  # by which holders are weighed; 1 is sixteen requests
     retired_age: Seconds = 0.0  # median of slots retired for room, from above; 0: none was
+    bytes_in: U64 = 0  # that came to it from others in the last 5 minutes
+    bytes_out: U64 = 0  # that others took of it
 
 
 class StatusInfo(Message, tag="status_info"):
@@ -151,7 +153,7 @@ class Routed(Message, tag="routed"):
 
 INSTANCE_SORTS = (
     "instance", "state", "model", "fill", "pinned", "limbo", "hit_tokens", "miss_tokens", "load",
-    "heartbeat_age", "version",
+    "heartbeat_age", "version", "retired_age", "bytes_in", "bytes_out",
 )  # fmt: skip
 
 

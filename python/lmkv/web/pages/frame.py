@@ -13,44 +13,82 @@ the banner, and what was shown stays.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from fastapi import Request
 from nicegui import ui
 
 from lmkv.core.client import Unreachable
+from lmkv.core.tokens import SCOPES, Grant
 from lmkv.web.errors import Problem
 from lmkv.web.pages.style import SCRIPT, STYLE
 from lmkv.web.pages.text import escape
 from lmkv.web.pages.watch import Watch
 
 EVERY = 1.0  # seconds
-PLACES = (("/", "Overview"), ("/instances", "Instances"), ("/lookup", "Lookup"), ("/flow", "Flow"))
+PLACES = (
+    ("/", "Overview"),
+    ("/instances", "Instances"),
+    ("/lookup", "Lookup"),
+    ("/jobs", "Jobs"),
+    ("/pins", "Pins"),
+    ("/flow", "Flow"),
+)
 COLOURS = '<button type="button" id="colours" onclick="lmkvNext(this)">Colours: system</button>'
 LOG_OUT = '<form method="post" action="/logout"><button>Log out</button></form>'
 
 Refresh = Callable[[], Awaitable[None]]
-MayLook = Callable[[], bool]
+Who = Callable[[], "Grant | None"]  # who looks, as of now; None: nobody that may
 
 
 class Frame:
     """`keep` lets a page be refreshed; `ask` lets one thing be done, and tells what is wrong."""
 
-    def __init__(self, banner: ui.html, watch: Watch, may_look: MayLook) -> None:
+    def __init__(self, banner: ui.html, who: Who) -> None:
         self._banner = banner
-        self._watch = watch
-        self._may_look = may_look
+        self._who = who
         self.paused = False
+
+    def may(self, scope: str) -> bool:
+        """Whether who looks may do what takes this scope, as of now."""
+        grant = self._who()
+        return grant is not None and SCOPES.index(grant.scope) >= SCOPES.index(scope)
+
+    def need(self, scope: str) -> str:
+        """Who it is that does it; raises Problem."""
+        if not self.may(scope):
+            text = f"authorization: this takes a token of scope {scope}; yours is less, or gone"
+            raise Problem(403, "forbidden", text, "authorization")
+        grant = self._who()
+        return (grant.name if grant else "") or "dashboard"
+
+    def acted(self, act: Callable[[Mapping[str, str]], Awaitable[None]]) -> None:
+        """Whenever a button of `text.act_button` is clicked: what it has with it."""
+
+        async def heard(event: Any) -> None:
+            given = event.args if isinstance(event.args, dict) else {}
+            told = {name: str(value)[:256] for name, value in given.items()}
+            await self.ask(lambda: act(told))
+
+        ui.on("lmkv_act", heard)
+
+    def guard(self) -> None:
+        """The page goes when its token is gone, or the session is over."""
+
+        def look() -> None:
+            if self._who() is None:
+                ui.navigate.reload()
+
+        ui.timer(EVERY, look, immediate=False)
 
     async def keep(self, refresh: Refresh) -> None:
         await self.ask(refresh)
         ui.timer(EVERY, lambda: self._again(refresh), immediate=False)
 
     async def _again(self, refresh: Refresh) -> None:
-        if not self._may_look():  # the token is gone, or the session is over
-            ui.navigate.reload()
-        elif not self.paused:
+        if self._who() is not None and not self.paused:
             await self.ask(refresh)
 
     async def ask(self, act: Refresh) -> bool:
@@ -78,9 +116,7 @@ def live(content: str = "") -> ui.html:
 
 
 @contextmanager
-def frame(
-    watch: Watch, request: Request, title: str, may_look: MayLook, log_out: bool
-) -> Iterator[Frame]:
+def frame(watch: Watch, request: Request, title: str, who: Who, log_out: bool) -> Iterator[Frame]:
     ui.page_title(f"{title} · lmkv")
     ui.add_head_html(f"<style>{STYLE}</style>")
     ui.add_body_html(f"<script>{SCRIPT}</script>")
@@ -93,7 +129,8 @@ def frame(
                 words = ui.label("Pause")
             live(COLOURS + (LOG_OUT if log_out else "")).classes("bare")
         banner = live()
-        made = Frame(banner, watch, may_look)
+        made = Frame(banner, who)
+        made.guard()
 
         def toggle() -> None:
             made.paused = not made.paused

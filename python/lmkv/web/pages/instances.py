@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from fastapi import Request
 from nicegui import ui
 
 from lmkv.core.messages import INSTANCE_SORTS, Instances, InstancesInfo, InstanceState
+from lmkv.core.tokens import ADMIN
+from lmkv.web.pages.dialog import Doing, Target
 from lmkv.web.pages.frame import live
-from lmkv.web.pages.text import age, count, escape, instance_link, link, percent, table
+from lmkv.web.pages.text import (
+    NONE,
+    act_button,
+    age,
+    count,
+    escape,
+    instance_link,
+    link,
+    percent,
+    size,
+    table,
+)
 
 if TYPE_CHECKING:
     from lmkv.web.pages.site import Site
@@ -21,14 +35,22 @@ HEADS = {
     "state": ("State", "w"),
     "model": ("Model", "w"),
     "fill": ("Pool filled", "n"),
-    "pinned": ("Pinned, granules", "n"),
-    "limbo": ("Limbo, granules", "n"),
-    "hit_tokens": ("Hit, tokens", "n"),
-    "miss_tokens": ("Missed, tokens", "n"),
+    "retired_age": ("Retired at", "n"),
+    "pinned": ("Pinned", "n"),
+    "limbo": ("Limbo", "n"),
+    "bytes_in": ("Pulled in", "n"),
+    "bytes_out": ("Pulled out", "n"),
+    "hit_tokens": ("Hit", "n"),
+    "miss_tokens": ("Missed", "n"),
     "load": ("Load", "n"),
-    "heartbeat_age": ("Heard, ago", "n"),
+    "heartbeat_age": ("Heard", "n"),
     "version": ("Version", "w"),
 }
+LEGEND = (
+    "Retired at: median age of slots as they were retired for room. Pinned, limbo: granules. "
+    "Pulled: bytes of the last 5 minutes, also by mapping. Hit, missed: tokens since it "
+    "registered. Heard: ago."
+)
 
 
 def page(site: Site) -> None:
@@ -51,6 +73,14 @@ def page(site: Site) -> None:
             live("<h1>Instances</h1>" + _form(text, sort, desc)).classes("bare")
             with ui.element("section").classes("panel"):
                 shown = live()
+            doing = Doing(site, frame, request)
+            if frame.may(ADMIN):
+                doing.bar(("clear",), Target.whole(), "Clear the cluster")
+
+            async def act(told: Mapping[str, str]) -> None:
+                doing.choose(told.get("instance", ""))
+
+            frame.acted(act)
 
             async def refresh() -> None:
                 info = await site.view.instances(question)
@@ -75,6 +105,7 @@ def instances_html(info: InstancesInfo, question: Instances, number: int) -> str
     rows = [_row(each) for each in info.instances]
     empty = "No instance is like that." if question.filter else "No instance has registered yet."
     heads = [(_head(sort, question), kind) for sort, (_, kind) in HEADS.items()]
+    heads.append(('<span class="unseen">Do</span>', "w"))
     pages = max(1, -(-info.total // PAGE))
     around = [
         _place("Previous", min(number - 1, pages), question) if number > 1 else "",
@@ -84,6 +115,7 @@ def instances_html(info: InstancesInfo, question: Instances, number: int) -> str
     caption = "Instances; the heads of the columns sort them"
     return (
         table(heads, rows, empty, caption)
+        + f"<p><small>{LEGEND}</small></p>"
         + f'<nav class="pager" aria-label="Pages">{" ".join(filter(None, around))}</nav>'
     )
 
@@ -110,6 +142,11 @@ def state_html(state: str) -> str:
     return f'<span class="state {escape(state)}">{escape(state)}</span>'
 
 
+def retired_at(each: InstanceState) -> str:
+    """The median age; it is known from above."""
+    return f"≤ {age(each.retired_age)}" if each.retired_age else NONE
+
+
 def _row(each: InstanceState) -> list[str]:
     pool = each.pool_granules
     held = sum(pool.values())
@@ -118,11 +155,15 @@ def _row(each: InstanceState) -> list[str]:
         state_html(each.state),
         escape(each.model),
         percent(held - pool.get("free", 0), held),
+        retired_at(each),
         count(pool.get("pinned", 0)),
         count(pool.get("limbo", 0)),
+        size(each.bytes_in),
+        size(each.bytes_out),
         count(sum(each.hit_tokens.values())),
         count(sum(each.miss_tokens.values())),
         f"{each.load:.2f}",
         age(each.heartbeat_age),
         escape(each.version),
+        act_button("⋯", f"Do with {each.instance}", instance=each.instance),
     ]

@@ -1,27 +1,31 @@
-"""`/lookup?tokens=` or `text=`: who holds a prompt, chunk by chunk, and the same as a command."""
+"""`/lookup?tokens=` or `text=`: who holds a prompt, chunk by chunk, the same as a command, and what
+can be done with exactly that prefix."""
 
 from __future__ import annotations
 
 import json
-import shlex
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
 from nicegui import ui
 from pydantic import ValidationError
 
-from lmkv.core.messages import Lookup, LookupInfo
+from lmkv.core.messages import Lookup, LookupInfo, Submit
 from lmkv.core.text import token_ids
+from lmkv.core.tokens import OPERATE
 from lmkv.web import models
 from lmkv.web.errors import Problem
+from lmkv.web.pages import commands
+from lmkv.web.pages.acts import ON_PREFIX
+from lmkv.web.pages.commands import IN_LINK
+from lmkv.web.pages.dialog import Doing, Target
 from lmkv.web.pages.frame import live
 from lmkv.web.pages.text import NONE, count, escape, instance_link, percent, table
 
 if TYPE_CHECKING:
     from lmkv.web.pages.site import Site
 
-MOST_CHARACTERS = 900_000  # what one message of the web socket takes
-IN_LINK = 2000  # characters of a prompt that a link or a command line has
 ROWS = 200  # chunks of which the holders are listed
 SHADES = ("nobody", "one holder", "two", "three or more")
 FORMS = {"tokens": "Token ids", "text": "Text", "messages": "Chat messages, as JSON"}
@@ -38,30 +42,47 @@ def page(site: Site) -> None:
             with ui.element("section").classes("panel"):
                 form = ui.radio(FORMS, value="text" if text else "tokens").props("inline dense")
                 given = ui.textarea("Prompt", value=(tokens or text)[:IN_LINK], placeholder=HINT)
-                given.props(f"outlined maxlength={MOST_CHARACTERS} rows=4").style("width:100%")
+                given.props("outlined rows=4").style("width:100%")
                 with ui.element("div").classes("find fields"):
                     salted = ui.input("Salt", value=salt[:4096]).props("outlined dense")
                     alike = ui.input("Like instance", value=like[:256]).props("outlined dense")
                     button = ui.element("button").classes("plain").props("type=button")
                     with button:
                         ui.label("Look up")
+            line = live()
+            acting = ui.element("section").classes("panel")
+            acting.set_visibility(False)
             shown = live()
+            doing = Doing(site, frame, request)
 
             async def find() -> None:
+                line.content = shown.content = ""
+                acting.set_visibility(False)
                 asked = question(
                     form.value, given.value or "", salted.value or "", alike.value or ""
                 )
-                shown.content = ""
                 info = await site.view.lookup(asked)
-                shown.content = line_html(command(asked)) + found_html(info)
+                line.content = commands.line_html(commands.lookup(asked))
+                shown.content = found_html(info)
+                if info.keys and frame.may(OPERATE):
+                    acting.clear()
+                    with acting:
+                        live("<h2>Do with exactly this prefix</h2>")
+                        doing.bar(ON_PREFIX, target(asked, info))
+                    acting.set_visibility(True)
 
             async def look_up() -> None:
                 await frame.ask(find)
 
+            async def too_long(told: Mapping[str, str]) -> None:
+                text = f"prompt: {told.get('long', '')} characters are more than a page takes; put "
+                raise Problem(413, "too_large", text + "them into a file: lmkv lookup @FILE")
+
+            frame.acted(too_long)
             button.on("click", look_up)
             given.on("keydown.ctrl.enter", look_up)
             if tokens or text:
-                await look_up()
+                ui.timer(0, look_up, once=True)  # an instance may take its time
 
 
 def question(form: str, prompt: str, salt: str, like: str) -> Lookup:
@@ -97,27 +118,13 @@ def numbers(text: str) -> list[int]:
         raise Problem(400, "field", f"tokens: {error}", "tokens") from None
 
 
-def command(asked: Lookup) -> str:
-    """The command line that says the same, with a file in the place of what is long."""
-    words = ["lmkv", "lookup"]
-    words += ["--salt", asked.salt] if asked.salt else []
-    words += ["--like", asked.like] if asked.like else []
-    listed = ",".join(map(str, asked.tokens))
-    if asked.tokens:
-        words += ["--tokens", listed if len(listed) <= IN_LINK else "@FILE"]
-    elif asked.messages:
-        words += ["--messages", "FILE"]
-    else:
-        plain = len(asked.text) <= IN_LINK and not asked.text.startswith("@")
-        words += ["--", asked.text if plain else "@FILE"]
-    return shlex.join(words)
-
-
-def line_html(line: str) -> str:
-    return (
-        f'<div class="find" style="margin-bottom:14px"><pre class="line">{escape(line)}</pre>'
-        '<button type="button" class="plain" onclick="lmkvCopy(this)">Copy</button></div>'
-    )
+def target(asked: Lookup, info: LookupInfo) -> Target:
+    """The same prompt again: its keys are made of it in the same way."""
+    names = ("tokens", "text", "messages", "salt", "like")
+    prompt = Submit(0, "", **{name: getattr(asked, name) for name in names})
+    holders = sorted({name for names in info.holders for name in names})
+    chunks = len(info.holders)
+    return Target(prompt, holders, f"{chunks:,} chunk{'s' * (chunks != 1)} of a prompt")
 
 
 def found_html(info: LookupInfo) -> str:

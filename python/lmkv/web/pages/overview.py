@@ -12,7 +12,16 @@ from lmkv.core.messages import Event
 from lmkv.web.pages import charts
 from lmkv.web.pages.alarms import alarms
 from lmkv.web.pages.frame import live
-from lmkv.web.pages.text import age, count, escape, instance_link, percent, size, table
+from lmkv.web.pages.text import (
+    age,
+    count,
+    escape,
+    instance_link,
+    job_link,
+    percent,
+    size,
+    table,
+)
 from lmkv.web.pages.watch import BIN, Watch
 
 if TYPE_CHECKING:
@@ -109,7 +118,7 @@ def events_html(events: list[tuple[Event, float]], named: bool = True) -> str:
             age(old),
             escape(event.kind),
             *([instance_link(event.instance)] if named else []),
-            escape(event.text),
+            escape(event.text) + (f" {job_link(event.job)}" if event.job else ""),
         ]
         for event, old in events
     ]

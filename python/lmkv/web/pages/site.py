@@ -8,15 +8,16 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 
 from fastapi import FastAPI, Request
-from nicegui import ui
+from nicegui import core, ui
 
 from lmkv.web.auth import Tokens
 from lmkv.web.cluster_view import ClusterView
 from lmkv.web.events import Hub
-from lmkv.web.pages import flow, instance, instances, lookup, overview
+from lmkv.web.pages import flow, instance, instances, job, jobs, lookup, overview, pins
 from lmkv.web.pages.frame import Frame, frame
 from lmkv.web.pages.watch import Watch
 
+MESSAGE = 4 << 20  # bytes: as many characters as a browser sends at once, three bytes each
 RECONNECT = 10.0  # seconds in which a page that lost its connection finds itself again
 
 
@@ -35,7 +36,7 @@ class Site:
             self.watch,
             request,
             title,
-            lambda: self.tokens.of(scope) is not None,
+            lambda: self.tokens.of(scope),
             self.tokens.wanted,
         ) as made:
             yield made
@@ -43,7 +44,7 @@ class Site:
 
 def site(view: ClusterView, hub: Hub, tokens: Tokens) -> FastAPI:
     made = Site(view, hub, tokens, Watch(view))
-    for each in (overview, instances, instance, lookup, flow):
+    for each in (overview, instances, instance, lookup, jobs, job, pins, flow):
         each.page(made)
 
     @asynccontextmanager
@@ -54,6 +55,7 @@ def site(view: ClusterView, hub: Hub, tokens: Tokens) -> FastAPI:
         with suppress(asyncio.CancelledError):
             await watching
 
+    core.sio.eio.max_http_buffer_size = MESSAGE
     app = FastAPI(lifespan=lifespan, openapi_url=None)
     ui.run_with(
         app,

@@ -46,7 +46,22 @@ th, td { padding:4px 14px 4px 0; border-bottom:1px solid var(--line); vertical-a
 td.none { color:var(--soft); padding:18px 0; text-align:center }
 .state { font-weight:600 } .state.live { color:var(--good) }
 .state.suspect, .state.syncing { color:var(--warn) }
-.state.dead, .state.incompatible { color:var(--bad) }
+.state.dead, .state.incompatible, .state.failed { color:var(--bad) }
+.state.done { color:var(--good) } .state.cancelled, .state.queued { color:var(--soft) }
+.progress { display:inline-block; width:120px; height:10px; border-radius:5px; overflow:hidden;
+  background:var(--line); margin-right:8px } .progress i { display:block; height:100%;
+  background:#2aa198 }
+.small { padding:0 8px } .why { color:var(--bad); white-space:normal; min-width:18em;
+  max-width:34em } .panel small { color:var(--soft) }
+.amount, .what a { white-space:nowrap } .what { min-width:15em }
+.act { background:var(--panel); color:var(--ink); border:1px solid var(--line); border-radius:6px;
+  padding:16px 18px; width:720px; max-width:94vw !important; display:flex; flex-direction:column;
+  gap:12px } .act h2 { font-size:16px; color:var(--ink); margin:0 } .act p { margin:0 }
+.act .why:empty { display:none } .copied { margin-bottom:14px } .act .copied { margin-bottom:8px }
+.copied .name { width:9em; color:var(--soft) }
+.act .q-field { min-width:15em }
+button.plain:disabled { opacity:.5; cursor:default } .plain.danger { color:var(--bad);
+  border-color:var(--bad) }
 dl { display:grid; grid-template-columns:max-content 1fr; gap:4px 18px; margin:0 }
 dt { color:var(--soft) } dd { margin:0; overflow-wrap:anywhere }
 .find { display:flex; gap:8px; align-items:center; flex-wrap:wrap }
@@ -97,6 +112,30 @@ function lmkvCopy(button) {
   document.execCommand('copy');
   button.textContent = 'Copied';
 }
+const lmkvAct = button => emitEvent('lmkv_act', {...button.dataset});
+// Half a character, which no text in UTF-8 can have, is none. What is more than one message of the
+// socket takes, as JSON in JSON, never sets out.
+addEventListener('input', event => {
+  const field = event.target, half = /\\p{Surrogate}/gu;
+  if (!(field instanceof HTMLTextAreaElement)) return;
+  if (half.test(field.value)) field.value = field.value.replace(half, '\ufffd');
+  const length = field.value.length;
+  if (length < 100000 || JSON.stringify(JSON.stringify(field.value)).length < 950000) return;
+  event.stopImmediatePropagation();
+  field.value = '';
+  field.dispatchEvent(new Event('input'));
+  emitEvent('lmkv_act', {long: String(length)});
+}, true);
+// A table that is drawn anew between press and release swallows the click: it is made up for.
+let lmkvPressed = null;
+addEventListener('pointerdown', event => {
+  lmkvPressed = event.target.closest('.scroll a, .scroll button');
+}, true);
+addEventListener('pointerup', event => {
+  const was = lmkvPressed, now = event.target.closest('.scroll a, .scroll button');
+  lmkvPressed = null;
+  if (was && now && !was.isConnected && now.outerHTML === was.outerHTML) now.click();
+}, true);
 function lmkvBegin() {
   const button = document.getElementById('colours');
   if (button && globalThis.Quasar) lmkvShow(button); else setTimeout(lmkvBegin, 20);

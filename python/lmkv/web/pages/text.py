@@ -6,7 +6,20 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from urllib.parse import quote, urlencode
 
-__all__ = ["NONE", "age", "count", "escape", "instance_link", "link", "percent", "size", "table"]
+__all__ = [
+    "NONE",
+    "act_button",
+    "age",
+    "count",
+    "escape",
+    "instance_link",
+    "job_link",
+    "link",
+    "percent",
+    "progress",
+    "size",
+    "table",
+]
 
 NONE = "-"
 
@@ -52,6 +65,32 @@ def link(path: str, text: str, **query: object) -> str:
 
 def instance_link(name: str) -> str:
     return link(f"/instances/{quote(name, safe='')}", name)
+
+
+def job_link(name: str) -> str:
+    """Its first letters are enough to tell it from others."""
+    return link(f"/jobs/{quote(name, safe='')}", name[:9])
+
+
+def act_button(text: str, label: str = "", **told: str) -> str:
+    """`Frame.acted` hears what is told. `label` is for who does not see the row that it is in."""
+    data = "".join(f' data-{name}="{escape(value)}"' for name, value in told.items())
+    said = f' aria-label="{escape(label)}"' if label else ""
+    return (
+        f'<button type="button" class="plain small"{data}{said} onclick="lmkvAct(this)">'
+        f"{escape(text)}</button>"
+    )
+
+
+def progress(part: float, whole: float) -> str:
+    """A bar; without a whole it is not known how far it is."""
+    if not whole:
+        return '<span class="progress" role="progressbar"></span>'
+    share = 100 * min(1.0, part / whole)
+    return (
+        f'<span class="progress" role="progressbar" aria-valuenow="{share:.0f}" '
+        f'aria-valuemin="0" aria-valuemax="100"><i style="width:{share:.1f}%"></i></span>'
+    )
 
 
 def table(

@@ -19,8 +19,8 @@ from lmkv.web.cluster_view import ClusterView
 from lmkv.web.errors import Problem
 
 EVERY = 1.0  # seconds
-KEPT = 301  # samples
 BIN = 5  # samples of a point in a chart
+KEPT = 301 + 2 * BIN  # samples: five minutes of points, also just before the next one
 NAMED = 8  # incompatible instances
 
 
