@@ -88,6 +88,7 @@ void bind_gpu(nb::module_& m) {
             gpu.load(held.bytes());
           },
           nb::arg("image"))
+      .def_prop_ro("image", [](const Gpu& gpu) { return to_bytes(gpu.image()); })
       .def_prop_ro("ordinal", &Gpu::ordinal)
       .def_prop_ro("name", &Gpu::name)
       .def_prop_ro("bus_id", &Gpu::bus_id)

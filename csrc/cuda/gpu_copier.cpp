@@ -7,39 +7,13 @@
 
 #include "check.h"
 #include "cuda/link_copies.h"
+#include "cuda/offsets.h"
 
 namespace lmkv::cuda {
 namespace {
 
 constexpr std::size_t kMaxChunks = 256;  // of a launch
 constexpr std::uint32_t kBlocksAMultiprocessor = 2;
-
-// Arrays one behind another, each at a multiple of 256.
-class Offsets {
- public:
-  template <class T>
-  std::size_t take(std::size_t count) {
-    const std::size_t at = end_;
-    end_ = round_up(end_ + count * sizeof(T), 256);
-    return at;
-  }
-  std::size_t end() const { return end_; }
-
- private:
-  std::size_t end_ = 0;
-};
-
-template <class T>
-T* array(const Lane& lane, std::size_t offset) {
-  return reinterpret_cast<T*>(lane.host(offset));
-}
-
-template <class T>
-T* on_gpu(CUdeviceptr address) {
-  return reinterpret_cast<T*>(std::uintptr_t(address));
-}
-
-CUdeviceptr as_address(const void* host) { return reinterpret_cast<CUdeviceptr>(host); }
 
 }  // namespace
 

@@ -272,6 +272,9 @@ class Gpu:
     def load(self, image: bytes) -> None:
         """The kernels (docs/kernels.md) as fatbin, cubin or PTX; once, before a GpuCopier is made."""
     @property
+    def image(self) -> bytes:
+        """What was loaded; b"": nothing."""
+    @property
     def ordinal(self) -> int: ...
     @property
     def name(self) -> str: ...
@@ -528,14 +531,21 @@ class Transport:
     def __init__(self, kind: str, name: str, library: str = "", progress: bool = False) -> None:
         """`library`: path of libnixl_capi.so. Raises RuntimeError naming the package to install
         when it is missing, or what failed. `progress`: a progress thread (the serve agent)."""
-    def register(self, address: int, length: int) -> None: ...
+    def register(self, address: int, length: int, tier: int = 0) -> None:
+        """`tier`: 0 memory of the host, 1 of the one GPU that this process sees. RuntimeError: the
+        transport takes no such memory."""
     def metadata(self) -> bytes: ...
     def connect(self, metadata: bytes) -> str:
         """The peer's agent name. RuntimeError if the metadata is not understood."""
     def forget(self, peer: str) -> None:
         """Never while a READ to that peer is pending: ValueError."""
     def read(
-        self, peer: str, local: Sequence[int], remote: Sequence[int], lengths: Sequence[int]
+        self,
+        peer: str,
+        local: Sequence[int],
+        remote: Sequence[int],
+        lengths: Sequence[int],
+        remote_tier: int = 0,
     ) -> int:
         """Post one READ of several ranges (addresses); a number. RuntimeError if the post fails."""
     def poll(self, transfer: int) -> int:
@@ -565,6 +575,7 @@ class PullPeer:
         granule_bytes: int,
         segment_granules: int,
         usable_granules: int,
+        tier: int = 0,
     ) -> None: ...
     @property
     def id(self) -> str: ...
@@ -593,9 +604,16 @@ class PullEvent:
 class PullEngine:
     """Peers' slots into reserved ones of `pool`, READ, checked and resealed under the own
     generation by threads of its own. `pool` is mapped writable and registered with `transport`,
-    which belongs to the engine from now on, but for `register`."""
+    which belongs to the engine from now on, but for `register`. Slots of a GpuPool are judged and
+    resealed on `gpu`, which has its kernels, by so many multiprocessors at most."""
 
-    def __init__(self, transport: Transport, pool: PoolMap) -> None: ...
+    def __init__(
+        self,
+        transport: Transport,
+        pool: PoolMap | GpuPool,
+        gpu: Gpu | None = None,
+        multiprocessors: int = 1,
+    ) -> None: ...
     def pull(
         self,
         job: int,
@@ -631,7 +649,7 @@ class PullEngine:
         """The same where slots of `layout` are put together from parts of `peers`, ranks of one
         instance: a chunk is as good as the worst of its parts, and its slot is in limbo as long as
         one of them may land. ValueError, too, unless the parts are all of a slot, each segment
-        once."""
+        once, and for a pool in a GPU's memory."""
     def connect(self, peer: PullPeer) -> None:
         """Ahead of need: the first READ from a peer costs some 10 ms more."""
     def forget(self, id: str) -> None:
@@ -640,6 +658,10 @@ class PullEngine:
     @property
     def fd(self) -> int:
         """Readable when `take` has something."""
+    @property
+    def lost(self) -> str:
+        """Why own slots cannot be reached any more, which ends every job as MOVER_DOWN; "": they
+        can."""
     @property
     def limbo_slots(self) -> int: ...
     @property

@@ -50,6 +50,11 @@ class Copiers(Protocol):
     at_once: int  # slots in a call, at most
     apart: bool  # loads and stores wait for a GPU, each in a thread of its own
 
+    @property
+    def gpu(self) -> _native.Gpu | None:
+        """With its kernels."""
+        ...
+
     def mark(self) -> Any: ...
     def gather(self, group: int, slots: Sequence[Slot], after: Any = None) -> None: ...
     def audit(self, group: int, slot: Slot) -> bool: ...
@@ -89,6 +94,7 @@ class HostCopiers:
 
     at_once = 1
     apart = False
+    gpu: _native.Gpu | None = None
 
     def __init__(self, pages: Sequence[PageLayout]) -> None:
         self._copiers = [group.copier() for group in pages]

@@ -51,6 +51,7 @@ class Front:
 
     def __init__(self, copiers: GpuCopiers, pool: _native.GpuPool) -> None:
         self.at_once, self.apart = copiers.at_once, copiers.apart
+        self.gpu: _native.Gpu | None = copiers.gpu
         self.hits = 0
         self._copiers = copiers
         self._pool = pool

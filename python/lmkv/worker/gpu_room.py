@@ -28,8 +28,8 @@ MULTIPLE = 2 << 20  # bytes: less might share an IPC handle with other memory
 PROBE_BYTES = 16
 STARTUP_PLAN = "VLLM_ENABLE_STARTUP_PLAN"
 SCOPE = (
-    "pool_device: instances of this host open a pool in a GPU's memory; it is not pulled over the"
-    " network, and nothing is pulled into it"
+    "pool_device: instances of this host open the pool in the GPU's memory; it is pulled from and"
+    " into over the network once NIXL's READs of such memory are tried, and found fast enough"
 )
 
 _rooms: dict[int, _native.GpuMemory | str] = {}  # by the GPU's number; or why there is none

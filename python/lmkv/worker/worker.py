@@ -96,16 +96,18 @@ class Worker:
         folder = identity.run_dir(config.run_dir or None)
         slot = max((group.slot for group in pages), key=lambda slot: slot.granule_bytes)
         self._room = room
-        shared: GpuSegment | None = None  # what peers are told of it
+        self._copiers = copiers or HostCopiers(pages)
+        gpu = self._copiers.gpu
+        shared: GpuSegment | None = None  # what is told of it
         self.pool: _native.Pool | _native.GpuPool
         if room is None:
             self.pool = self._host_pool(ranks_on_host, slot)
         else:
             self.pool = gpu_room.cut(room, slot.slot_bytes, slot.granule_bytes)
+            assert gpu is not None
             probe = gpu_room.write_probe(room, self.pool.slots * self.pool.slot_bytes)
-            shared = GpuSegment(room.handle(), room.size, probe)
+            shared = GpuSegment(room.handle(), room.size, probe, gpu.bus_id)
             log.info("lmkv: %s", gpu_room.SCOPE)
-        self._copiers = copiers or HostCopiers(pages)
         self._before: Any = None  # a mark: what the step's loads come after
         self._mapped = MappedPeers(
             slot.granule_bytes,
@@ -134,11 +136,13 @@ class Worker:
             limbo_seconds=config.limbo_seconds,
             limbo_share=config.limbo_share,
             control=where,
+            gpu=gpu.ordinal if gpu is not None and shared else None,
         )
         tag = name.partition("-")[0]
         self._run_dir = str(folder)
+        image = gpu.image if gpu is not None and shared else b""
         self.supervisor = Supervisor(
-            self.pool, rank, tag, settings, self._mover_changed, gpu=shared
+            self.pool, rank, tag, settings, self._mover_changed, gpu=shared, image=image
         )
         self._once = Once()
         self._loader = Loader(
@@ -375,6 +379,7 @@ class Worker:
             nixl_metadata=mover.nixl_metadata if mover else b"",
             stream_address=mover.stream_address if mover else "",
             rdma=mover.rdma if mover else False,
+            pool_address=(mover.pool_address if mover else 0) or self._info.pool_address,
         )
         return WorkerState(
             self._rank,
