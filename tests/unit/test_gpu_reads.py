@@ -25,11 +25,13 @@ GB = 1e9
 def test_a_quarter_of_the_link(reads: float, host: float, link: float | None, why: str) -> None:
     found = refusal(Measured(reads * GB, host * GB), link and link * GB)
     assert (why in found) if why else not found
+    assert not refusal(Measured(reads * GB, host * GB), link and link * GB, judged=False)
 
 
 def test_a_probe_that_failed_says_why() -> None:
     said = "the pool in the GPU's memory is not pullable: no driver"
-    assert refusal(Measured(9 * GB, 1 * GB, "no driver"), None) == said
+    for judged in (True, False):
+        assert refusal(Measured(9 * GB, 1 * GB, "no driver"), None, judged) == said
 
 
 def test_what_a_link_is_made_for(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def test_a_mover_of_a_pool_on_a_gpu_sees_that_one(listed: str, seen: str) -> Non
     base = {"CUDA_VISIBLE_DEVICES": listed} if listed else {}
     env = environment(MoverSettings("/r", gpu=1), base)
     assert (env["CUDA_VISIBLE_DEVICES"], env["UCX_TLS"]) == (seen, "^cuda_ipc")
+    assert env["UCX_MEMTYPE_CACHE"] == "n"
     env = environment(MoverSettings("/r", gpu=1, nixl_tls="cma,tcp,self"), base)
     assert env["UCX_TLS"] == "cma,tcp,self,cuda_copy"
     assert "CUDA_VISIBLE_DEVICES" not in environment(MoverSettings("/r"), {})

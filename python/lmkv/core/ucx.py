@@ -17,6 +17,13 @@ def with_gpu(tls: str) -> str:
     return f"{tls},cuda_copy" if tls else "^cuda_ipc"
 
 
+WITH_GPU = {
+    # Else UCX takes for the host's what was allocated before it began, as it does not look.
+    "UCX_MEMTYPE_CACHE": "n",
+    "UCX_MEM_CUDA_HOOK_MODE": "none",  # of no use then, 0.3 s of start
+}
+
+
 def environment(interface: str, ports: str, tls: str, base: Mapping[str, str]) -> dict[str, str]:
     """`base` with UCX's part made anew. `ports` is first-last, `tls` UCX_TLS; "": UCX chooses."""
     kept = {k: v for k, v in base.items() if not k.startswith(("UCX_", "NIXL_"))}

@@ -76,7 +76,10 @@ class Opening:
         os.close(self._end)
 
     def _open(self) -> Opened:
-        if why := refusal(measured(), link_rate(self._config.data_interface)):
+        if self._config.gpu_pulls == "never":
+            raise NotPullable("the pool in the GPU's memory is not pullable: gpu_pulls = never")
+        link = link_rate(self._config.data_interface)
+        if why := refusal(measured(), link, judged=self._config.gpu_pulls == "auto"):
             raise NotPullable(why)
         try:
             gpu, pool = self._map()

@@ -13,13 +13,14 @@ class Measured(msgspec.Struct, frozen=True):
     error: str = ""  # why there is no rate
 
 
-def refusal(found: Measured, link: float | None) -> str:
+def refusal(found: Measured, link: float | None, judged: bool = True) -> str:
     """Why peers may not pull, in a sentence; "": they may. `link`: what the data interface is made
-    for, in bytes a second; None: the system does not say, and the host's own rate stands for it."""
+    for, in bytes a second; None: the system does not say, and the host's own rate stands for it.
+    `judged`: by their rate too."""
     if found.error:
         return f"the pool in the GPU's memory is not pullable: {found.error}"
     limit, whose = (link, "link") if link else (found.host, "path between hosts' memory")
-    if found.gpu >= LEAST * limit:
+    if not judged or found.gpu >= LEAST * limit:
         return ""
     return (
         f"the pool in the GPU's memory is not pullable: NIXL reads such memory at"

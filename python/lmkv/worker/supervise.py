@@ -62,6 +62,7 @@ class MoverSettings:
     limbo_share: float = 1 / 16
     control: Place | None = None  # of the mover's control socket; None: in run_dir
     gpu: int | None = None  # that the mover sees, by its number here; None: whichever there are
+    gpu_pulls: str = "auto"  # as the setting
 
 
 def environment(settings: MoverSettings, base: Mapping[str, str]) -> dict[str, str]:
@@ -71,7 +72,7 @@ def environment(settings: MoverSettings, base: Mapping[str, str]) -> dict[str, s
         return ucx.environment(settings.data_interface, settings.data_ports, tls, base)
     made = ucx.environment(settings.data_interface, settings.data_ports, ucx.with_gpu(tls), base)
     listed = [name for name in base.get(VISIBLE, "").split(",") if name]
-    return made | {VISIBLE: listed[settings.gpu] if listed else str(settings.gpu)}
+    return made | ucx.WITH_GPU | {VISIBLE: listed[settings.gpu] if listed else str(settings.gpu)}
 
 
 def remove_stale_sockets(run_dir: str) -> None:
@@ -240,6 +241,7 @@ class Supervisor:
             data_public=pair.public if pair else b"",
             data_secret=pair.secret if pair else b"",
             tier=self._pool.tier,
+            gpu_pulls=settings.gpu_pulls,
         )
 
     def _send(self, message: Message, fds: list[int] | None = None) -> bool:

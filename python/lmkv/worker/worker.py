@@ -137,6 +137,7 @@ class Worker:
             limbo_share=config.limbo_share,
             control=where,
             gpu=gpu.ordinal if gpu is not None and shared else None,
+            gpu_pulls=config.gpu_pulls,
         )
         tag = name.partition("-")[0]
         self._run_dir = str(folder)

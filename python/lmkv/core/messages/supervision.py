@@ -32,6 +32,7 @@ class MoverConfig(Message, tag="mover_config"):
     data_public: bytes = b""
     data_secret: bytes = b""
     tier: U8 = 0  # of the pool: 0 host; 1 the memory of the one GPU that the mover sees
+    gpu_pulls: str = "auto"  # the setting
 
 
 class Segments(Message, tag="segments"):
