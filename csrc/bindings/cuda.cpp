@@ -19,6 +19,7 @@ namespace {
 using cuda::Channel;
 using cuda::CopyPath;
 using cuda::Event;
+using cuda::Fence;
 using cuda::Gpu;
 using cuda::GpuChunk;
 using cuda::GpuCopier;
@@ -111,6 +112,17 @@ void bind_gpu(nb::module_& m) {
           },
           nb::arg("address"), Release());
 
+  nb::class_<Fence>(m, "GpuFence")
+      .def(nb::init<const Gpu&, std::size_t>(), nb::arg("gpu"), nb::arg("gathers"),
+           nb::keep_alive<1, 2>())
+      .def("end", &Fence::end)
+      .def(
+          "hold",
+          [](Fence& fence, std::uintptr_t stream, double seconds) {
+            return fence.hold(reinterpret_cast<CUstream>(stream), seconds);
+          },
+          nb::arg("stream"), nb::arg("seconds"), Release());
+
   nb::class_<Channel>(m, "GpuChannel")
       .def(
           "__init__",
@@ -188,13 +200,13 @@ void bind_cuda(nb::module_& m) {
       .def(
           "gather",
           [](const GpuCopier& copier, Channel& channel, const nb::sequence& chunks,
-             const Event* after, bool staged) {
+             const Event* after, bool staged, Fence* fence) {
             const Chunks all(copier, chunks, Blocks::all);
             nb::gil_scoped_release release;
-            copier.gather(channel, all.all(), after, path(staged));
+            copier.gather(channel, all.all(), after, path(staged), fence);
           },
           nb::arg("channel"), nb::arg("chunks"), nb::arg("after").none() = nb::none(),
-          nb::arg("staged") = false)
+          nb::arg("staged") = false, nb::arg("fence").none() = nb::none())
       .def(
           "audit",
           [](const GpuCopier& copier, Channel& channel, const nb::sequence& chunks) {

@@ -298,6 +298,17 @@ class Gpu:
     def unregister_host(self, address: int) -> None:
         """Before it is unmapped."""
 
+class GpuFence:
+    """Where so many gathers of one channel have read their blocks: the engine's stream is made to
+    come after that, and no host thread waits."""
+
+    def __init__(self, gpu: Gpu, gathers: int) -> None: ...
+    def end(self) -> None:
+        """By the gathers' thread, in any case: nothing of them runs any more."""
+    def hold(self, stream: int, seconds: float) -> bool:
+        """What is put into the stream from now on comes after the reads. False: in so many seconds
+        they were not all launched."""
+
 class GpuChannel:
     """Streams and room for the copies of one direction, a copy at a time. `urgent`: before other
     work of the GPU. `staging_bytes` of the GPU's memory, of which two lanes have a half each."""
@@ -370,6 +381,7 @@ class GpuCopier:
         chunks: Sequence[_GpuChunk],
         after: GpuMark | None = None,
         staged: bool = False,
+        fence: GpuFence | None = None,
     ) -> None:
         """As Copier.gather."""
     def audit(self, channel: GpuChannel, chunks: Sequence[_GpuChunk]) -> list[int]:

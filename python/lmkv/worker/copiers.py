@@ -56,7 +56,17 @@ class Copiers(Protocol):
         ...
 
     def mark(self) -> Any: ...
-    def gather(self, group: int, slots: Sequence[Slot], after: Any = None) -> None: ...
+    def fence(self, gathers: int) -> _native.GpuFence | None:
+        """Told by so many gathers when they have read their blocks; None: only their ends do."""
+        ...
+
+    def hold(self, fence: _native.GpuFence, seconds: float) -> bool:
+        """The engine's work from now on comes after them; False: that is not sure, so wait."""
+        ...
+
+    def gather(
+        self, group: int, slots: Sequence[Slot], after: Any = None, fence: Any = None
+    ) -> None: ...
     def audit(self, group: int, slot: Slot) -> bool: ...
     def check(self, group: int, slot: Slot) -> int:
         """SlotStatus of the slot's own bytes; no block is read."""
@@ -102,7 +112,14 @@ class HostCopiers:
 
     def mark(self) -> None: ...
 
-    def gather(self, group: int, slots: Sequence[Slot], after: Any = None) -> None:
+    def fence(self, gathers: int) -> None: ...
+
+    def hold(self, fence: _native.GpuFence, seconds: float) -> bool:
+        return False
+
+    def gather(
+        self, group: int, slots: Sequence[Slot], after: Any = None, fence: Any = None
+    ) -> None:
         for slot in slots:
             self._copiers[group].gather(slot.address, slot.key, slot.generation, slot.blocks)
 

@@ -63,7 +63,15 @@ class Front:
     def mark(self) -> Any:
         return self._copiers.mark()
 
-    def gather(self, group: int, slots: Sequence[Slot], after: Any = None) -> None:
+    def fence(self, gathers: int) -> None:
+        """A store reads its blocks twice."""
+
+    def hold(self, fence: _native.GpuFence, seconds: float) -> bool:
+        return False
+
+    def gather(
+        self, group: int, slots: Sequence[Slot], after: Any = None, fence: Any = None
+    ) -> None:
         self._copiers.gather(group, slots, after)
         self._put(group, slots, after, urgent=False)
 
@@ -145,7 +153,7 @@ class Front:
             return
         there = [self._in_front(slot, number) for slot, number in taken]
         try:
-            self._copiers.gather(group, there, after, urgent)
+            self._copiers.gather(group, there, after, urgent=urgent)
         except RuntimeError as error:
             self._once.exception("the pool in front cannot be filled", error)
             with self._lock:

@@ -156,6 +156,7 @@ class Worker:
             config.load_deadline,
             self._copiers.at_once,
             self._copiers.apart,
+            fence=self._fence,
         )
         self._checker = Checker(self.pool, len(pages), self._copiers.check, self._checked)
         self._lock = threading.Lock()  # of the state below
@@ -228,11 +229,12 @@ class Worker:
 
     @_isolated(lambda: None)
     def handle_preemptions(self, plan: StepPlan) -> None:
-        """Before a step's forward: stores whose source blocks it overwrites must have ended. Its
-        loads come after the steps before it, which may still use their blocks, not after it."""
+        """Before a step's forward: stores whose source blocks it overwrites must have read them, or
+        on a GPU the forward is put behind that. Its loads come after the steps before it, which may
+        still use their blocks, not after it."""
         if plan.loads:
             self._before = self._copiers.mark()
-        self._copies.wait(plan.wait_for, self._config.copy_deadline)
+        self._copies.wait(plan.wait_for, self._config.copy_deadline, self._copiers.hold)
 
     @_isolated(lambda: None)
     def submit_loads(self, plan: StepPlan) -> None:
@@ -275,13 +277,22 @@ class Worker:
             self._stats["loads_failed"] += result.good < len(load.chunks)
         return result
 
-    def _copy_stores(self, stores: Sequence[tuple[Store, int]], after: Any) -> list[bool]:
+    def _fence(self, stores: Sequence[tuple[Store, int]]) -> _native.GpuFence | None:
+        """An audit reads the blocks once more."""
+        every = self._config.audit_every
+        if every and self._gathers % every + len(stores) >= every:
+            return None
+        return self._copiers.fence(len({store.group for store, _ in stores}))
+
+    def _copy_stores(
+        self, stores: Sequence[tuple[Store, int]], after: Any, fence: Any = None
+    ) -> list[bool]:
         """Of which the slots are good; one launch for those of a cache group."""
         slots = [self._slot(store, epoch) for store, epoch in stores]
         groups = {store.group for store, _ in stores}
         for group in groups:
             mine = [slot for slot, (store, _) in zip(slots, stores) if store.group == group]
-            self._copiers.gather(group, mine, after)
+            self._copiers.gather(group, mine, after, fence)
         return [self._audited(store, slot) for slot, (store, _) in zip(slots, stores)]
 
     def _slot(self, store: Store, epoch: int) -> Slot:
