@@ -59,8 +59,7 @@ void Transport::forget(const std::string& peer) {
   peers_.erase(found);
 }
 
-std::uint64_t Transport::read(const std::string& peer, std::span<const Range> ranges,
-                              Tier remote) {
+std::uint64_t Transport::read(const std::string& peer, std::span<const Range> ranges, Tier remote) {
   std::lock_guard lock(mutex_);
   require_open();
   auto found = peers_.find(peer);
