@@ -19,6 +19,7 @@ namespace {
 using cuda::Channel;
 using cuda::CopyPath;
 using cuda::Event;
+using cuda::Fence;
 using cuda::Gpu;
 using cuda::GpuChunk;
 using cuda::GpuCopier;
@@ -88,6 +89,7 @@ void bind_gpu(nb::module_& m) {
             gpu.load(held.bytes());
           },
           nb::arg("image"))
+      .def_prop_ro("image", [](const Gpu& gpu) { return to_bytes(gpu.image()); })
       .def_prop_ro("ordinal", &Gpu::ordinal)
       .def_prop_ro("name", &Gpu::name)
       .def_prop_ro("bus_id", &Gpu::bus_id)
@@ -109,6 +111,17 @@ void bind_gpu(nb::module_& m) {
             gpu.unregister_host(reinterpret_cast<void*>(address));
           },
           nb::arg("address"), Release());
+
+  nb::class_<Fence>(m, "GpuFence")
+      .def(nb::init<const Gpu&, std::size_t>(), nb::arg("gpu"), nb::arg("gathers"),
+           nb::keep_alive<1, 2>())
+      .def("end", &Fence::end)
+      .def(
+          "hold",
+          [](Fence& fence, std::uintptr_t stream, double seconds) {
+            return fence.hold(reinterpret_cast<CUstream>(stream), seconds);
+          },
+          nb::arg("stream"), nb::arg("seconds"), Release());
 
   nb::class_<Channel>(m, "GpuChannel")
       .def(
@@ -187,13 +200,13 @@ void bind_cuda(nb::module_& m) {
       .def(
           "gather",
           [](const GpuCopier& copier, Channel& channel, const nb::sequence& chunks,
-             const Event* after, bool staged) {
+             const Event* after, bool staged, Fence* fence) {
             const Chunks all(copier, chunks, Blocks::all);
             nb::gil_scoped_release release;
-            copier.gather(channel, all.all(), after, path(staged));
+            copier.gather(channel, all.all(), after, path(staged), fence);
           },
           nb::arg("channel"), nb::arg("chunks"), nb::arg("after").none() = nb::none(),
-          nb::arg("staged") = false)
+          nb::arg("staged") = false, nb::arg("fence").none() = nb::none())
       .def(
           "audit",
           [](const GpuCopier& copier, Channel& channel, const nb::sequence& chunks) {

@@ -5,6 +5,8 @@
 #include <csignal>
 
 #include "bindings.h"
+#include "cuda/gpu_pool.h"
+#include "cuda/gpu_slots.h"
 #include "nixl/pull_engine.h"
 #include "nixl/transport.h"
 
@@ -22,26 +24,33 @@ std::unique_ptr<Transport> make_transport(const std::string& kind, const std::st
   return make_nixl_transport(name, library, progress);
 }
 
+Tier tier_of(int number) {
+  REQUIRE(number == int(Tier::host) || number == int(Tier::device), "tier ", number,
+          ": 0 (host) and 1 (a GPU's) are memory");
+  return Tier(number);
+}
+
 std::uint64_t read(Transport& transport, const std::string& peer, const Words& local,
-                   const Words& remote, const Words& lengths) {
+                   const Words& remote, const Words& lengths, int remote_tier) {
   REQUIRE(local.size() == remote.size() && local.size() == lengths.size(), "READ: ", local.size(),
           " local, ", remote.size(), " remote addresses, ", lengths.size(), " lengths");
   std::vector<Range> ranges(local.size());
   for (std::size_t i = 0; i < ranges.size(); ++i) ranges[i] = {local[i], remote[i], lengths[i]};
-  return transport.read(peer, ranges);
+  return transport.read(peer, ranges, tier_of(remote_tier));
 }
 
 struct TransferStates {};
 
 PullPeer pull_peer(const std::string& id, const nb::bytes& metadata, std::uint64_t address,
                    std::uint64_t granule_bytes, std::uint64_t segment_granules,
-                   std::uint64_t usable_granules) {
+                   std::uint64_t usable_granules, int tier) {
   return {id,
           std::string(metadata.c_str(), metadata.size()),
           address,
           granule_bytes,
           segment_granules,
-          usable_granules};
+          usable_granules,
+          tier_of(tier)};
 }
 
 // The wire has only the counter of a generation (docs/slots.md).
@@ -113,8 +122,12 @@ void bind_nixl(nb::module_& m) {
   nb::class_<Transport>(m, "Transport")
       .def(nb::new_(&make_transport), nb::arg("kind"), nb::arg("name"), nb::arg("library") = "",
            nb::arg("progress") = false)
-      .def("register", &Transport::register_memory, nb::arg("address"), nb::arg("length"),
-           Released())
+      .def(
+          "register",
+          [](Transport& transport, std::uint64_t address, std::uint64_t length, int tier) {
+            transport.register_memory(address, length, tier_of(tier));
+          },
+          nb::arg("address"), nb::arg("length"), nb::arg("tier") = 0, Released())
       .def("metadata",
            [](Transport& transport) {
              std::string blob;
@@ -134,7 +147,7 @@ void bind_nixl(nb::module_& m) {
           nb::arg("metadata"))
       .def("forget", &Transport::forget, nb::arg("peer"), Released())
       .def("read", &read, nb::arg("peer"), nb::arg("local"), nb::arg("remote"), nb::arg("lengths"),
-           Released())
+           nb::arg("remote_tier") = 0, Released())
       .def(
           "poll", [](Transport& transport, std::uint64_t n) { return int(transport.poll(n)); },
           nb::arg("transfer"), Released())
@@ -144,7 +157,8 @@ void bind_nixl(nb::module_& m) {
 
   nb::class_<PullPeer>(m, "PullPeer")
       .def(nb::new_(&pull_peer), nb::arg("id"), nb::arg("metadata"), nb::arg("address"),
-           nb::arg("granule_bytes"), nb::arg("segment_granules"), nb::arg("usable_granules"))
+           nb::arg("granule_bytes"), nb::arg("segment_granules"), nb::arg("usable_granules"),
+           nb::arg("tier") = 0)
       .def_ro("id", &PullPeer::id);
 
   nb::class_<PullEvent>(m, "PullEvent")
@@ -158,8 +172,20 @@ void bind_nixl(nb::module_& m) {
       .def_ro("error", &PullEvent::error);
 
   nb::class_<PullEngine>(m, "PullEngine")
-      .def(nb::init<Transport&, const PoolMap&>(), nb::arg("transport"), nb::arg("pool"),
-           nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>())
+      .def(
+          "__init__",
+          [](PullEngine* self, Transport& transport, const nb::object& pool, cuda::Gpu* gpu,
+             std::uint32_t multiprocessors) {
+            if (gpu == nullptr) {
+              new (self) PullEngine(transport, nb::cast<const PoolMap&>(pool));
+            } else {
+              new (self) PullEngine(transport, nb::cast<const cuda::GpuPool&>(pool),
+                                    std::make_unique<cuda::GpuSlots>(*gpu, multiprocessors));
+            }
+          },
+          nb::arg("transport"), nb::arg("pool"), nb::arg("gpu").none() = nb::none(),
+          nb::arg("multiprocessors") = 1, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(),
+          nb::keep_alive<1, 4>())
       .def("pull", &pull, nb::arg("job"), nb::arg("peer"), nb::arg("layout"), nb::arg("peer_epoch"),
            nb::arg("own_epoch"), nb::arg("keys"), nb::arg("remote_places"),
            nb::arg("remote_counters"), nb::arg("own_places"), nb::arg("own_counters"),
@@ -172,6 +198,7 @@ void bind_nixl(nb::module_& m) {
       .def("forget", &PullEngine::forget, nb::arg("id"))
       .def("take", &PullEngine::take)
       .def_prop_ro("fd", &PullEngine::fd)
+      .def_prop_ro("lost", &PullEngine::lost)
       .def_prop_ro("limbo_slots", &PullEngine::limbo_slots)
       .def_prop_ro("limbo_seconds", &PullEngine::limbo_seconds);
 }

@@ -89,6 +89,7 @@ void Gpu::load(std::span<const std::byte> image) {
   REQUIRE(!module_, "image: the kernels are loaded already");
   use();
   driver_.module_load(&module_, image.data());
+  image_.assign(image.begin(), image.end());
 }
 
 CUfunction Gpu::kernel(const std::string& name) const {

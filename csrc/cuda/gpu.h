@@ -11,6 +11,7 @@
 #include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "cuda/driver.h"
 
@@ -35,6 +36,7 @@ class Gpu {
   // The kernels, as fatbin, cubin or PTX; once. Error: they do not run on this GPU.
   void load(std::span<const std::byte> image);
   CUfunction kernel(const std::string& name) const;
+  std::span<const std::byte> image() const { return image_; }  // what was loaded
 
   // Makes the context this thread's, and lets it go on while another thread captures a CUDA graph:
   // else its calls would fail, and end that capture. The thread may be vLLM's own, which is left as
@@ -79,6 +81,7 @@ class Gpu {
   CUdevice device_ = 0;
   CUcontext context_ = nullptr;
   CUmodule module_ = nullptr;
+  std::vector<std::byte> image_;
   std::string name_, bus_id_;
   int capability_ = 0, multiprocessors_ = 0;
   mutable std::mutex mutex_;

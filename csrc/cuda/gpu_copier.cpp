@@ -7,39 +7,13 @@
 
 #include "check.h"
 #include "cuda/link_copies.h"
+#include "cuda/offsets.h"
 
 namespace lmkv::cuda {
 namespace {
 
 constexpr std::size_t kMaxChunks = 256;  // of a launch
 constexpr std::uint32_t kBlocksAMultiprocessor = 2;
-
-// Arrays one behind another, each at a multiple of 256.
-class Offsets {
- public:
-  template <class T>
-  std::size_t take(std::size_t count) {
-    const std::size_t at = end_;
-    end_ = round_up(end_ + count * sizeof(T), 256);
-    return at;
-  }
-  std::size_t end() const { return end_; }
-
- private:
-  std::size_t end_ = 0;
-};
-
-template <class T>
-T* array(const Lane& lane, std::size_t offset) {
-  return reinterpret_cast<T*>(lane.host(offset));
-}
-
-template <class T>
-T* on_gpu(CUdeviceptr address) {
-  return reinterpret_cast<T*>(std::uintptr_t(address));
-}
-
-CUdeviceptr as_address(const void* host) { return reinterpret_cast<CUdeviceptr>(host); }
 
 }  // namespace
 
@@ -49,6 +23,7 @@ struct GpuCopier::Round {
   Lane& lane;
   std::span<const GpuChunk> chunks;
   std::size_t first;        // of all the copy's chunks
+  std::size_t turn;         // which round
   const SlotLayout& slots;  // theirs, of a part
   const SlotPart* part;
   bool staged, registered, device;
@@ -122,8 +97,8 @@ CUfunction GpuCopier::function(Kind kind) const {
 }
 
 void GpuCopier::gather(Channel& channel, std::span<const GpuChunk> chunks, const Event* after,
-                       CopyPath path) const {
-  copy(Kind::gather, channel, chunks, nullptr, after, path);
+                       CopyPath path, Fence* fence) const {
+  copy(Kind::gather, channel, chunks, nullptr, after, path, fence);
 }
 
 std::vector<SlotStatus> GpuCopier::audit(Channel& channel, std::span<const GpuChunk> chunks) const {
@@ -161,7 +136,7 @@ std::vector<SlotStatus> GpuCopier::scatter(Channel& channel, std::span<const Gpu
 
 std::vector<SlotStatus> GpuCopier::copy(Kind kind, Channel& channel,
                                         std::span<const GpuChunk> chunks, const SlotPart* part,
-                                        const Event* after, CopyPath path) const {
+                                        const Event* after, CopyPath path, Fence* fence) const {
   std::lock_guard lock(channel.busy());
   const auto entered = gpu_.enter();
   const SlotLayout& slots = part ? part->theirs() : layout_;
@@ -190,10 +165,11 @@ std::vector<SlotStatus> GpuCopier::copy(Kind kind, Channel& channel,
       auto& round = running[turn % Channel::kLanes];
       if (round) end(*round, statuses);
       const std::size_t count = std::min(most, chunks.size() - first);
-      round.emplace(Round{kind, channel.lane(turn), chunks.subspan(first, count), first, slots,
-                          part, staged, registered, device, stride, heads});
-      launch(*round, after);
+      round.emplace(Round{kind, channel.lane(turn), chunks.subspan(first, count), first, turn,
+                          slots, part, staged, registered, device, stride, heads});
+      launch(*round, after, fence);
     }
+    if (fence) fence->launched();
     for (std::size_t n = 0; n < Channel::kLanes; ++n) {
       auto& round = running[(turn + n) % Channel::kLanes];
       if (round) end(*round, statuses);
@@ -205,7 +181,7 @@ std::vector<SlotStatus> GpuCopier::copy(Kind kind, Channel& channel,
   return statuses;
 }
 
-void GpuCopier::launch(Round& round, const Event* after) const {
+void GpuCopier::launch(Round& round, const Event* after, Fence* fence) const {
   const Lane& lane = round.lane;
   lay_out(round);
   tell(round);
@@ -228,6 +204,7 @@ void GpuCopier::launch(Round& round, const Event* after) const {
   void* parameters[] = {&job};
   gpu_.driver().launch(function(round.kind), grid, 1, 1, kCopyThreads, 1, 1, 0, lane.stream(),
                        parameters, nullptr);
+  if (fence) fence->passed(round.turn, lane.stream());
   if (round.staged && round.kind == Kind::gather) bring_out(round);
   if (round.device && round.kind == Kind::gather) launch_headers(round, publish_);
   round.lane.to_host(round.headers_at, round.answered);

@@ -13,6 +13,7 @@
 
 #include "copy/pages.h"
 #include "cuda/channel.h"
+#include "cuda/fence.h"
 #include "jobs.h"
 #include "slots/slot_format.h"
 #include "slots/slot_part.h"
@@ -41,9 +42,9 @@ class GpuCopier {
   // All of these return when it is done. The kernels run after `after`, if there is one, and after
   // what it comes after. Error: of the driver, and then nothing was done as far as anybody reads.
 
-  // Blocks to reserved slots.
-  void gather(Channel& channel, std::span<const GpuChunk> chunks, const Event* after,
-              CopyPath path) const;
+  // Blocks to reserved slots. `fence` hears what reads the blocks.
+  void gather(Channel& channel, std::span<const GpuChunk> chunks, const Event* after, CopyPath path,
+              Fence* fence = nullptr) const;
   // Do the blocks still have the digests of the slots' tables?
   std::vector<SlotStatus> audit(Channel& channel, std::span<const GpuChunk> chunks) const;
   // Are these slots, all in a GPU's memory, what they say they are, to the last byte? No blocks.
@@ -64,8 +65,9 @@ class GpuCopier {
   struct Round;
 
   std::vector<SlotStatus> copy(Kind kind, Channel& channel, std::span<const GpuChunk> chunks,
-                               const SlotPart* part, const Event* after, CopyPath path) const;
-  void launch(Round& round, const Event* after) const;
+                               const SlotPart* part, const Event* after, CopyPath path,
+                               Fence* fence = nullptr) const;
+  void launch(Round& round, const Event* after, Fence* fence) const;
   void lay_out(Round& round) const;
   void tell(const Round& round) const;
   CopyJob job_of(const Round& round) const;

@@ -12,6 +12,7 @@ constexpr std::string_view kPrefix = "lmkv loopback ";
 
 struct Memory {
   std::uint64_t address, length;
+  Tier tier;
 };
 
 // What a peer may read, by agent name; a closed agent is not in it.
@@ -27,6 +28,7 @@ Agents& agents() {
 
 struct Read {
   std::string peer;
+  Tier remote;
   std::vector<Range> ranges;
   std::size_t next = 0;
 };
@@ -40,9 +42,9 @@ class LoopbackTransport final : public Transport {
   ~LoopbackTransport() override { do_close(); }
 
  protected:
-  void do_register(std::uint64_t address, std::uint64_t length) override {
+  void do_register(std::uint64_t address, std::uint64_t length, Tier tier) override {
     std::lock_guard lock(agents().mutex);
-    agents().open.at(name()).push_back({address, length});
+    agents().open.at(name()).push_back({address, length, tier});
   }
 
   std::string do_metadata() override { return std::string(kPrefix) + name(); }
@@ -58,13 +60,14 @@ class LoopbackTransport final : public Transport {
 
   void do_forget(const std::string&) override {}
 
-  Handle do_read(const std::string& peer, std::span<const Range> ranges) override {
+  Handle do_read(const std::string& peer, std::span<const Range> ranges, Tier,
+                 Tier remote) override {
     std::lock_guard lock(agents().mutex);
     for (const Range& range : ranges)
-      if (!readable(peer, range))
+      if (!readable(peer, range, remote))
         throw std::runtime_error(sentence("READ from ", peer, " at ", range.remote, " of ",
                                           range.length, " bytes: not registered there"));
-    return new Read{peer, {ranges.begin(), ranges.end()}};
+    return new Read{peer, remote, {ranges.begin(), ranges.end()}};
   }
 
   TransferState do_poll(Handle handle) override {
@@ -72,7 +75,7 @@ class LoopbackTransport final : public Transport {
     std::lock_guard lock(agents().mutex);
     const Range range = read->ranges[read->next];
     TransferState state = TransferState::failed;
-    if (readable(read->peer, range)) {
+    if (readable(read->peer, range, read->remote)) {
       std::memcpy(reinterpret_cast<void*>(range.local), reinterpret_cast<void*>(range.remote),
                   range.length);
       const bool last = ++read->next == read->ranges.size();
@@ -88,11 +91,11 @@ class LoopbackTransport final : public Transport {
   }
 
  private:
-  static bool readable(const std::string& peer, const Range& range) {
+  static bool readable(const std::string& peer, const Range& range, Tier tier) {
     auto found = agents().open.find(peer);
     if (found == agents().open.end()) return false;
     for (const Memory& memory : found->second)
-      if (range.remote >= memory.address && range.length <= memory.length &&
+      if (memory.tier == tier && range.remote >= memory.address && range.length <= memory.length &&
           range.remote - memory.address <= memory.length - range.length)
         return true;
     return false;

@@ -24,7 +24,7 @@ struct NixlAgentConfig {
 static_assert(sizeof(NixlAgentConfig) == 40 && offsetof(NixlAgentConfig, progress_delay_us) == 16);
 
 struct NixlLibrary {
-  static constexpr int kSuccess = 0, kInProgress = 1, kHostMemory = 0, kRead = 0;
+  static constexpr int kSuccess = 0, kInProgress = 1, kHostMemory = 0, kGpuMemory = 1, kRead = 0;
 
   // Loads `path` once per process and keeps it. std::runtime_error names what is missing.
   static const NixlLibrary& load(const std::string& path);

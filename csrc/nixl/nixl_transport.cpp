@@ -25,6 +25,11 @@ std::string digest(std::string_view metadata) {
   return {hash.begin(), hash.begin() + kDigestBytes};
 }
 
+// Of NIXL's lists. A mover sees one GPU, whose number is 0 then.
+int segment(Tier tier) {
+  return tier == Tier::device ? NixlLibrary::kGpuMemory : NixlLibrary::kHostMemory;
+}
+
 struct Freed {
   std::function<void()> free;
   ~Freed() { free(); }
@@ -53,12 +58,13 @@ class NixlTransport final : public Transport {
   }
 
  protected:
-  void do_register(std::uint64_t address, std::uint64_t length) override {
+  void do_register(std::uint64_t address, std::uint64_t length, Tier tier) override {
     void* list = nullptr;
-    check(nixl_.create_reg_dlist(NixlLibrary::kHostMemory, &list), "create registration list");
+    check(nixl_.create_reg_dlist(segment(tier), &list), "create registration list");
     Freed freed{[&] { nixl_.destroy_reg_dlist(list); }};
     check(nixl_.reg_dlist_add_desc(list, address, length, 0, nullptr, 0), "add to the list");
-    check(nixl_.register_mem(agent_, list, args_), "register memory");
+    check(nixl_.register_mem(agent_, list, args_),
+          tier == Tier::device ? "register memory of the GPU" : "register memory");
   }
 
   std::string do_metadata() override {
@@ -85,11 +91,12 @@ class NixlTransport final : public Transport {
     check(nixl_.invalidate_remote_md(agent_, peer.c_str()), "forget peer");
   }
 
-  Handle do_read(const std::string& peer, std::span<const Range> ranges) override {
+  Handle do_read(const std::string& peer, std::span<const Range> ranges, Tier local_tier,
+                 Tier remote_tier) override {
     void *local = nullptr, *remote = nullptr, *request = nullptr;
-    check(nixl_.create_xfer_dlist(NixlLibrary::kHostMemory, &local), "create local list");
+    check(nixl_.create_xfer_dlist(segment(local_tier), &local), "create local list");
     Freed free_local{[&] { nixl_.destroy_xfer_dlist(local); }};
-    check(nixl_.create_xfer_dlist(NixlLibrary::kHostMemory, &remote), "create remote list");
+    check(nixl_.create_xfer_dlist(segment(remote_tier), &remote), "create remote list");
     Freed free_remote{[&] { nixl_.destroy_xfer_dlist(remote); }};
     for (const Range& range : ranges) {
       check(nixl_.xfer_dlist_add_desc(local, range.local, range.length, 0), "add local range");

@@ -43,9 +43,10 @@ void check_parts(std::uint64_t job, const std::vector<PullSource>& sources,
 
 }  // namespace
 
-PullEngine::PullEngine(Transport& transport, const PoolRange& pool)
+PullEngine::PullEngine(Transport& transport, const PoolRange& pool, std::unique_ptr<OwnSlots> slots)
     : transport_(transport),
       pool_(pool),
+      slots_(std::move(slots)),
       scratch_(pages_for_good(kScratchBytes)),
       event_fd_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)),
       rooms_(transport) {
@@ -79,6 +80,8 @@ void PullEngine::pull(std::uint64_t id, std::vector<PullSource> sources, const S
   REQUIRE(!chunks.empty(), "pull ", id, ": no chunks");
   REQUIRE(!sources.empty(), "pull ", id, ": no peer");
   const bool parts = sources.size() > 1 || sources[0].part;
+  REQUIRE(!parts || pool_.tier() == Tier::host, "pull ", id,
+          ": parts of slots, and ours are in a GPU's memory");
   if (parts) check_parts(id, sources, layout);
   const auto fit = [id](const SlotLayout& slots, std::uint64_t granule) {
     REQUIRE(slots.used_bytes() <= granule * kGranulesPerSlot, "pull ", id, ": slots of ",
@@ -139,6 +142,11 @@ std::vector<PullEvent> PullEngine::take() {
   [[maybe_unused]] auto drained = ::read(event_fd_, &ignored, sizeof ignored);
   std::lock_guard lock(mutex_);
   return std::exchange(events_, {});
+}
+
+std::string PullEngine::lost() {
+  std::lock_guard lock(mutex_);
+  return lost_;
 }
 
 double PullEngine::limbo_seconds() const {
@@ -308,6 +316,29 @@ void PullEngine::emit(PullEvent event) {
     std::lock_guard lock(mutex_);
     events_.push_back(std::move(event));
   }
+  tell();
+}
+
+// False: they cannot be reached, and the mover's end is near.
+bool PullEngine::clear(std::span<std::byte* const> slots) {
+  try {
+    slots_->clear(slots);
+    return true;
+  } catch (const std::exception& error) {
+    lose(error.what());
+    return false;
+  }
+}
+
+void PullEngine::lose(const std::string& error) {
+  {
+    std::lock_guard lock(mutex_);
+    if (lost_.empty()) lost_ = error;
+  }
+  tell();
+}
+
+void PullEngine::tell() {
   const std::uint64_t one = 1;
   [[maybe_unused]] auto written = ::write(event_fd_, &one, sizeof one);
 }

@@ -14,6 +14,9 @@
 // chunks are a timeout, the READ stays, and `limbo_ended` follows `pulled` when the last one has
 // ended. A peer is forgotten only when no READ to it is under way. Threads sleep while there is
 // neither job nor READ.
+//
+// Own slots may be in a GPU's memory, and a peer's: READs go from the one to the other. A GPU that
+// is lost is said by lost(), and all jobs end as `mover_down`.
 #pragma once
 
 #include <atomic>
@@ -31,13 +34,22 @@
 #include "memory/pool.h"
 #include "nixl/header_rooms.h"
 #include "nixl/transport.h"
+#include "slots/own_slots.h"
 #include "slots/slot_format.h"
 #include "slots/slot_part.h"
 
 namespace lmkv {
 
 // The numbers of messages.PullResult; the first four are SlotStatus's.
-enum class PullResult : std::uint8_t { good, gone, digest, incompatible, timeout, peer_dead };
+enum class PullResult : std::uint8_t {
+  good,
+  gone,
+  digest,
+  incompatible,
+  timeout,
+  peer_dead,
+  mover_down
+};
 
 // A rank of another instance as it was last announced. `id` names that life of it.
 struct PullPeer {
@@ -47,6 +59,7 @@ struct PullPeer {
   std::uint64_t granule_bytes = 0;
   std::uint64_t segment_granules = 0;  // a slot never crosses segments
   std::uint64_t usable_granules = 0;   // granules below this may be read
+  Tier tier = Tier::host;              // of its pool
 };
 
 // What is read of one rank: whole slots, which are like ours, or some of their heads.
@@ -76,8 +89,10 @@ class PullEngine {
  public:
   using Clock = std::chrono::steady_clock;
 
-  // Both must outlive the engine. The pool is mapped writable and registered with the transport.
-  PullEngine(Transport& transport, const PoolRange& pool);
+  // Both must outlive the engine. The pool is mapped writable and registered with the transport;
+  // `slots` are its.
+  PullEngine(Transport& transport, const PoolRange& pool,
+             std::unique_ptr<OwnSlots> slots = std::make_unique<HostSlots>());
   ~PullEngine();
   PullEngine(const PullEngine&) = delete;
 
@@ -88,8 +103,8 @@ class PullEngine {
   void pull(std::uint64_t job, PullPeer peer, const SlotLayout& layout,
             std::vector<PullChunk> chunks, double deadline);
   // From several ranks, or parts: `layout` is ours. std::invalid_argument, too, for parts that are
-  // not all of a slot, each segment once. Where segments of a compressed slot lie only its table
-  // tells, so those are incompatible.
+  // not all of a slot, each segment once, and for own slots in a GPU's memory. Where segments of a
+  // compressed slot lie only its table tells, so those are incompatible.
   void pull(std::uint64_t job, std::vector<PullSource> sources, const SlotLayout& layout,
             std::vector<PullChunk> chunks, double deadline);
   // Connect ahead of need: the first READ from a peer costs some 10 ms more.
@@ -100,6 +115,7 @@ class PullEngine {
   std::vector<PullEvent> take();
   std::uint64_t limbo_slots() const { return limbo_slots_; }
   double limbo_seconds() const;  // age of the oldest timed-out READ that has not ended
+  std::string lost();            // why own slots cannot be reached any more; empty: they can
 
  private:
   enum class State : std::uint8_t { waiting, reading, checking, resolved };
@@ -164,7 +180,7 @@ class PullEngine {
     TaskPtr task;
     std::size_t chunk;
     std::byte* room;  // null: a whole slot
-    SlotStatus status = SlotStatus::good;
+    PullResult result = PullResult::good;
   };
 
   void run();
@@ -187,13 +203,17 @@ class PullEngine {
   void report(Job& job);
   void retire(const std::string& agent);
   void forget_idle();
+  bool clear(std::span<std::byte* const> slots);
+  void lose(const std::string& error);
   void emit(PullEvent event);
+  void tell();
   void rest(bool progress, std::unique_lock<std::mutex>& lock);
 
   static constexpr std::size_t kScratchBytes = 4096;
 
   Transport& transport_;
   const PoolRange& pool_;
+  std::unique_ptr<OwnSlots> slots_;
   std::byte* scratch_;
   int event_fd_;
 
@@ -203,6 +223,7 @@ class PullEngine {
   std::deque<Command> commands_;
   std::deque<Check> to_check_, checked_;
   std::vector<PullEvent> events_;
+  std::string lost_;
 
   // The engine thread's own.
   std::unordered_map<std::string, Peer> peers_;

@@ -45,8 +45,12 @@ void PullEngine::warm(Peer& peer) {
   if (peer.info.usable_granules == 0) return;
   const Range range{address(scratch_), peer.info.address, kWarmBytes};
   try {
-    reads_.push_back(
-        {transport_.read(peer.agent, {&range, 1}), peer.agent, peer.info.id, {}, {}, {}});
+    reads_.push_back({transport_.read(peer.agent, {&range, 1}, peer.info.tier),
+                      peer.agent,
+                      peer.info.id,
+                      {},
+                      {},
+                      {}});
     ++peer.reads;
   } catch (const std::exception& failure) {
     fail_peer(peer.info.id, failure.what());
@@ -76,6 +80,7 @@ bool PullEngine::post_batch(Peer& peer, const TaskPtr& task) {
   Job& job = *task->job;
   Read read{0, peer.agent, peer.info.id, task, {}, {}};
   std::vector<Range> ranges;
+  std::vector<std::byte*> slots;
   try {
     for (std::uint64_t bytes = 0; read.chunks.empty() || bytes < kBatchBytes;) {
       std::size_t chunk;
@@ -103,7 +108,7 @@ bool PullEngine::post_batch(Peer& peer, const TaskPtr& task) {
         break;
       }
       bytes += more;
-      clear_slot(pool_.slot(job.chunks[chunk].own));
+      slots.push_back(pool_.slot(job.chunks[chunk].own));
       task->states[chunk] = State::reading;
       read.chunks.push_back(chunk);
       std::byte* room = task->part ? rooms_.take(task->room_bytes()) : nullptr;
@@ -111,7 +116,12 @@ bool PullEngine::post_batch(Peer& peer, const TaskPtr& task) {
       add_ranges(peer, *task, chunk, room, ranges);
     }
     if (ranges.empty()) return true;
-    read.transfer = transport_.read(peer.agent, ranges);
+    if (!clear(slots)) {
+      give_rooms(*task, read.rooms);
+      for (std::size_t chunk : read.chunks) resolve(*task, chunk, PullResult::mover_down);
+      return true;
+    }
+    read.transfer = transport_.read(peer.agent, ranges, peer.info.tier);
   } catch (const std::exception& failure) {
     give_rooms(*task, read.rooms);
     job.stale = true;
@@ -132,12 +142,14 @@ std::optional<PullResult> PullEngine::unfit(const Peer& peer, const Task& task,
                                             const Place& place) const {
   const std::uint64_t segment = peer.info.segment_granules, granules = place.granules;
   const std::uint64_t in_segment = segment ? place.first % segment : 0;
-  const bool there = granules >= 1 && granules <= kGranulesPerSlot && place.tier == 0 &&
+  const bool there = granules >= 1 && granules <= kGranulesPerSlot &&
+                     place.tier == std::uint8_t(peer.info.tier) &&
                      place.first + granules <= peer.info.usable_granules &&
                      in_segment + granules <= segment;
   if (!there) return PullResult::gone;
   if (granules == kGranulesPerSlot) return std::nullopt;
-  const bool whole = !task.part && peer.info.granule_bytes == pool_.granule_bytes();
+  const bool whole = !task.part && pool_.tier() == Tier::host &&
+                     peer.info.granule_bytes == pool_.granule_bytes();
   return whole ? std::nullopt : std::optional(PullResult::incompatible);
 }
 
@@ -200,6 +212,7 @@ void PullEngine::ended(Read& read, TransferState state) {
       job.stale = true;
       job.error = "a READ from " + read.agent + " failed";
     }
+    std::vector<std::byte*> useless;
     std::unique_lock lock(mutex_, std::defer_lock);
     for (std::size_t n = 0; n < read.chunks.size(); ++n) {
       const std::size_t chunk = read.chunks[n];
@@ -211,14 +224,21 @@ void PullEngine::ended(Read& read, TransferState state) {
         continue;
       }
       if (room) give_rooms(task, {room});
-      clear_slot(pool_.slot(job.chunks[chunk].own));
+      useless.push_back(pool_.slot(job.chunks[chunk].own));
+    }
+    if (lock) {
+      check_.notify_one();
+      lock.unlock();
+    }
+    if (!useless.empty()) clear(useless);
+    for (const std::size_t chunk : read.chunks) {
+      if (task.states[chunk] == State::checking) continue;
       if (task.states[chunk] != State::resolved) {
         resolve(task, chunk, PullResult::peer_dead);
       } else if (--job.landing[chunk] == 0) {  // timed out, and landed later
         --limbo_slots_;
       }
     }
-    if (lock) check_.notify_one();
   }
   if (failed && peer != peers_.end() && peer->second.agent == read.agent)
     fail_peer(read.peer, "a READ from " + read.agent + " failed");
@@ -235,7 +255,7 @@ bool PullEngine::judged() {
     Job& job = *task.job;
     if (check.room) give_rooms(task, {check.room});
     // Torn by reuse, or wrong: only a second READ can tell, by the header that it brings.
-    if (check.status == SlotStatus::digest && !task.again[check.chunk] && !job.expired) {
+    if (check.result == PullResult::digest && !task.again[check.chunk] && !job.expired) {
       const auto peer = peers_.find(task.peer);
       if (peer != peers_.end()) {
         task.again[check.chunk] = true;
@@ -247,8 +267,8 @@ bool PullEngine::judged() {
         continue;
       }
     }
-    if (check.status == SlotStatus::good) job.bytes += task.read_bytes(check.chunk);
-    resolve(task, check.chunk, PullResult(check.status));
+    if (check.result == PullResult::good) job.bytes += task.read_bytes(check.chunk);
+    resolve(task, check.chunk, check.result);
   }
   return !checked.empty();
 }
@@ -267,12 +287,17 @@ void PullEngine::run_checks() {
     Job& job = *task.job;
     const PullChunk& chunk = job.chunks[check.chunk];
     std::byte* own = pool_.slot(chunk.own);
-    if (const std::optional<SlotPart>& part = task.part)
-      check.status =
-          check_part(check.room, own, *part, chunk.key, chunk.theirs, job.tables[check.chunk]);
-    else
-      check.status = adopt_slot(own, job.layout, chunk.key, chunk.theirs, chunk.ours,
-                                task.read_bytes(check.chunk));
+    try {
+      const std::optional<SlotPart>& part = task.part;
+      check.result =
+          PullResult(part ? check_part(check.room, own, *part, chunk.key, chunk.theirs,
+                                       job.tables[check.chunk])
+                          : slots_->adopt(own, job.layout, chunk.key, chunk.theirs, chunk.ours,
+                                          task.read_bytes(check.chunk)));
+    } catch (const std::exception& error) {
+      lose(error.what());
+      check.result = PullResult::mover_down;
+    }
     lock.lock();
     checked_.push_back(std::move(check));
     wake_.notify_one();

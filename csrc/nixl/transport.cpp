@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstring>
+#include <optional>
 #include <thread>
 
 #include "check.h"
@@ -17,7 +18,7 @@ Transport::Transport(std::string name) : name_(std::move(name)) {
 
 void Transport::require_open() const { REQUIRE(open_, "transport ", name_, " is closed"); }
 
-void Transport::register_memory(std::uint64_t address, std::uint64_t length) {
+void Transport::register_memory(std::uint64_t address, std::uint64_t length, Tier tier) {
   std::lock_guard lock(mutex_);
   require_open();
   REQUIRE(address != 0 && length != 0 && address + length > address, "register: address ", address,
@@ -27,10 +28,10 @@ void Transport::register_memory(std::uint64_t address, std::uint64_t length) {
   REQUIRE(next == registered_.end() || next->first >= end, "register: [", first, ", ", end,
           ") overlaps registered memory at ", next->first);
   const bool before = next != registered_.begin();
-  REQUIRE(!before || std::prev(next)->second <= first, "register: [", first, ", ", end,
+  REQUIRE(!before || std::prev(next)->second.end <= first, "register: [", first, ", ", end,
           ") overlaps registered memory at ", before ? std::prev(next)->first : 0);
-  do_register(address, length);
-  registered_.emplace(first, end);
+  do_register(address, length, tier);
+  registered_.emplace(first, Registered{end, tier});
 }
 
 std::string Transport::metadata() {
@@ -58,21 +59,26 @@ void Transport::forget(const std::string& peer) {
   peers_.erase(found);
 }
 
-std::uint64_t Transport::read(const std::string& peer, std::span<const Range> ranges) {
+std::uint64_t Transport::read(const std::string& peer, std::span<const Range> ranges, Tier remote) {
   std::lock_guard lock(mutex_);
   require_open();
   auto found = peers_.find(peer);
   REQUIRE(found != peers_.end(), "peer \"", peer, "\" is not connected");
   REQUIRE(!ranges.empty(), "a READ of no ranges");
+  std::optional<Tier> local;
   for (const Range& range : ranges) {
     auto after = registered_.upper_bound(range.local);
-    const bool inside = range.length != 0 && after != registered_.begin() &&
-                        range.length <= std::prev(after)->second - range.local &&
-                        range.local < std::prev(after)->second;
+    const Registered* const there =
+        after == registered_.begin() ? nullptr : &std::prev(after)->second;
+    const bool inside = there && range.length != 0 && range.local < there->end &&
+                        range.length <= there->end - range.local;
     REQUIRE(inside, "READ: local range at ", range.local, " of ", range.length,
             " bytes is not in one registered region");
+    REQUIRE(!local || *local == there->tier, "READ: local range at ", range.local,
+            " is in memory of another kind than those before it");
+    local = there->tier;
   }
-  Handle handle = do_read(peer, ranges);
+  Handle handle = do_read(peer, ranges, *local, remote);
   transfers_.emplace(next_, Transfer{peer, handle});
   ++found->second;
   return next_++;

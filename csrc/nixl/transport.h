@@ -17,6 +17,8 @@
 #include <unordered_map>
 #include <vector>
 
+#include "slots/place.h"
+
 namespace lmkv {
 
 enum class TransferState : int { pending = 0, done = 1, failed = 2 };
@@ -32,14 +34,17 @@ class Transport {
   Transport& operator=(const Transport&) = delete;
 
   const std::string& name() const { return name_; }
-  void register_memory(std::uint64_t address, std::uint64_t length);
+  // Of the host or of the one GPU that this process sees.
+  void register_memory(std::uint64_t address, std::uint64_t length, Tier tier = Tier::host);
   std::string metadata();
   // The peer's agent name. A peer that is known takes further metadata (it has registered more).
   std::string connect(std::string_view metadata);
   void forget(const std::string& peer);
+  // `remote`: where the peer has registered what is read; all of it goes to memory of one tier.
   // Throws std::runtime_error when the post fails. The number is valid until poll() says done or
   // failed.
-  std::uint64_t read(const std::string& peer, std::span<const Range> ranges);
+  std::uint64_t read(const std::string& peer, std::span<const Range> ranges,
+                     Tier remote = Tier::host);
   TransferState poll(std::uint64_t transfer);
   std::size_t pending() const;
   // READs under way end with the process only: their memory must outlive it.
@@ -51,11 +56,12 @@ class Transport {
   explicit Transport(std::string name);
 
   using Handle = void*;
-  virtual void do_register(std::uint64_t address, std::uint64_t length) = 0;
+  virtual void do_register(std::uint64_t address, std::uint64_t length, Tier tier) = 0;
   virtual std::string do_metadata() = 0;
   virtual std::string do_connect(std::string_view metadata) = 0;
   virtual void do_forget(const std::string& peer) = 0;
-  virtual Handle do_read(const std::string& peer, std::span<const Range> ranges) = 0;
+  virtual Handle do_read(const std::string& peer, std::span<const Range> ranges, Tier local,
+                         Tier remote) = 0;
   // Anything but pending has released the handle.
   virtual TransferState do_poll(Handle handle) = 0;
   virtual void do_close() = 0;
@@ -65,12 +71,16 @@ class Transport {
     std::string peer;
     Handle handle;
   };
+  struct Registered {
+    std::uint64_t end;
+    Tier tier;
+  };
   void require_open() const;
 
   std::string name_;
   mutable std::mutex mutex_;
   bool open_ = true;
-  std::map<std::uint64_t, std::uint64_t> registered_;   // address -> end, merged
+  std::map<std::uint64_t, Registered> registered_;      // by address
   std::unordered_map<std::string, std::size_t> peers_;  // name -> READs under way
   std::unordered_map<std::uint64_t, Transfer> transfers_;
   std::uint64_t next_ = 1;

@@ -319,6 +319,9 @@ class Gpu:
     def load(self, image: bytes) -> None:
         """The kernels (docs/kernels.md) as fatbin, cubin or PTX; once, before a GpuCopier is made."""
     @property
+    def image(self) -> bytes:
+        """What was loaded; b"": nothing."""
+    @property
     def ordinal(self) -> int: ...
     @property
     def name(self) -> str: ...
@@ -341,6 +344,17 @@ class Gpu:
         mapping that is; not every system takes those."""
     def unregister_host(self, address: int) -> None:
         """Before it is unmapped."""
+
+class GpuFence:
+    """Where so many gathers of one channel have read their blocks: the engine's stream is made to
+    come after that, and no host thread waits."""
+
+    def __init__(self, gpu: Gpu, gathers: int) -> None: ...
+    def end(self) -> None:
+        """By the gathers' thread, in any case: nothing of them runs any more."""
+    def hold(self, stream: int, seconds: float) -> bool:
+        """What is put into the stream from now on comes after the reads. False: in so many seconds
+        they were not all launched."""
 
 class GpuChannel:
     """Streams and room for the copies of one direction, a copy at a time. `urgent`: before other
@@ -414,6 +428,7 @@ class GpuCopier:
         chunks: Sequence[_GpuChunk],
         after: GpuMark | None = None,
         staged: bool = False,
+        fence: GpuFence | None = None,
     ) -> None:
         """As Copier.gather."""
     def audit(self, channel: GpuChannel, chunks: Sequence[_GpuChunk]) -> list[int]:
@@ -602,14 +617,21 @@ class Transport:
     def __init__(self, kind: str, name: str, library: str = "", progress: bool = False) -> None:
         """`library`: path of libnixl_capi.so. Raises RuntimeError naming the package to install
         when it is missing, or what failed. `progress`: a progress thread (the serve agent)."""
-    def register(self, address: int, length: int) -> None: ...
+    def register(self, address: int, length: int, tier: int = 0) -> None:
+        """`tier`: 0 memory of the host, 1 of the one GPU that this process sees. RuntimeError: the
+        transport takes no such memory."""
     def metadata(self) -> bytes: ...
     def connect(self, metadata: bytes) -> str:
         """The peer's agent name. RuntimeError if the metadata is not understood."""
     def forget(self, peer: str) -> None:
         """Never while a READ to that peer is pending: ValueError."""
     def read(
-        self, peer: str, local: Sequence[int], remote: Sequence[int], lengths: Sequence[int]
+        self,
+        peer: str,
+        local: Sequence[int],
+        remote: Sequence[int],
+        lengths: Sequence[int],
+        remote_tier: int = 0,
     ) -> int:
         """Post one READ of several ranges (addresses); a number. RuntimeError if the post fails."""
     def poll(self, transfer: int) -> int:
@@ -639,6 +661,7 @@ class PullPeer:
         granule_bytes: int,
         segment_granules: int,
         usable_granules: int,
+        tier: int = 0,
     ) -> None: ...
     @property
     def id(self) -> str: ...
@@ -667,9 +690,16 @@ class PullEvent:
 class PullEngine:
     """Peers' slots into reserved ones of `pool`, READ, checked and resealed under the own
     generation by threads of its own. `pool` is mapped writable and registered with `transport`,
-    which belongs to the engine from now on, but for `register`."""
+    which belongs to the engine from now on, but for `register`. Slots of a GpuPool are judged and
+    resealed on `gpu`, which has its kernels, by so many multiprocessors at most."""
 
-    def __init__(self, transport: Transport, pool: PoolMap) -> None: ...
+    def __init__(
+        self,
+        transport: Transport,
+        pool: PoolMap | GpuPool,
+        gpu: Gpu | None = None,
+        multiprocessors: int = 1,
+    ) -> None: ...
     def pull(
         self,
         job: int,
@@ -705,7 +735,7 @@ class PullEngine:
         """The same where slots of `layout` are put together from parts of `peers`, ranks of one
         instance: a chunk is as good as the worst of its parts, and its slot is in limbo as long as
         one of them may land. ValueError, too, unless the parts are all of a slot, each segment
-        once."""
+        once, and for a pool in a GPU's memory."""
     def connect(self, peer: PullPeer) -> None:
         """Ahead of need: the first READ from a peer costs some 10 ms more."""
     def forget(self, id: str) -> None:
@@ -714,6 +744,10 @@ class PullEngine:
     @property
     def fd(self) -> int:
         """Readable when `take` has something."""
+    @property
+    def lost(self) -> str:
+        """Why own slots cannot be reached any more, which ends every job as MOVER_DOWN; "": they
+        can."""
     @property
     def limbo_slots(self) -> int: ...
     @property

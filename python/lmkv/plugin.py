@@ -60,10 +60,15 @@ def _watch(worker: Any, vllm_config: Any) -> None:
         return  # the connector says it
     if config.gpu_pool_gib is None or vllm_config.model_config.enable_sleep_mode:
         return
-    from lmkv.worker.gpu_room import sized_around
+    from lmkv.worker.gpu_room import MOVER_BYTES, sized_around
 
+    opened = config.pool_device == "cuda" and config.gpu_pulls != "never"  # by the mover too
     worker.determine_available_memory = functools.partial(
-        sized_around, worker, config.gpu_pool_gib, worker.determine_available_memory
+        sized_around,
+        worker,
+        config.gpu_pool_gib,
+        worker.determine_available_memory,
+        MOVER_BYTES if opened else 0,
     )
 
 

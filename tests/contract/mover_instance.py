@@ -18,6 +18,7 @@ from lmkv.core import geometry, wire
 from lmkv.core.messages import (
     Alarm,
     Attach,
+    GpuSegment,
     HostIdentity,
     Message,
     MoverState,
@@ -43,10 +44,11 @@ TEXT = geometry.Layout(
 LAYOUT = geometry.slot_layout(TEXT)
 SLOTS, SEGMENT_SLOTS = 24, 8
 HERE = HostIdentity("boot", 1, 1)
+READY = 60.0  # seconds; a probe of a GPU's memory is among them
 
 
-def place(slot: int) -> bytes:
-    return struct.pack("<IBBH", 16 * slot, 16, 0, 0)
+def place(slot: int, tier: int = geometry.HOST) -> bytes:
+    return struct.pack("<IBBH", 16 * slot, 16, tier, 0)
 
 
 def counters(*numbers: int) -> bytes:
@@ -77,8 +79,9 @@ def pulled(instance: Instance, job: int) -> tuple[Pulled, list[int]]:
 
 class Instance:
     """`with Instance(name, run_dir) as a:` has an attached mover that is ready. Its pool, of slots
-    of the layout `text`, is its own unless one with all segments is given. Another rank of the same
-    instance has its epoch; `heads` are first and number."""
+    of the layout `text`, is its own unless one with all segments is given, which may be a (fake)
+    GPU's, told as `segment`. Another rank of the same instance has its epoch; `heads` are first and
+    number."""
 
     def __init__(
         self,
@@ -86,10 +89,12 @@ class Instance:
         run_dir: str,
         segments: int = 3,
         text: str = TEXT,
-        pool: _native.Pool | None = None,
+        pool: _native.Pool | _native.GpuPool | None = None,
         rank: int = 0,
         heads: tuple[int, int] | None = None,
         epoch: int = 0,
+        segment: GpuSegment | None = None,
+        image: bytes = b"",
         **settings: object,
     ) -> None:
         self.name, self.rank, self.heads = name, rank, heads or geometry.rank_heads(text)
@@ -109,6 +114,8 @@ class Instance:
             secrets.token_hex(4),
             MoverSettings(run_dir, (self.text,), **settings),  # type: ignore[arg-type]
             self._on_state,
+            gpu=segment,
+            image=image,
         )
         self.agent = zmq.Context.instance().socket(zmq.DEALER)
         self.agent.linger = 0
@@ -122,7 +129,7 @@ class Instance:
     def __enter__(self) -> Instance:
         self.supervisor.attach(self.name, self.epoch)
         self.supervisor.start()
-        self.state(lambda s: s.nixl_metadata or s.error)
+        self.state(lambda s: s.nixl_metadata or s.error, READY)
         self.attach()
         return self
 
@@ -162,10 +169,13 @@ class Instance:
         assert self.agent.poll(int(deadline * 1000)), "no answer from the mover"
         return wire.decode(self.agent.recv_multipart())
 
+    def at(self, slot: int) -> int:
+        return self.pool.slot_address(place(slot, self.pool.tier))
+
     def write(self, slot: int, n: int, counter: int) -> None:
         """Slot `slot` holds chunk `n`, admitted as `counter`."""
         _native.write_slot(
-            self.pool.slot_address(place(slot)),
+            self.at(slot),
             self.layout,
             key(n),
             generation(self.epoch, counter),
@@ -174,7 +184,7 @@ class Instance:
 
     def check(self, slot: int, n: int, counter: int) -> int:
         return _native.check_slot(
-            self.pool.slot_address(place(slot)),
+            self.at(slot),
             self.layout,
             key(n),
             generation(self.epoch, counter),
@@ -190,22 +200,24 @@ class Instance:
         """A view of the slot's payload in the pool."""
         import ctypes
 
-        address = self.pool.slot_address(place(slot)) + self.layout.payload_offset
+        address = self.at(slot) + self.layout.payload_offset
         buffer = (ctypes.c_uint8 * self.layout.payload_bytes).from_address(address)
         return np.frombuffer(buffer, np.uint8)
 
     def peer(self, **changes: object) -> PullPeer:
         """What the controller would tell others of this rank."""
+        state = self.state(lambda s: True)
         info = RankInfo(
             self.rank,
             HERE,
-            self.pool.address,
+            state.pool_address or self.pool.address,
             self.layout.granule_bytes,
             16 * self.pool.slots,
             16 * self.pool.segment_slots,
             self.pool.segments,
             self.supervisor.share_socket,
-            self.state(lambda s: True).nixl_metadata,
+            state.nixl_metadata,
+            tier=self.pool.tier,
             heads=[self.heads],
         )
         for name, value in changes.items():
@@ -227,9 +239,9 @@ class Instance:
         self.send(
             Pull(job, peer, deadline, fingerprint, others or []),
             b"".join(key(n) for n, _, _ in chunks),
-            b"".join(place(slot) for _, slot, _ in chunks),
+            b"".join(place(slot, peer.info.tier) for _, slot, _ in chunks),
             counters(*(counter for _, _, counter in chunks)),
-            b"".join(place(slot) for slot, _ in own),
+            b"".join(place(slot, self.pool.tier) for slot, _ in own),
             counters(*(counter for _, counter in own)),
         )
 

@@ -425,6 +425,7 @@ class Gate:
     def __init__(self, copiers: HostCopiers, same: bool = True) -> None:
         self.mark, self.forget = copiers.mark, copiers.forget
         self.clear, self.check = copiers.clear, copiers.check
+        self.fence, self.hold = copiers.fence, copiers.hold
         self._copiers, self._same = copiers, same
         self.entered, self.open = threading.Event(), threading.Event()
 
@@ -479,10 +480,13 @@ class Fault:
     def __init__(self, copiers: HostCopiers, fault: Callable[[int], None]) -> None:
         self.mark, self.forget = copiers.mark, copiers.forget
         self.clear, self.check = copiers.clear, copiers.check
+        self.fence, self.hold = copiers.fence, copiers.hold
         self._copiers, self._fault = copiers, fault
         self.audits = 0
 
-    def gather(self, group: int, slots: Sequence[Slot], after: object = None) -> None:
+    def gather(
+        self, group: int, slots: Sequence[Slot], after: object = None, fence: object = None
+    ) -> None:
         self._copiers.gather(group, slots, after)
         self._fault(slots[0].address)
 

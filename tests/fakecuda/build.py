@@ -50,7 +50,7 @@ def one_unit(*stems: str) -> str:
     return "".join(f'#include "{HERE / stem}.cpp"\n' for stem in stems)
 
 
-DRIVER = ("control", "driver", "driver_device", "driver_memory", "driver_streams")
+DRIVER = ("control", "driver", "driver_device", "driver_memory", "driver_streams", "driver_ucx")
 DRIVER += ("executor", "ipc", "memory", "streams", "touches")
 
 
@@ -100,3 +100,15 @@ def library(driver: int = 13000) -> Path | None:
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return built
+
+
+@functools.cache
+def system_folder(driver: int = 13000) -> Path:
+    """With what a machine with a GPU has under these names: for LD_LIBRARY_PATH of a process that
+    opens them by name, as a mover and its UCX do."""
+    cuda = library(driver)
+    assert cuda is not None
+    management = cuda.with_name("libnvidia-ml.so.1")
+    if not management.exists():
+        Compiling(management, one_unit("nvml"), "-shared").done()
+    return cuda.parent

@@ -53,6 +53,8 @@ int text_of(CUresult error, const char** to, const char* ErrorText::*which) {
   return INVALID_VALUE;
 }
 
+enum : int { PCI_BUS_ID = 33, UNIFIED_ADDRESSING = 41 };  // CUdevice_attribute, that UCX asks for
+
 bool exists(const Driver& driver, CUdevice device) {
   return device >= 0 && device < driver.settings.devices;
 }
@@ -143,8 +145,12 @@ CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, CUdevice
         return *value = 1, SUCCESS;
       case READ_ONLY_HOST_REGISTER_SUPPORTED:
         return *value = settings.read_only_registration, SUCCESS;
-      default:
-        return INVALID_VALUE;
+      case PCI_BUS_ID:
+        return *value = device + 1, SUCCESS;
+      case UNIFIED_ADDRESSING:
+        return *value = 1, SUCCESS;
+      default:  // it has nothing else
+        return *value = 0, attribute > 0 ? SUCCESS : INVALID_VALUE;
     }
   });
 }

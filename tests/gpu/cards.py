@@ -93,13 +93,8 @@ class RealCards:
 
         torch.zeros(1, device="cuda:0")  # its context is there, and this thread's
         self.cuda, self.gpu = RealCuda(), _native.Gpu(0)
-        folder = kernels_folder()
-        try:
-            self.image = (folder / kernels.FATBIN).read_bytes()
-            self.gpu.load(self.image)
-        except (FileNotFoundError, RuntimeError) as error:
-            self.image = kernels.compiled(self.gpu.capability, folder, str(error))
-            self.gpu.load(self.image)
+        self.image = real_image(_native.Gpu(0))
+        self.gpu.load(self.image)
 
     @contextmanager
     def fresh(self, seed: int = 0) -> Iterator[OnReal]:
@@ -109,6 +104,16 @@ class RealCards:
         finally:
             for address in device.known:  # of a test that failed: the next one may get this memory
                 self.gpu.unregister_host(address)
+
+
+def real_image(gpu: _native.Gpu) -> bytes:
+    """The kernels as this card takes them; it has them then."""
+    folder = kernels_folder()
+    try:
+        gpu.load((folder / kernels.FATBIN).read_bytes())
+    except (FileNotFoundError, RuntimeError) as error:
+        gpu.load(kernels.compiled(gpu.capability, folder, str(error)))
+    return gpu.image
 
 
 def kernels_folder() -> Path:

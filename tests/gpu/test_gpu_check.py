@@ -14,7 +14,7 @@ from tests.fakecuda.build import COMPILER
 from tests.fakecuda.fake import FakeCuda
 from tests.fakecuda.raw import NUMBERS
 from tools import gpu_check
-from tools.gpu_check import all_passed
+from tools.gpu_check import against
 from tools.gpu_here import no_gpu
 
 
@@ -59,38 +59,97 @@ def test_a_step_ends_with_all_that_it_started(capsys: pytest.CaptureFixture[str]
     assert said == "a step: not done after 0.5 s\nanother: false returned 1\n"
 
 
-def suite(**counts: int) -> str:
+def suite(*cases: str, **counts: int) -> str:
     numbers = {"tests": 3, "failures": 0, "errors": 0, "skipped": 0} | counts
     attributes = " ".join(f'{name}="{count}"' for name, count in numbers.items())
-    return f"<testsuites><testsuite {attributes}/></testsuites>"
+    return f"<testsuites><testsuite {attributes}>{''.join(cases)}</testsuite></testsuites>"
 
 
-def test_what_is_certified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    results, recorded = tmp_path / "results.xml", []
-    results.write_text(suite(skipped=2, failures=1))
-    assert all_passed(results) == "1 failures, 2 skipped"
+FAILED = '<testcase classname="t" name="a"><failure message="assert 1 == 2&#10;more"/></testcase>'
+SKIPPED = '<testcase classname="t" name="b"><skipped message="no CuPy"/></testcase>'
+
+
+def test_what_a_part_has_against_it(tmp_path: Path) -> None:
+    results = tmp_path / "results.xml"
+    results.write_text(suite(FAILED, SKIPPED, skipped=1, failures=1))
+    assert against(results) == [
+        "1 failures, 1 skipped of 3 tests",
+        "failure: t::a: assert 1 == 2",
+        "skipped: t::b: no CuPy",
+    ]
     results.write_text(suite(tests=0))
-    assert all_passed(results) == "no test ran"
+    assert against(results) == ["no test ran"]
     results.write_text(suite())
-    assert all_passed(results) is None
+    assert against(results) == []
 
+
+def test_each_part_has_its_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that ends without results, and one that fails, do not keep the others from it."""
+    ran: list[tuple[str, float]] = []
+
+    def step(name: str, deadline_s: float, words: list[str]) -> bool:
+        ran.append((name, deadline_s))
+        (results,) = [word.partition("=")[2] for word in words if word.startswith("--junitxml")]
+        if name != "copies":
+            Path(results).write_text(suite(FAILED, failures=1) if name == "pools" else suite())
+        return name not in ("copies", "pools")
+
+    monkeypatch.setattr(gpu_check, "BUILD", tmp_path)
+    monkeypatch.setattr(gpu_check, "step", step)
+    found = gpu_check.test()
+    assert [name for name, _ in ran] == [*gpu_check.PARTS, "NIXL"]
+    assert all(0 < seconds <= gpu_check.PART_S for _, seconds in ran)
+    assert found.pop("copies") == ["its process ended, or was ended, without results"]
+    assert found.pop("pools")[0] == "1 failures of 3 tests"
+    assert not any(found.values())
+    monkeypatch.setattr(gpu_check, "TESTS_S", 1)
+    assert gpu_check.test()["kernels"] == ["no time was left for it"]
+
+
+def test_all_of_its_time_is_under_8_minutes() -> None:
+    assert gpu_check.BUILD_S + gpu_check.TESTS_S + gpu_check.RATES_S < 480
+
+
+def test_every_test_of_a_card_is_in_a_part() -> None:
+    here = {f"tests/gpu/{path.name}" for path in Path(__file__).parent.glob("test_*.py")}
+    alone = {"tests/gpu/test_gpu_check.py", "tests/gpu/test_gpu_rates.py"}  # need no card
+    assert here - alone <= {*gpu_check.PARTS.values(), gpu_check.NIXL}
+
+
+def test_what_is_certified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded: list[tuple[str, str]] = []
     report = tmp_path / "gpu-report.json"
     report.write_text('{"card": "NVIDIA H100", "date": "2027-01-31"}')
-    good = dict.fromkeys(("build", "test", "rates"), lambda: True)
-    patched = {"missing": list, "REPORT": report, "RESULTS": results, **good}
-    for name, value in patched.items():
+    right = {name: [] for name in (*gpu_check.PARTS, "NIXL")}
+    for name, value in {
+        "missing": list,
+        "REPORT": report,
+        "build": lambda: True,
+        "test": lambda: right,
+        "rates": lambda: True,
+    }.items():
         monkeypatch.setattr(gpu_check, name, value)
-    monkeypatch.setattr(gpu_check, "all_passed", lambda: all_passed(results))
     monkeypatch.setattr(gpu_check.certified, "record", lambda *what: recorded.append(what))
     assert gpu_check.main() == 0
     assert recorded == [("NVIDIA H100", "2027-01-31")]
-    for what in ("test", "rates"):
-        monkeypatch.setattr(gpu_check, what, lambda: False)
-        assert gpu_check.main() == 1
-        monkeypatch.setattr(gpu_check, what, lambda: True)
-    results.write_text(suite(skipped=1))
+    skipped = {"NIXL": ["1 skipped of 1 tests", "skipped: t::a: NIXL is not here: why"]}
+    monkeypatch.setattr(gpu_check, "test", lambda: right | skipped)
+    assert gpu_check.main() == 0  # the kernels are what is certified
+    assert "skipped: t::a: NIXL is not here: why" in capsys.readouterr().out
+    monkeypatch.setattr(
+        gpu_check, "test", lambda: right | {"NIXL": ["1 of 1", "failure: t::a: no"]}
+    )
     assert gpu_check.main() == 1
-    assert len(recorded) == 1
+    assert len(recorded) == 3
+    for name in gpu_check.PARTS:
+        monkeypatch.setattr(gpu_check, "test", lambda name=name: right | {name: ["1 skipped"]})
+        assert gpu_check.main() == 1
+    monkeypatch.setattr(gpu_check, "test", lambda: right)
+    monkeypatch.setattr(gpu_check, "rates", lambda: False)
+    assert gpu_check.main() == 1
+    assert len(recorded) == 3
 
 
 BARE = """
@@ -106,7 +165,8 @@ sys.exit(pytest.main([*words, *sys.argv[1:]]))
 
 def test_a_card_is_tested_without_what_lmkv_runs_with() -> None:
     """A machine with a card has MODULES, and need not have the package's dependencies."""
-    words = [sys.executable, "-c", BARE, *gpu_check.TESTS]
+    words = [sys.executable, "-c", BARE, *gpu_check.PARTS.values(), gpu_check.NIXL]
     ran = subprocess.run(words, cwd=gpu_check.ROOT, capture_output=True, text=True, timeout=120)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert "test_gpu_copier.py" in ran.stdout and "test_engine.py" in ran.stdout
+    for path in (*gpu_check.PARTS.values(), gpu_check.NIXL):
+        assert path in ran.stdout

@@ -322,19 +322,43 @@ def test_a_mover_that_dies_ends_the_wait() -> None:
     assert world.at_rest()
 
 
-def test_nothing_is_pulled_into_a_pool_on_a_gpu() -> None:
-    """Its mover cannot. Slots are placed there, and what is mapped is not concerned."""
+def test_a_pool_on_a_gpu_is_pulled_into() -> None:
     world = World(tier=1)
-    prompt = world.prompt(2)
-    world.begin("a", prompt)
-    world.located(2)
-    assert world.match("a", prompt) is None  # peer's details are asked for
-    world.peer_info()
+    prompt = pulling(world)
+    assert world.pull()[1][3][5::8] == b"\1\1"  # places there
+    world.pulled([GOOD, GOOD])
+    assert world.match("a", prompt) == 8
+
+
+def test_parts_of_slots_are_not_pulled_into_a_pool_on_a_gpu() -> None:
+    """Its mover cannot. A mapped peer's are scattered from, whatever their heads."""
+    world = World(heads=[(0, 8)], tier=1)
+    prompt = asking(world, heads=[(4, 4), (0, 4)])
     assert world.match("a", prompt) == 0
     assert not pulls_of(world)
-    assert finish(world, "a")[1] == {"mover_down": 8, "too_short": 1}
-    places, _ = world.agent.table.reserve(bytes(16), 0.0)
-    assert places[5] == 1
+    assert finish(world, "a")[1]["incompatible"] == 4
+    prompt = asking(world := World(heads=[(0, 8)], tier=1), mapped=True, heads=[(4, 4), (0, 4)])
+    assert world.match("a", prompt) == 4
+
+
+@pytest.mark.parametrize("transfer", ["auto", "mapped"])
+def test_a_peer_of_this_host_that_cannot_be_mapped_is_pulled_from(transfer: str) -> None:
+    """Such as one whose GPU's memory is refused by CUDA IPC. Its next life is tried again."""
+    world = World(transfer=transfer)
+    prompt = asking(world, mapped=True)
+    assert world.match("a", prompt) == 4
+    load(world, "a", 4, [1, 2])
+    world.agent.loaded("a", LoadResult(0, PullResult.INCOMPATIBLE))
+    world.agent.finished("a")
+    world.begin("b", prompt)
+    world.located(1)
+    found = world.match("b", prompt)
+    if transfer == "mapped":
+        assert found == 0 and not pulls_of(world)  # it is avoided for a while
+        return
+    assert found is None and len(pulls_of(world)) == 1
+    world.pulled([GOOD])
+    assert world.match("b", prompt) == 4
 
 
 def test_two_requests_share_one_pull() -> None:

@@ -33,7 +33,9 @@ class Script:
         self._copy(load.request)
         return LoadResult(self.good, PullResult.GOOD if self.good > 1 else PullResult.DIGEST)
 
-    def _stores(self, stores: Sequence[tuple[Store, int]], after: object) -> list[bool]:
+    def _stores(
+        self, stores: Sequence[tuple[Store, int]], after: object, fence: object
+    ) -> list[bool]:
         behind = "" if after is None else f" after {after}"
         self._copy(f"store {', '.join(str(store.job) for store, _ in stores)}{behind}")
         return [True] * len(stores)
@@ -164,4 +166,78 @@ def test_apart_a_load_does_not_wait_for_a_store() -> None:
     script.until(lambda: script.log == ["store 1", "r"])
     script.go.set()
     script.until(lambda: script.copies._ended and script.stored)
+    assert script.copies.stop(DEADLINE)
+
+
+class Fence:
+    ended = False
+
+    def end(self) -> None:
+        self.ended = True
+
+
+def test_a_store_under_a_fence_is_not_waited_for_where_the_engine_comes_after_it() -> None:
+    script, fence = Script(), Fence()
+    script.copies._make_fence = lambda stores: fence
+    held: list[object] = []
+
+    def hold(of: object, seconds: float) -> bool:
+        held.append(of)
+        assert 0 < seconds <= 7.0
+        return True
+
+    script.copies.start()
+    script.copies.store(a_store(1), 0)
+    script.until(lambda: script.log)
+    script.copies.wait([1], 7.0, hold)  # it goes on
+    assert held == [fence] and not fence.ended and not script.stored
+    script.go.set()
+    script.until(lambda: script.stored == [(1, True)])
+    assert fence.ended
+    assert script.copies.stop(DEADLINE)
+
+
+@pytest.mark.parametrize("why", ["it is not held", "there is no fence", "the fence failed"])
+def test_else_it_is_waited_for_to_its_end(why: str) -> None:
+    script = Script()
+
+    def fence(stores: object) -> Fence | None:
+        if why == "the fence failed":
+            raise RuntimeError(why)
+        return Fence() if why == "it is not held" else None
+
+    script.copies._make_fence = fence
+    script.copies.start()
+    script.copies.store(a_store(1), 0)
+    script.until(lambda: script.log or script.stored)
+    waiting = threading.Thread(
+        target=script.copies.wait, args=([1], 1e9, lambda fence, seconds: False)
+    )
+    waiting.start()
+    waiting.join(0.05)
+    assert waiting.is_alive() == (why != "the fence failed")
+    script.go.set()
+    waiting.join(DEADLINE)
+    assert not waiting.is_alive()
+    script.until(lambda: script.stored == [(1, why != "the fence failed")])
+    assert script.copies.stop(DEADLINE)
+
+
+def test_one_that_has_not_begun_is_held_when_it_has() -> None:
+    script = Script()
+    script.copies._make_fence = lambda stores: Fence()
+    script.copies.start()
+    script.copies.store(a_store(1), 0)
+    script.until(lambda: script.log)
+    script.copies.store(a_store(2), 0)
+    waiting = threading.Thread(
+        target=script.copies.wait, args=([2], 1e9, lambda fence, seconds: True)
+    )
+    waiting.start()
+    waiting.join(0.05)
+    assert waiting.is_alive()  # the first one has its thread
+    script.go.set()
+    waiting.join(DEADLINE)
+    assert not waiting.is_alive()
+    script.until(lambda: len(script.stored) == 2)
     assert script.copies.stop(DEADLINE)

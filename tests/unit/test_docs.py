@@ -53,6 +53,7 @@ def test_the_settings_of_the_readme_have_these_defaults() -> None:
         "gpu_path": default.gpu_path,
         "pool_device": default.pool_device,
         "gpu_pool_gib": "none",
+        "gpu_pulls": default.gpu_pulls,
         "gpu_multiprocessors": str(default.gpu_multiprocessors),
         "gpu_staging_mib": str(default.gpu_staging_mib),
     }

@@ -58,6 +58,17 @@ def test_the_environment_is_lmkvs_own():
     assert environment(MoverSettings("/r", nixl_tls="tcp"), base)["UCX_TLS"] == "tcp"
 
 
+@pytest.mark.parametrize(("listed", "seen"), [("", "1"), ("GPU-aa,GPU-bb", "GPU-bb"), ("3,5", "5")])
+def test_a_mover_of_a_pool_on_a_gpu_sees_that_one(listed: str, seen: str) -> None:
+    base = {"CUDA_VISIBLE_DEVICES": listed} if listed else {}
+    env = environment(MoverSettings("/r", gpu=1), base)
+    assert (env["CUDA_VISIBLE_DEVICES"], env["UCX_TLS"]) == (seen, "^cuda_ipc")
+    assert env["UCX_MEMTYPE_CACHE"] == "n"
+    env = environment(MoverSettings("/r", gpu=1, nixl_tls="cma,tcp,self"), base)
+    assert env["UCX_TLS"] == "cma,tcp,self,cuda_copy"
+    assert "CUDA_VISIBLE_DEVICES" not in environment(MoverSettings("/r"), {})
+
+
 def test_stale_sockets_go_and_live_ones_stay(run_dir):
     live = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     live.bind(f"{run_dir}/live.share")

@@ -397,6 +397,39 @@ def test_the_last_step_is_still_in_the_stream_when_the_next_one_is_planned(make:
     assert np.array_equal(engine.tokens([20, 21, 22, 23]), chunk1)
 
 
+@pytest.mark.parametrize("path", ["direct", "staged"])
+def test_the_stream_waits_for_a_gather_and_no_thread_does(make: Any, path: str) -> None:
+    """Step N+1 overwrites blocks that step N's gather, which is slow, has yet to read. All but the
+    engine's stream is held: without a wait in that, the gather would find the other bytes."""
+    engine = make(audit_every=0, gpu_path=path).start()
+    fake, own = engine.card.fake, engine.card.stream
+    chunk1, other = engine.some(1, 4), engine.some(2, 4)
+    engine.put([0, 1, 2, 3], chunk1)
+    lanes = [stream for stream in fake.streams() if stream != own]
+    for stream in lanes:
+        fake.hold(stream)
+    try:
+        engine.step(stores(store(1, [0, 1, 2, 3])))
+        engine.until_queued()
+        plan = StepPlan(EPOCH)
+        plan.wait_for = [1]
+        step = engine.card.as_vllm(
+            lambda: engine.step(plan, lambda: engine.put([0, 1, 2, 3], other))
+        )
+        step.join(DEADLINE)
+        assert not step.is_alive()  # though nothing was gathered
+        assert fake.settle() and fake.pending(own) > 0
+        assert np.array_equal(engine.tokens([0, 1, 2, 3]), chunk1)
+    finally:
+        for stream in lanes:
+            fake.release(stream)
+    assert engine.stored() == (1, True)
+    assert fake.drain()
+    assert np.array_equal(engine.tokens([0, 1, 2, 3]), other)
+    assert engine.load(chunk(1, [20, 21, 22, 23])).good == 1
+    assert np.array_equal(engine.tokens([20, 21, 22, 23]), chunk1)
+
+
 def test_a_load_waits_for_the_steps_before_it_and_not_for_its_own(make: Any) -> None:
     engine = make().start()
     fake, stream = engine.card.fake, engine.card.stream

@@ -127,6 +127,16 @@ def test_vllm_sizes_its_kv_around_the_pool(make: Any, caplog: Any) -> None:
     assert engine.left == LEFT - POOL
 
 
+def test_what_a_mover_takes_is_left_to_it(make: Any) -> None:
+    engine = make()
+    here = engine.vllms_worker, engine.gib, engine.determine
+    assert gpu_room.sized_around(*here, mover_bytes=1 << 20) == LEFT - POOL - (1 << 20)
+    assert engine.vllms_worker.available_kv_cache_memory_bytes == LEFT - POOL - (1 << 20)
+    assert gpu_room.sized_around(*here, mover_bytes=LEFT - POOL) == LEFT  # nothing were left
+    engine.register()
+    engine.worker.shutdown()
+
+
 def test_a_pool_that_leaves_nothing_for_vllm_is_given_back(make: Any, caplog: Any) -> None:
     engine = make(gpu_pool_gib=LEFT / GIB).profile()
     assert engine.left == LEFT == engine.vllms_worker.available_kv_cache_memory_bytes
@@ -528,10 +538,10 @@ def test_a_front_that_cannot_be_filled_costs_nothing(make: Any, card: Card) -> N
     front, first = front_of(engine), engine.tokens([0, 1, 2, 3])
     gather = front._copiers.gather
 
-    def refused(group: int, slots: Any, *more: Any) -> None:
+    def refused(group: int, slots: Any, *more: Any, **named: Any) -> None:
         if slots[0].device:
             raise RuntimeError("no")
-        gather(group, slots, *more)
+        gather(group, slots, *more, **named)
 
     front._copiers.gather = refused  # type: ignore[method-assign]
     engine.save(1, [0, 1, 2, 3])

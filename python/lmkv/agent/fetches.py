@@ -27,7 +27,7 @@ from lmkv.agent.request import Source
 from lmkv.agent.transfers import is_whole, room_for
 from lmkv.core import geometry, wire
 from lmkv.core.clock import Clock, Deadline
-from lmkv.core.geometry import GRANULES_A_SLOT
+from lmkv.core.geometry import GRANULES_A_SLOT, HOST
 from lmkv.core.messages import PeerRef, PullPeer, PullResult, Register, SlotsPage, Welcome
 from lmkv.core.parts import parts
 
@@ -203,6 +203,9 @@ class Fetches:
         if not all(from_ranks):
             text = f"instance {ranks[0].instance!r} has not all heads of this one's ranks"
             raise Failed("incompatible", text)
+        if self._on_gpu and not is_whole(agent.infos, ranks, group):
+            text = f"instance {ranks[0].instance!r} has slots of other heads, and parts of slots "
+            raise Failed("incompatible", text + "are not pulled into GPU memory")
         if not agent.transfers.can_pull(ranks):
             raise Failed("mover_down", self._no_movers(ranks))
         epoch, patience = agent.epoch, Deadline(PATIENCE, self._clock)
@@ -233,7 +236,8 @@ class Fetches:
         if not wanted:
             return False
         keys = b"".join(wanted)
-        whole = is_whole(agent.infos, [peer for each in ranks for peer in each], group)
+        peers = [peer for each in ranks for peer in each]
+        whole = not self._on_gpu and is_whole(agent.infos, peers, group)
         granules = bytes(room_for(s.place) if whole else GRANULES_A_SLOT for s in wanted.values())
         own = agent.table.reserve(keys, self._clock(), granules)
         if own is None:
@@ -260,11 +264,13 @@ class Fetches:
         agent.pulls.post(ranks, keys, remote, own, size, seconds, group, then=ended)
         return True
 
+    @property
+    def _on_gpu(self) -> bool:
+        return self._agent.infos[0].tier != HOST
+
     def _no_movers(self, ranks: Sequence[PullPeer]) -> str:
         if not self._agent.pulls.ready:
             return "a rank of this instance has no mover: nothing can be pulled"
-        if all(peer.info.nixl_metadata for peer in ranks):
-            return "this instance's pool is in GPU memory, into which nothing is pulled"
         return f"instance {ranks[0].instance!r} has a rank without a mover: nothing can be pulled"
 
 

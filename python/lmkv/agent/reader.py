@@ -299,7 +299,10 @@ class Reader:
             state.miss = PullResult.CAUSES[result.result]
             if not peer and result.result == PullResult.DIGEST:
                 bad = state.chunks[result.good]
-            if peer and result.result in UNFIT:
+            unmapped = peer and result.result == PullResult.INCOMPATIBLE
+            if unmapped and state.transfer == "auto" and self._transfers.cannot_map(peer):
+                pass
+            elif peer and result.result in UNFIT:
                 self._locator.failed(peer)
         for chunk, peer in zip(state.chunks[: result.good], state.chunk_peers):
             if peer:

@@ -94,17 +94,35 @@ class Transfers:
         self._own = ranks
         self._clock = clock
         self._read: dict[
-            tuple[str, int], tuple[list[PullPeer], list[list[PullPeer]]]
+            tuple[str, int], tuple[list[PullPeer], list[list[PullPeer]], bool]
         ] = {}  # see `_parts`
         self._failures: dict[bytes, str] = {}  # causes by key, the latest last
+        self._unmapped: dict[str, int] = {}  # epochs of peers of this host that cannot be mapped
 
     def mapped(self, state: RequestState, source: Source) -> list[PullPeer]:
         """The peer's ranks where its pool is mapped rather than pulled from, else []."""
         ranks = [] if state.transfer == "nixl" else self._locator.ranks(source.peer)
+        if state.transfer == "auto" and ranks and self._unmapped.get(source.peer) == ranks[0].epoch:
+            return []
         host = self._own[0].host
         together = all(own.host == host for own in self._own)
         here = together and all(rank.info.share_socket and rank.info.host == host for rank in ranks)
         return ranks if here and self._parts(source.peer, state.group) else []
+
+    def cannot_map(self, peer: str) -> bool:
+        """From now on this life of the peer is pulled from, as one on another host; False: it is
+        not pullable."""
+        ranks = self._locator.ranks(peer)
+        if not ranks or not all(rank.info.nixl_metadata for rank in ranks):
+            return False
+        self._unmapped[peer] = ranks[0].epoch
+        while len(self._unmapped) > PEERS:
+            del self._unmapped[next(iter(self._unmapped))]
+        return True
+
+    def _whole(self, instance: str, group: int) -> bool:
+        """Whether the slots of the peer's ranks are like ours."""
+        return bool(self._parts(instance, group)) and self._read[instance, group][2]
 
     def _parts(self, instance: str, group: int) -> list[list[PullPeer]]:
         """By rank here, the peer's ranks that its heads of a cache group are read from; [] when
@@ -113,8 +131,10 @@ class Transfers:
         known = self._read.get((instance, group))
         if known is None or known[0] is not ranks:  # asked by the chunk, made once
             infos = [peer.info for peer in ranks]
-            found = [[ranks[part.at] for part in parts(own, infos, group)] for own in self._own]
-            known = self._read[instance, group] = ranks, found if all(found) else []
+            each = [parts(own, infos, group) for own in self._own]
+            found = [[ranks[part.at] for part in of_rank] for of_rank in each]
+            whole = all(part.whole for of_rank in each for part in of_rank)
+            known = self._read[instance, group] = ranks, found if all(found) else [], whole
             while len(self._read) > PEERS:
                 del self._read[next(iter(self._read))]
         return known[1]
@@ -171,15 +191,17 @@ class Transfers:
         return True
 
     def _fits(self, state: RequestState, source: Source) -> bool:
-        """Of a compressed slot only the whole can be pulled: where its heads lie, only its own
-        table tells, and a READ must know that before."""
-        ranks, short = self._locator.ranks(source.peer), source.place[4] < GRANULES_A_SLOT
-        return not short or is_whole(self._own, ranks, state.group)
+        """Parts of slots are put together in the host's memory alone, and compressed ones lie there
+        alone. Of those only the whole can be pulled: where its heads lie, only its own table
+        tells, and a READ must know that before."""
+        on_gpu, short = self._own[0].tier != HOST, source.place[4] < GRANULES_A_SLOT
+        if on_gpu and short:
+            return False
+        return not (on_gpu or short) or self._whole(source.peer, state.group)
 
     def can_pull(self, ranks: Sequence[PullPeer]) -> bool:
         """Whether the movers here and those of a peer's ranks are there."""
-        on_gpu = self._own[0].tier != HOST  # its mover pulls nothing into it
-        return not on_gpu and self._pulls.ready and all(r.info.nixl_metadata for r in ranks)
+        return self._pulls.ready and all(r.info.nixl_metadata for r in ranks)
 
     def _post_batch(
         self, state: RequestState, batch: list[tuple[int, Source]], end: int, weigh: bool

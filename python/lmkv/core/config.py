@@ -121,6 +121,9 @@ class InstanceConfig(Config, kw_only=True, frozen=True):
     gpu_staging_mib: Annotated[
         int, Meta(ge=1, le=65536, description="MiB, a whole number from 1 to 65536")
     ] = 64  # of the GPU's memory, for stores and again for loads; two slots at least
+    gpu_pulls: Annotated[
+        Literal["auto", "always", "never"], Meta(description="auto, always or never")
+    ] = "auto"  # of pools in a GPU's memory, by NIXL; auto: where a probe finds them fast enough
     data_interface: Annotated[
         str, Meta(pattern=r"^[A-Za-z0-9_.,:@-]{1,256}$", description="a network interface's name")
     ] = "lo"

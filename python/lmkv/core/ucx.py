@@ -10,6 +10,20 @@ from collections.abc import Mapping
 TLS = {"": "", "tcp": "tcp,self", "cma": "cma,tcp,self"}  # UCX_TLS by the setting nixl_tls
 
 
+def with_gpu(tls: str) -> str:
+    """UCX_TLS where a process has memory of a GPU, which UCX knows for that only by `cuda_copy`.
+    Not by `cuda_ipc`: peers on this host have a better way (DESIGN.md 5), and a READ between two
+    agents here goes as one from another host."""
+    return f"{tls},cuda_copy" if tls else "^cuda_ipc"
+
+
+WITH_GPU = {
+    # Else UCX takes for the host's what was allocated before it began, as it does not look.
+    "UCX_MEMTYPE_CACHE": "n",
+    "UCX_MEM_CUDA_HOOK_MODE": "none",  # of no use then, 0.3 s of start
+}
+
+
 def environment(interface: str, ports: str, tls: str, base: Mapping[str, str]) -> dict[str, str]:
     """`base` with UCX's part made anew. `ports` is first-last, `tls` UCX_TLS; "": UCX chooses."""
     kept = {k: v for k, v in base.items() if not k.startswith(("UCX_", "NIXL_"))}

@@ -2,9 +2,9 @@
 
 MoverConfig -> the pool's address -> share and control sockets -> NIXL -> segments -> MoverState.
 Then one thread serves agent, worker and peers, and the engine's own threads pull. Without NIXL it
-goes on, not pullable, and says why. Of a pool in a GPU's memory it maps nothing: it tells peers on
-this host the handle, by which their engines read. What it cannot go on without ends it with one
-sentence; the worker lives, and starts another.
+goes on, not pullable, and says why. Of a pool in a GPU's memory it tells peers on this host the
+handle at once, by which their engines read, and opens it for NIXL meanwhile (gpu.py). What it
+cannot go on without ends it with one sentence; the worker lives, and starts another.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ import zmq
 
 from lmkv import __version__, _native
 from lmkv.core import messages, wire, zstd
-from lmkv.core.geometry import HOST
+from lmkv.core.geometry import DEVICE, HOST
 from lmkv.core.keyfiles import Pair
 from lmkv.core.messages import Attach, GpuSegment, Message, MoverConfig, MoverState, Segments
 from lmkv.core.rank_sockets import Place, RankSocket
 from lmkv.mover import transport
 from lmkv.mover.codec import Codec
+from lmkv.mover.gpu import Opening
 from lmkv.mover.peers import Peers
 from lmkv.mover.pulls import Answer, Pulls
 from lmkv.mover.share import ShareServer
@@ -71,7 +72,10 @@ class Mover:
         with contextlib.suppress(zstd.ZstdError):  # compressed slots are incompatible then
             self._versions["zstd"] = zstd.load()
         self._known: list[bytes] = []  # routing ids of agents, the latest last
-        self._peers = Peers(config.rank, config.layouts, config.granule_bytes)
+        self._peers = Peers(config.rank, config.layouts, config.granule_bytes, config.tier)
+        self._poller = zmq.Poller()
+        self._opening: Opening | None = None  # of a pool in a GPU's memory
+        self._pool_address = 0  # there, once it is opened
         # Segments to be faulted in.
         self._added: queue.SimpleQueue[tuple[_native.PoolMap, int]] = queue.SimpleQueue()
         threading.Thread(target=self._fault_in, name="lmkv-faults", daemon=True).start()
@@ -105,22 +109,27 @@ class Mover:
 
     def _start_nixl(self, pool: _native.PoolMap) -> None:
         try:
+            self._agents = self._open_agents()
+        except transport.NixlError as error:
+            self._error = str(error)
+        else:
+            self._engine = _native.PullEngine(self._agents.pull, pool)
+
+    def _open_agents(self) -> transport.Agents:
+        """NixlError: there are none. Fatal: there are, and nobody may reach them."""
+        try:
             library = transport.find_library()
             self._versions[library.package] = library.version
             if ports := os.environ.get("UCX_TCP_PORT_RANGE"):
                 transport.check_ports(self._config.data_interface, ports)
-            self._agents = transport.open_agents(library, self._config.agent)
-            transport.self_test(self._agents)
+            agents = transport.open_agents(library, self._config.agent)
+            transport.self_test(agents)
             transport.check_listeners(self._config.data_interface, self._bound.listens_at)
         except transport.NixlError as error:
-            if set(transport.listeners()) - {
-                self._bound.listens_at
-            }:  # agents that must not be reached: only the end closes them
+            if set(transport.listeners()) - {self._bound.listens_at}:  # only the end closes them
                 raise Fatal(str(error)) from None
-            self._error = str(error)
-            self._agents = None
-        if self._agents is not None:
-            self._engine = _native.PullEngine(self._agents.pull, pool)
+            raise
+        return agents
 
     # ------------------------------------------------------------ worker
 
@@ -138,9 +147,7 @@ class Mover:
         if isinstance(message, Segments):
             self._add_segments(message, fds)
         elif isinstance(message, GpuSegment):
-            self._share.share_gpu(message)
-            self._segments = 1
-            self._tell(self._known)
+            self._share_gpu(message, fds)
         elif isinstance(message, Attach):
             self._attach(message)
             self._tell([])  # from now on it answers peers for this life
@@ -166,6 +173,28 @@ class Mover:
             self._register(number, pool.slot_bytes, os.fstat(fd).st_size)
             os.close(fd)
             self._added.put((pool, number))
+        self._tell(self._known)
+
+    def _share_gpu(self, message: GpuSegment, fds: list[int]) -> None:
+        if self._config.tier != DEVICE or len(fds) != 1:
+            raise Fatal(f"a GPU's memory with {len(fds)} descriptors, tier {self._config.tier}")
+        self._share.share_gpu(message)
+        self._segments = 1
+        self._tell(self._known)
+        with open(fds[0], "rb") as image:
+            self._opening = Opening(self._config, message, image.read(), self._open_agents)
+        self._poller.register(self._opening.fileno(), zmq.POLLIN)
+
+    def _opened(self, opening: Opening) -> None:
+        self._poller.unregister(opening.fileno())
+        self._opening = None
+        found = opening.result()
+        if isinstance(found, str):
+            self._error = found
+        else:
+            self._pool_address, self._agents, self._engine = found.pool.address, *found[1:]
+            self._pulls = Pulls(self._config.rank, self._engine, self._peers)
+            self._poller.register(self._engine.fd, zmq.POLLIN)
         self._tell(self._known)
 
     def _fault_in(self) -> None:
@@ -250,6 +279,7 @@ class Mover:
             error=self._error,
             versions=self._versions,
             control=self._bound.address,
+            pool_address=self._pool_address,
         )
 
     def _tell(self, agents: list[bytes]) -> None:
@@ -263,7 +293,7 @@ class Mover:
     # ------------------------------------------------------------ loop
 
     def run(self) -> None:
-        poller = zmq.Poller()
+        poller = self._poller
         sources = [self._control, self._worker.fileno(), self._share.fileno(), self._codec.fd]
         if self._engine is not None:
             sources.append(self._engine.fd)
@@ -274,18 +304,21 @@ class Mover:
             ready = dict(poller.poll(self._patience()))
             if self._engine is not None and self._engine.fd in ready:
                 self._send(list(self._pulls.events()))
+                if lost := self._engine.lost:
+                    raise Fatal(f"the pool in the GPU's memory cannot be reached: {lost}")
             if self._codec.fd in ready:
                 self._send(list(self._codec.answers()))
             if self._control in ready:
                 self._from_agent()
             if self._worker.fileno() in ready:
                 self._from_worker()
+            if self._opening is not None and self._opening.fileno() in ready:
+                self._opened(self._opening)
             if self._share.fileno() in ready and (client := self._share.accept()) is not None:
                 poller.register(client, zmq.POLLIN)
-            for fd in ready:
-                if isinstance(fd, int) and fd not in sources:
-                    poller.unregister(fd)
-                    self._share.serve(fd)
+            for fd in self._share.clients() & ready.keys():
+                poller.unregister(fd)
+                self._share.serve(fd)
             for fd in self._share.expired():
                 poller.unregister(fd)
             self._check_limbo()

@@ -74,6 +74,10 @@ class ShareServer:
         self._clients[client.fileno()] = client, self._clock() + PATIENCE
         return client.fileno()
 
+    def clients(self) -> set[int]:
+        """Descriptors of those that were accepted and have not been served."""
+        return set(self._clients)
+
     def serve(self, fd: int) -> None:
         """Answer a client that has become readable, and close it."""
         client, _ = self._clients.pop(fd)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lmkv import _native
-from lmkv.core.interfaces import address_of
+from lmkv.core.interfaces import address_of, is_rdma
 
 PACKAGES = ("nixl_cu13", "nixl_cu12")
 INSTALL = "pip install 'lmkv[nixl]'"
@@ -154,8 +154,9 @@ def check_listeners(interface: str, own: tuple[str, int] | None = None) -> None:
     """UCX ignores a misspelt setting and then listens on every interface: so look. `own` is the
     control socket's."""
     allowed = {"127.0.0.1", "::1"}
-    if interface != "lo":
-        allowed.add(interface_address(interface))
+    for name in interface.split(","):
+        if name != "lo" and not is_rdma(name):
+            allowed.add(interface_address(name))
     for address, port in listeners():
         if address not in allowed and (address, port) != own:
             raise NixlError(

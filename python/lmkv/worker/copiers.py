@@ -64,8 +64,23 @@ class Copiers(Protocol):
     short_at_once: int  # the same where all are compressed
     apart: bool  # loads and stores wait for a GPU, each in a thread of its own
 
+    @property
+    def gpu(self) -> _native.Gpu | None:
+        """With its kernels."""
+        ...
+
     def mark(self) -> Any: ...
-    def gather(self, group: int, slots: Sequence[Slot], after: Any = None) -> None: ...
+    def fence(self, gathers: int) -> _native.GpuFence | None:
+        """Told by so many gathers when they have read their blocks; None: only their ends do."""
+        ...
+
+    def hold(self, fence: _native.GpuFence, seconds: float) -> bool:
+        """The engine's work from now on comes after them; False: that is not sure, so wait."""
+        ...
+
+    def gather(
+        self, group: int, slots: Sequence[Slot], after: Any = None, fence: Any = None
+    ) -> None: ...
     def audit(self, group: int, slot: Slot) -> bool: ...
     def check(self, group: int, slot: Slot) -> int:
         """SlotStatus of the slot's own bytes; no block is read."""
@@ -105,6 +120,7 @@ class HostCopiers:
     at_once = 1
     short_at_once = 4 * DECODERS
     apart = False
+    gpu: _native.Gpu | None = None
 
     def __init__(self, pages: Sequence[PageLayout]) -> None:
         self._copiers = [group.copier() for group in pages]
@@ -113,7 +129,14 @@ class HostCopiers:
 
     def mark(self) -> None: ...
 
-    def gather(self, group: int, slots: Sequence[Slot], after: Any = None) -> None:
+    def fence(self, gathers: int) -> None: ...
+
+    def hold(self, fence: _native.GpuFence, seconds: float) -> bool:
+        return False
+
+    def gather(
+        self, group: int, slots: Sequence[Slot], after: Any = None, fence: Any = None
+    ) -> None:
         for slot in slots:
             self._copiers[group].gather(slot.address, slot.key, slot.generation, slot.blocks)
 

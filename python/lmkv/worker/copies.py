@@ -1,11 +1,12 @@
 """The worker's copy threads: loads first, then stores, each to its end; or a thread for each, where
 copies wait for a GPU.
 
-`load()` and `store()` queue; `wait()` blocks until stores have ended, or gives up those that have
-not begun. `after` is what the copiers' mark() has given: the engine's work that a copy comes after.
-Whatever happens in a copy, each load is answered once in `take_loads()` and each store
-once by `on_stored`; `stop()` answers for what is still queued. The blocks that a load did not fill
-are told after the load itself: vLLM must not hear of them a step early.
+`load()` and `store()` queue; `wait()` blocks until stores have ended, or the engine's own work
+comes after what they read (a fence, of copies on a GPU), or gives up those that have not begun.
+`after` is what the copiers' mark() has given: the engine's work that a copy comes after. Whatever
+happens in a copy, each load is answered once in `take_loads()` and each store once by `on_stored`;
+`stop()` answers for what is still queued. The blocks that a load did not fill are told after the
+load itself: vLLM must not hear of them a step early.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from lmkv.worker.affinity import unpin
 log = logging.getLogger("lmkv.worker")
 
 CopyLoad = Callable[[Load, Any], LoadResult]
-CopyStores = Callable[[Sequence[tuple[Store, int]], Any], Sequence[bool]]  # with their epochs
+Stores = Sequence[tuple[Store, int]]  # with their epochs
+CopyStores = Callable[[Stores, Any, Any], Sequence[bool]]
 
 
 class Once:
@@ -55,7 +57,12 @@ class Copies:
         stores_at_once: int = 1,
         apart: bool = False,
         clock: Clock = monotonic,
+        fence: Callable[[Stores], Any] = lambda stores: None,
     ) -> None:
+        """`fence(stores)`, by the copy thread, is what `copy_stores` gets of them and `wait` may be
+        held by; None: it waits to their end."""
+        self._make_fence = fence
+        self._fence: Any = None  # of the stores that are being copied, once it is there
         self._copy_load = copy_load
         self._copy_stores = copy_stores
         self._on_stored = on_stored
@@ -67,6 +74,7 @@ class Copies:
         self._loads: deque[tuple[Load, Any, float]] = deque()
         self._stores: deque[tuple[Store, int, Any]] = deque()
         self._running: set[int] = set()  # jobs of the stores being copied
+        self._begins = False  # whether they have a fence is not known yet
         self._ended: dict[str, LoadResult] = {}
         self._unfilled: dict[str, set[int]] = {}  # blocks of loads that ended, not yet told
         self._failed_blocks: set[int] = set()  # of loads that were told
@@ -115,11 +123,23 @@ class Copies:
                 return
         self._give_up([store])
 
-    def wait(self, jobs: list[int], deadline: float) -> None:
-        """Until none of these stores reads a block any more. Those that have not begun after
-        `deadline` seconds are given up; one that runs is waited for to its end, always: its
-        slot would be sealed over bytes of another request."""
+    def wait(
+        self,
+        jobs: list[int],
+        deadline: float,
+        hold: Callable[[Any, float], bool] = lambda fence, seconds: False,
+    ) -> None:
+        """Until none of these stores reads a block any more, or, where `hold(fence, seconds)` says
+        so, the engine's work comes after that. Those that have not begun after `deadline` seconds
+        are given up; one that runs is waited for to its end, always: its slot would be sealed over
+        bytes of another request."""
         wanted, end = set(jobs), self._clock() + deadline
+        tried: set[int] = set()
+        while (running := self._fenced(wanted, tried, end)) is not None:
+            fence, under_it = running
+            tried |= under_it
+            if hold(fence, end - self._clock()):
+                wanted -= under_it
 
         def pending() -> bool:
             return bool(self._running & wanted) or any(e[0].job in wanted for e in self._stores)
@@ -133,6 +153,22 @@ class Copies:
             while self._running & wanted:
                 self._condition.wait()
         self._give_up(given_up)
+
+    def _fenced(self, wanted: set[int], tried: set[int], end: float) -> tuple[Any, set[int]] | None:
+        """The fence of wanted stores that run, and which these are; None: there is none to come, or
+        it is late."""
+
+        def here() -> bool:
+            return self._fence is not None and bool(self._running & wanted - tried)
+
+        def to_come() -> bool:
+            begin = self._running & wanted - tried and self._begins
+            return bool(begin) or any(e[0].job in wanted for e in self._stores)
+
+        with self._condition:
+            while not here() and to_come() and (left := end - self._clock()) > 0:
+                self._condition.wait(left)
+            return (self._fence, set(self._running)) if here() else None
 
     def take_loads(self) -> dict[str, LoadResult]:
         with self._condition:
@@ -165,7 +201,7 @@ class Copies:
                 return partial(self._do_load, *self._loads.popleft())
             count = min(self._stores_at_once, len(self._stores))
             batch = [self._stores.popleft() for _ in range(count)]
-            self._running = {store.job for store, _, _ in batch}
+            self._running, self._begins = {store.job for store, _, _ in batch}, True
             return partial(self._do_stores, batch)
 
     def _do_load(self, load: Load, after: Any, begin_by: float) -> None:
@@ -190,17 +226,28 @@ class Copies:
     def _do_stores(self, batch: list[tuple[Store, int, Any]]) -> None:
         began = self._clock()
         after = batch[-1][2]  # the engine's work is in order: the last comes after all
+        stores = [(store, epoch) for store, epoch, _ in batch]
+        fence = None
         try:
-            good = self._copy_stores([(store, epoch) for store, epoch, _ in batch], after)
+            fence = self._make_fence(stores)
+            self._begun(fence)
+            good = self._copy_stores(stores, after, fence)
         except Exception as error:
             self._once.exception("a store failed", error)
             good = [False] * len(batch)
+        if fence is not None:
+            fence.end()
         with self._condition:
-            self._running = set()
+            self._running, self._begins, self._fence = set(), False, None
             self._condition.notify_all()
         each = (self._clock() - began) / len(batch)
         for (store, _, _), well in zip(batch, good, strict=True):
             self._answer(store, well, each)
+
+    def _begun(self, fence: Any) -> None:
+        with self._condition:
+            self._begins, self._fence = False, fence
+            self._condition.notify_all()
 
     def _give_up(self, stores: list[Store]) -> None:
         for store in stores:

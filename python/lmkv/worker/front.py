@@ -52,6 +52,7 @@ class Front:
     def __init__(self, copiers: GpuCopiers, pool: _native.GpuPool) -> None:
         self.at_once, self.short_at_once = copiers.at_once, copiers.short_at_once
         self.apart = copiers.apart
+        self.gpu: _native.Gpu | None = copiers.gpu
         self.hits = 0
         self._copiers = copiers
         self._pool = pool
@@ -63,7 +64,15 @@ class Front:
     def mark(self) -> Any:
         return self._copiers.mark()
 
-    def gather(self, group: int, slots: Sequence[Slot], after: Any = None) -> None:
+    def fence(self, gathers: int) -> None:
+        """A store reads its blocks twice."""
+
+    def hold(self, fence: _native.GpuFence, seconds: float) -> bool:
+        return False
+
+    def gather(
+        self, group: int, slots: Sequence[Slot], after: Any = None, fence: Any = None
+    ) -> None:
         self._copiers.gather(group, slots, after)
         self._put(group, slots, after, urgent=False)
 
@@ -145,7 +154,7 @@ class Front:
             return
         there = [self._in_front(slot, number) for slot, number in taken]
         try:
-            self._copiers.gather(group, there, after, urgent)
+            self._copiers.gather(group, there, after, urgent=urgent)
         except RuntimeError as error:
             self._once.exception("the pool in front cannot be filled", error)
             with self._lock:

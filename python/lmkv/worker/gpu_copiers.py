@@ -99,12 +99,26 @@ class GpuCopiers:
         except RuntimeError as error:
             return str(error)
 
+    def fence(self, gathers: int) -> _native.GpuFence | None:
+        return _native.GpuFence(self.gpu, gathers)
+
+    def hold(self, fence: _native.GpuFence, seconds: float) -> bool:
+        try:
+            return fence.hold(self._stream(), seconds)
+        except RuntimeError:  # the copy will have it too, and end
+            return False
+
     def gather(
-        self, group: int, slots: Sequence[Slot], after: Any = None, urgent: bool = False
+        self,
+        group: int,
+        slots: Sequence[Slot],
+        after: Any = None,
+        fence: Any = None,
+        urgent: bool = False,
     ) -> None:
         """`urgent`: on the loads' streams, by their thread."""
         channel = self._loads if urgent else self._stores
-        self._copiers[group].gather(channel, _chunks(slots), _mark(after), self.stage_stores)
+        self._copiers[group].gather(channel, _chunks(slots), _mark(after), self.stage_stores, fence)
 
     def audit(self, group: int, slot: Slot) -> bool:
         (status,) = self._copiers[group].audit(self._stores, _chunks([slot]))

@@ -26,18 +26,21 @@ log = logging.getLogger("lmkv.worker")
 LIBRARY = "libcuda.so.1"
 MULTIPLE = 2 << 20  # bytes: less might share an IPC handle with other memory
 PROBE_BYTES = 16
+MOVER_BYTES = 512 << 20  # what a mover's own context takes; no card has been asked yet
 STARTUP_PLAN = "VLLM_ENABLE_STARTUP_PLAN"
 SCOPE = (
-    "pool_device: instances of this host open a pool in a GPU's memory; it is not pulled over the"
-    " network, and nothing is pulled into it"
+    "pool_device: instances of this host open the pool in the GPU's memory; it is pulled from and"
+    " into over the network once NIXL's READs of such memory are tried, and found fast enough"
 )
 
 _rooms: dict[int, _native.GpuMemory | str] = {}  # by the GPU's number; or why there is none
 
 
-def sized_around(worker: Any, gib: float, determine: Callable[[], int]) -> int:
-    """`determine` is vLLM's `determine_available_memory` of this worker. Where nothing is left for
-    vLLM's KV, the memory is given back, and vLLM gets what it would have had."""
+def sized_around(
+    worker: Any, gib: float, determine: Callable[[], int], mover_bytes: int = 0
+) -> int:
+    """`determine` is vLLM's `determine_available_memory` of this worker; `mover_bytes` are left out
+    of it. Where nothing is left for vLLM's KV, the memory is given back, and vLLM gets all."""
     if worker.device.type != "cuda":
         return determine()
     ordinal = worker.device.index or 0
@@ -55,8 +58,9 @@ def sized_around(worker: Any, gib: float, determine: Callable[[], int]) -> int:
             raise
         _give_back(ordinal, gib)
         return determine()
-    if left > 0:
-        return left
+    if left > mover_bytes:
+        worker.available_kv_cache_memory_bytes -= mover_bytes
+        return left - mover_bytes
     size = _give_back(ordinal, gib)
     worker.available_kv_cache_memory_bytes += size
     return left + size

@@ -45,6 +45,7 @@ FDS_A_MESSAGE = 64
 READY_DEADLINE = 30.0  # seconds from spawn to its first MoverState
 STOP_DEADLINE = 3.0
 TICK_MS = 1000  # how late a death is seen that does not close the socket
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,18 @@ class MoverSettings:
     limbo_seconds: float = 60.0
     limbo_share: float = 1 / 16
     control: Place | None = None  # of the mover's control socket; None: in run_dir
+    gpu: int | None = None  # that the mover sees, by its number here; None: whichever there are
+    gpu_pulls: str = "auto"  # as the setting
 
 
 def environment(settings: MoverSettings, base: Mapping[str, str]) -> dict[str, str]:
     """The mover's."""
-    return ucx.environment(settings.data_interface, settings.data_ports, settings.nixl_tls, base)
+    tls = settings.nixl_tls
+    if settings.gpu is None:
+        return ucx.environment(settings.data_interface, settings.data_ports, tls, base)
+    made = ucx.environment(settings.data_interface, settings.data_ports, ucx.with_gpu(tls), base)
+    listed = [name for name in base.get(VISIBLE, "").split(",") if name]
+    return made | ucx.WITH_GPU | {VISIBLE: listed[settings.gpu] if listed else str(settings.gpu)}
 
 
 def remove_stale_sockets(run_dir: str) -> None:
@@ -96,9 +104,11 @@ class Supervisor:
         on_state: Callable[[MoverState | None], None],
         clock: Callable[[], float] = time.monotonic,
         gpu: GpuSegment | None = None,
+        image: bytes = b"",
     ) -> None:
-        """`gpu`: what peers are told of a pool in a GPU's memory."""
+        """`gpu`: what is told of a pool in a GPU's memory; `image`: its kernels."""
         self._gpu = gpu
+        self._image = image
         self._pool = pool
         self._rank = rank
         self._tag = tag
@@ -231,6 +241,7 @@ class Supervisor:
             data_public=pair.public if pair else b"",
             data_secret=pair.secret if pair else b"",
             tier=self._pool.tier,
+            gpu_pulls=settings.gpu_pulls,
         )
 
     def _send(self, message: Message, fds: list[int] | None = None) -> bool:
@@ -245,8 +256,8 @@ class Supervisor:
 
     def _send_segments(self) -> None:
         if not isinstance(self._pool, _native.Pool):
-            if self._gpu is not None and self._sent == 0 and self._send(self._gpu):
-                self._sent = 1
+            if self._gpu is not None and self._sent == 0:
+                self._sent = int(self._send_gpu(self._gpu))
             return
         while self._sent < self._pool.segments:
             count = min(self._pool.segments - self._sent, FDS_A_MESSAGE)
@@ -258,6 +269,14 @@ class Supervisor:
                 for fd in fds:
                     os.close(fd)
             self._sent += count
+
+    def _send_gpu(self, segment: GpuSegment) -> bool:
+        file = os.memfd_create("lmkv-kernels", os.MFD_CLOEXEC)
+        with open(file, "wb") as image:
+            image.write(self._image)
+            image.flush()
+            os.lseek(file, 0, os.SEEK_SET)
+            return self._send(segment, [file])
 
     def _watch(self) -> None:
         """Until the mover ends, or we shall."""

@@ -96,16 +96,18 @@ class Worker:
         folder = identity.run_dir(config.run_dir or None)
         slot = max((group.slot for group in pages), key=lambda slot: slot.granule_bytes)
         self._room = room
-        shared: GpuSegment | None = None  # what peers are told of it
+        self._copiers = copiers or HostCopiers(pages)
+        gpu = self._copiers.gpu
+        shared: GpuSegment | None = None  # what is told of it
         self.pool: _native.Pool | _native.GpuPool
         if room is None:
             self.pool = self._host_pool(ranks_on_host, slot)
         else:
             self.pool = gpu_room.cut(room, slot.slot_bytes, slot.granule_bytes)
+            assert gpu is not None
             probe = gpu_room.write_probe(room, self.pool.slots * self.pool.slot_bytes)
-            shared = GpuSegment(room.handle(), room.size, probe)
+            shared = GpuSegment(room.handle(), room.size, probe, gpu.bus_id)
             log.info("lmkv: %s", gpu_room.SCOPE)
-        self._copiers = copiers or HostCopiers(pages)
         try:
             zstd.load()
         except zstd.ZstdError as error:
@@ -138,11 +140,14 @@ class Worker:
             limbo_seconds=config.limbo_seconds,
             limbo_share=config.limbo_share,
             control=where,
+            gpu=gpu.ordinal if gpu is not None and shared else None,
+            gpu_pulls=config.gpu_pulls,
         )
         tag = name.partition("-")[0]
         self._run_dir = str(folder)
+        image = gpu.image if gpu is not None and shared else b""
         self.supervisor = Supervisor(
-            self.pool, rank, tag, settings, self._mover_changed, gpu=shared
+            self.pool, rank, tag, settings, self._mover_changed, gpu=shared, image=image
         )
         self._once = Once()
         self._loader = Loader(
@@ -155,6 +160,7 @@ class Worker:
             config.load_deadline,
             self._copiers.at_once,
             self._copiers.apart,
+            fence=self._fence,
         )
         self._checker = Checker(self.pool, len(pages), self._copiers.check, self._checked)
         self._lock = threading.Lock()  # of the state below
@@ -227,11 +233,12 @@ class Worker:
 
     @_isolated(lambda: None)
     def handle_preemptions(self, plan: StepPlan) -> None:
-        """Before a step's forward: stores whose source blocks it overwrites must have ended. Its
-        loads come after the steps before it, which may still use their blocks, not after it."""
+        """Before a step's forward: stores whose source blocks it overwrites must have read them, or
+        on a GPU the forward is put behind that. Its loads come after the steps before it, which may
+        still use their blocks, not after it."""
         if plan.loads:
             self._before = self._copiers.mark()
-        self._copies.wait(plan.wait_for, self._config.copy_deadline)
+        self._copies.wait(plan.wait_for, self._config.copy_deadline, self._copiers.hold)
 
     @_isolated(lambda: None)
     def submit_loads(self, plan: StepPlan) -> None:
@@ -274,13 +281,22 @@ class Worker:
             self._stats["loads_failed"] += result.good < len(load.chunks)
         return result
 
-    def _copy_stores(self, stores: Sequence[tuple[Store, int]], after: Any) -> list[bool]:
+    def _fence(self, stores: Sequence[tuple[Store, int]]) -> _native.GpuFence | None:
+        """An audit reads the blocks once more."""
+        every = self._config.audit_every
+        if every and self._gathers % every + len(stores) >= every:
+            return None
+        return self._copiers.fence(len({store.group for store, _ in stores}))
+
+    def _copy_stores(
+        self, stores: Sequence[tuple[Store, int]], after: Any, fence: Any = None
+    ) -> list[bool]:
         """Of which the slots are good; one launch for those of a cache group."""
         slots = [self._slot(store, epoch) for store, epoch in stores]
         groups = {store.group for store, _ in stores}
         for group in groups:
             mine = [slot for slot, (store, _) in zip(slots, stores) if store.group == group]
-            self._copiers.gather(group, mine, after)
+            self._copiers.gather(group, mine, after, fence)
         return [self._audited(store, slot) for slot, (store, _) in zip(slots, stores)]
 
     def _slot(self, store: Store, epoch: int) -> Slot:
@@ -380,6 +396,7 @@ class Worker:
             nixl_metadata=mover.nixl_metadata if mover else b"",
             stream_address=mover.stream_address if mover else "",
             rdma=mover.rdma if mover else False,
+            pool_address=(mover.pool_address if mover else 0) or self._info.pool_address,
         )
         return WorkerState(
             self._rank,

@@ -22,6 +22,7 @@ class MoverState(Message, tag="mover_state"):
     error: str = ""  # why NIXL is missing, for people
     versions: dict[str, str] = {}
     control: str = ""  # address of the control socket
+    pool_address: U64 = 0  # where peers read it, if not where the worker has it
 
 
 class PullPeer(msgspec.Struct, omit_defaults=True):

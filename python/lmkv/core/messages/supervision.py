@@ -31,7 +31,8 @@ class MoverConfig(Message, tag="mover_config"):
     control_host: str = ""  # address at which the ROUTER binds by TCP, and its keys
     data_public: bytes = b""
     data_secret: bytes = b""
-    tier: U8 = 0  # of the pool: 0 host; 1 a GPU's memory, of which this process maps nothing
+    tier: U8 = 0  # of the pool: 0 host; 1 the memory of the one GPU that the mover sees
+    gpu_pulls: str = "auto"  # the setting
 
 
 class Segments(Message, tag="segments"):
@@ -42,11 +43,13 @@ class Segments(Message, tag="segments"):
 
 
 class GpuSegment(Message, tag="gpu_segment"):
-    """Worker -> mover: the pool, in a GPU's memory. Peers are told this, and map it themselves."""
+    """Worker -> mover: the pool, in a GPU's memory. Peers on this host are told the handle, and map
+    it themselves. With a descriptor (SCM_RIGHTS) of a file that is the kernels' image."""
 
     handle: bytes  # CUDA IPC's
     size: U64  # bytes
     probe: bytes = b""  # what lies behind the pool's last slot
+    bus_id: str = ""  # the GPU's
 
 
 class Stop(Message, tag="stop"):

@@ -1,0 +1,38 @@
+// How a puller touches the slots that it pulls into: as memory of the host, or by a GPU's driver
+// (cuda/gpu_slots.h).
+#pragma once
+
+#include <span>
+
+#include "slots/slot_format.h"
+
+namespace lmkv {
+
+// Thread-safe. std::runtime_error: they cannot be reached any more.
+class OwnSlots {
+ public:
+  OwnSlots() = default;
+  OwnSlots(const OwnSlots&) = delete;
+  OwnSlots& operator=(const OwnSlots&) = delete;
+  virtual ~OwnSlots() = default;
+
+  // No reader accepts them from here on, and what is written after this comes after it.
+  virtual void clear(std::span<std::byte* const> slots) = 0;
+  // What a puller does after its READ: check as a reader of `theirs`, then put `ours` in the
+  // header. Not GOOD: the slot is cleared. `room` is its place's, in bytes.
+  virtual SlotStatus adopt(std::byte* slot, const SlotLayout& layout, const Key& key,
+                           std::uint64_t theirs, std::uint64_t ours, std::uint64_t room) = 0;
+};
+
+class HostSlots final : public OwnSlots {
+ public:
+  void clear(std::span<std::byte* const> slots) override {
+    for (std::byte* slot : slots) clear_slot(slot);
+  }
+  SlotStatus adopt(std::byte* slot, const SlotLayout& layout, const Key& key, std::uint64_t theirs,
+                   std::uint64_t ours, std::uint64_t room) override {
+    return adopt_slot(slot, layout, key, theirs, ours, room);
+  }
+};
+
+}  // namespace lmkv
