@@ -79,14 +79,10 @@ def test_the_wheel_works_in_an_empty_venv_without_a_compiler(built: Path, tmp_pa
     assert running.returncode == 0
 
 
-def test_import_lmkv_costs_less_than_a_tenth_of_a_second() -> None:
-    """Python's own account of the imports that `import lmkv` adds, in microseconds."""
-    ran = subprocess.run(
-        [sys.executable, "-X", "importtime", "-c", "import lmkv"], capture_output=True, text=True
-    )
-    (line,) = [line for line in ran.stderr.splitlines() if line.split("|")[-1].strip() == "lmkv"]
-    cumulative = int(line.split("|")[1])
-    assert cumulative < 100_000
+def test_import_lmkv_costs_nothing() -> None:
+    """What every vLLM imports, that shares or not: no other module comes with it."""
+    adds = "import sys; had = {*sys.modules}; import lmkv; print(*({*sys.modules} - had))"
+    assert run(sys.executable, "-c", adds).split() == ["lmkv"]
 
 
 def test_the_plugin_registers_once_and_may_be_called_again(monkeypatch: pytest.MonkeyPatch) -> None:
