@@ -96,24 +96,27 @@ void bind_copy(nb::module_& m) {
       .def(
           "scatter",
           [](const Copier& copier, std::uintptr_t slot_address, const nb::bytes& key,
-             std::uint64_t generation, const Blocks& blocks) {
+             std::uint64_t generation, const Blocks& blocks, std::uint64_t room) {
             const Key name = one_key(key);
             copier.check_blocks(blocks, true);
             nb::gil_scoped_release release;
-            return int(copier.scatter(slot_at(slot_address), name, generation, blocks));
+            return int(copier.scatter(slot_at(slot_address), name, generation, blocks, room));
           },
-          nb::arg("slot_address"), nb::arg("key"), nb::arg("generation"), nb::arg("blocks"))
+          nb::arg("slot_address"), nb::arg("key"), nb::arg("generation"), nb::arg("blocks"),
+          nb::arg("room") = kFullSlot)
       .def(
           "scatter_part",
           [](const Copier& copier, std::uintptr_t slot_address, const SlotPart& part,
-             const nb::bytes& key, std::uint64_t generation, const Blocks& blocks) {
+             const nb::bytes& key, std::uint64_t generation, const Blocks& blocks,
+             std::uint64_t room) {
             const Key name = one_key(key);
             copier.check_blocks(blocks, true);
             nb::gil_scoped_release release;
-            return int(copier.scatter_part(slot_at(slot_address), part, name, generation, blocks));
+            return int(
+                copier.scatter_part(slot_at(slot_address), part, name, generation, blocks, room));
           },
           nb::arg("slot_address"), nb::arg("part"), nb::arg("key"), nb::arg("generation"),
-          nb::arg("blocks"));
+          nb::arg("blocks"), nb::arg("room") = kFullSlot);
 }
 
 }  // namespace lmkv

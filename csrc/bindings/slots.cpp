@@ -2,7 +2,9 @@
 
 #include "bindings.h"
 #include "buffer.h"
+#include "codec/zstd.h"
 #include "copy/runs.h"
+#include "slots/compressed_slot.h"
 #include "slots/slot_format.h"
 #include "slots/slot_part.h"
 
@@ -72,21 +74,60 @@ void bind_slots(nb::module_& m) {
   m.def(
       "check_slot",
       [](std::uintptr_t address, const SlotLayout& layout, const nb::bytes& key,
-         std::uint64_t generation) {
+         std::uint64_t generation, std::uint64_t room) {
         const Key name = one_key(key);
         nb::gil_scoped_release release;
-        return int(check_slot(at(address), layout, name, generation));
+        return int(check_slot(at(address), layout, name, generation, room));
       },
-      nb::arg("address"), nb::arg("layout"), nb::arg("key"), nb::arg("generation"));
+      nb::arg("address"), nb::arg("layout"), nb::arg("key"), nb::arg("generation"),
+      nb::arg("room") = kFullSlot);
   m.def(
       "adopt_slot",
       [](std::uintptr_t address, const SlotLayout& layout, const nb::bytes& key,
-         std::uint64_t theirs, std::uint64_t ours) {
+         std::uint64_t theirs, std::uint64_t ours, std::uint64_t room) {
         const Key name = one_key(key);
         nb::gil_scoped_release release;
-        return int(adopt_slot(at(address), layout, name, theirs, ours));
+        return int(adopt_slot(at(address), layout, name, theirs, ours, room));
       },
-      nb::arg("address"), nb::arg("layout"), nb::arg("key"), nb::arg("theirs"), nb::arg("ours"));
+      nb::arg("address"), nb::arg("layout"), nb::arg("key"), nb::arg("theirs"), nb::arg("ours"),
+      nb::arg("room") = kFullSlot);
+  m.def("load_zstd", &load_zstd, nb::arg("path"));
+  m.def("zstd_version", &zstd_version);
+  m.def(
+      "compress_slot",
+      [](std::uintptr_t address, const SlotLayout& layout, const nb::bytes& key,
+         std::uint64_t generation, std::uint32_t codec) {
+        const Key name = one_key(key);
+        CompressedSlot made;
+        {
+          nb::gil_scoped_release release;
+          made = compress_slot(at(address), layout, name, generation, codec);
+        }
+        return nb::make_tuple(int(made.status), nb::bytes(made.image.data(), made.image.size()));
+      },
+      nb::arg("address"), nb::arg("layout"), nb::arg("key"), nb::arg("generation"),
+      nb::arg("codec"));
+  m.def(
+      "place_compressed",
+      [](std::uintptr_t address, std::uint64_t room, const SlotLayout& layout, const nb::bytes& key,
+         std::uint64_t generation, std::uint32_t codec, const nb::bytes& image) {
+        const Key name = one_key(key);
+        const auto bytes = view<std::byte>(image, "image");
+        nb::gil_scoped_release release;
+        place_compressed(at(address), room, layout, name, generation, codec, bytes);
+      },
+      nb::arg("address"), nb::arg("room"), nb::arg("layout"), nb::arg("key"), nb::arg("generation"),
+      nb::arg("codec"), nb::arg("image"));
+  m.def(
+      "expand_slot",
+      [](std::uintptr_t address, std::uint64_t room, const SlotLayout& layout, const nb::bytes& key,
+         std::uint64_t theirs, std::uintptr_t to, std::uint64_t ours) {
+        const Key name = one_key(key);
+        nb::gil_scoped_release release;
+        return int(expand_slot(at(address), room, layout, name, theirs, at(to), ours));
+      },
+      nb::arg("address"), nb::arg("room"), nb::arg("layout"), nb::arg("key"), nb::arg("theirs"),
+      nb::arg("to"), nb::arg("ours"));
   m.def("clear_slot", [](std::uintptr_t address) { clear_slot(at(address)); }, nb::arg("address"));
 }
 

@@ -49,11 +49,24 @@ std::size_t on_keys(SlotTable& table, const nb::bytes& keys) {
   return unlocked([&] { return (table.*Method)(raw); });
 }
 
-nb::object reserve(SlotTable& table, const nb::bytes& keys, double now) {
+using Reserve = std::optional<SlotArrays> (SlotTable::*)(SlotTable::Keys, double, SlotTable::Sizes);
+
+template <Reserve Method>
+nb::object reserve(SlotTable& table, const nb::bytes& keys, double now, const nb::bytes& granules) {
   const auto raw = view_keys(keys);
-  const auto got = unlocked([&] { return table.reserve(raw, now); });
+  const auto sizes = view<std::uint8_t>(granules, "granules");
+  const auto got = unlocked([&] { return (table.*Method)(raw, now, sizes); });
   if (!got) return nb::none();
   return nb::make_tuple(bytes_of(got->places), bytes_of(got->counters));
+}
+
+nb::bytes replace(SlotTable& table, const nb::bytes& places, const nb::bytes& counters,
+                  const nb::bytes& old_places, const nb::bytes& old_counters) {
+  const Slots slots(places, counters), old(old_places, old_counters);
+  REQUIRE(slots.places.size() == old.places.size(), "old_places: ", old.places.size(), " for ",
+          slots.places.size(), " places");
+  return bytes_of(unlocked(
+      [&] { return table.replace(slots.places, slots.counters, old.places, old.counters); }));
 }
 
 nb::list take_changes(SlotTable& table) {
@@ -118,7 +131,10 @@ void bind_table(nb::module_& m) {
                                   found.places.size());
           },
           "keys"_a)
-      .def("reserve", &reserve, "keys"_a, "now"_a)
+      .def("reserve", &reserve<&SlotTable::reserve>, "keys"_a, "now"_a,
+           "granules"_a = nb::bytes(""))
+      .def("reserve_again", &reserve<&SlotTable::reserve_again>, "keys"_a, "now"_a, "granules"_a)
+      .def("replace", &replace, "places"_a, "counters"_a, "old_places"_a, "old_counters"_a)
       .def(
           "admit",
           [](SlotTable& table, const nb::bytes& places, const nb::bytes& counters, bool front) {
@@ -159,6 +175,8 @@ void bind_table(nb::module_& m) {
                                   bytes_of(slots.counters));
           },
           "first"_a, "last"_a)
+      .def("slice_end", &SlotTable::slice_end, "first"_a, "last"_a, "most"_a,
+           nb::call_guard<nb::gil_scoped_release>())
       .def("granules", &granules)
       .def_prop_ro("capacity", &SlotTable::capacity)
       .def_prop_ro("usable", &SlotTable::usable, nb::call_guard<nb::gil_scoped_release>())

@@ -125,21 +125,21 @@ Lmx64 Copier::scatter_segment(std::uint32_t segment, const std::byte* from,
 }
 
 SlotStatus Copier::scatter(const std::byte* slot, const Key& key, std::uint64_t generation,
-                           std::span<const std::uint32_t> blocks) const {
+                           std::span<const std::uint32_t> blocks, std::uint64_t room) const {
   const RunKernels& kernels = active_runs();
   std::vector<Run> runs;
   const auto segment = [&](std::uint32_t number, const std::byte* from) {
     const Lmx64 sums = scatter_segment(number, from, blocks, runs, kernels);
     return lmx64_finish(sums, layout_.segment_bytes, number);
   };
-  const SlotStatus status = read_slot(slot, layout_, key, generation, segment);
+  const SlotStatus status = read_slot(slot, layout_, key, generation, room, segment);
   kernels.fence();
   return status;
 }
 
 SlotStatus Copier::scatter_part(const std::byte* slot, const SlotPart& part, const Key& key,
-                                std::uint64_t generation,
-                                std::span<const std::uint32_t> blocks) const {
+                                std::uint64_t generation, std::span<const std::uint32_t> blocks,
+                                std::uint64_t room) const {
   REQUIRE(part.ours() == layout_, "part: of slots of another layout than these pages have");
   const RunKernels& kernels = active_runs();
   std::vector<Run> runs;
@@ -148,7 +148,7 @@ SlotStatus Copier::scatter_part(const std::byte* slot, const SlotPart& part, con
     return lmx64_finish(sums, layout_.segment_bytes, theirs);  // as the peer has sealed it
   };
   const SlotStatus status =
-      read_segments(slot, part.theirs(), key, generation, part.segments(), segment);
+      read_segments(slot, part.theirs(), key, generation, room, part.segments(), segment);
   kernels.fence();
   return status;
 }

@@ -23,14 +23,15 @@ class Copier {
               std::span<const std::uint32_t> blocks) const;
   // Do the blocks still have the digests of the slot's table?
   bool audit(const std::byte* slot, std::span<const std::uint32_t> blocks) const;
-  // Slot to blocks; they hold rubbish unless the answer is good.
+  // Slot, of `room` bytes, to blocks; they hold rubbish unless the answer is good.
   SlotStatus scatter(const std::byte* slot, const Key& key, std::uint64_t generation,
-                     std::span<const std::uint32_t> blocks) const;
+                     std::span<const std::uint32_t> blocks, std::uint64_t room = kFullSlot) const;
   // The same for a peer's slot that has some of our heads, and perhaps others: only those of the
   // part are read, and verified, as segments of theirs. std::invalid_argument when `ours` of the
   // part is not this copier's layout.
   SlotStatus scatter_part(const std::byte* slot, const SlotPart& part, const Key& key,
-                          std::uint64_t generation, std::span<const std::uint32_t> blocks) const;
+                          std::uint64_t generation, std::span<const std::uint32_t> blocks,
+                          std::uint64_t room = kFullSlot) const;
 
   std::uint64_t blocks_per_chunk() const { return blocks_per_chunk_; }
   // std::invalid_argument for another number of blocks, or a block that is not there.

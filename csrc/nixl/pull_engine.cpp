@@ -89,12 +89,14 @@ void PullEngine::pull(std::uint64_t id, std::vector<PullSource> sources, const S
     fit(source.part ? source.part->theirs() : layout, source.peer.granule_bytes);
   REQUIRE(deadline >= 0 && deadline < 1e6, "pull ", id, ": deadline ", deadline, " s");
   for (const PullChunk& chunk : chunks) {
-    REQUIRE(chunk.own.granules == kGranulesPerSlot, "pull ", id, ": own place of ",
-            int(chunk.own.granules), " granules, ", kGranulesPerSlot, " are a slot");
+    REQUIRE(chunk.own.granules == chunk.remote.granules || chunk.own.granules == kGranulesPerSlot,
+            "pull ", id, ": own place of ", int(chunk.own.granules), " granules, theirs has ",
+            int(chunk.remote.granules));
     pool_.slot(chunk.own);
   }
   const std::size_t n = chunks.size();
-  auto job = std::make_shared<Job>(Job{.id = id, .layout = layout});
+  auto job = std::make_shared<Job>(
+      Job{.id = id, .layout = layout, .granule_bytes = pool_.granule_bytes()});
   job->begin = Clock::now();
   job->deadline = job->begin + std::chrono::duration_cast<Clock::duration>(
                                    std::chrono::duration<double>(deadline));

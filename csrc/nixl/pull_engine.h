@@ -81,13 +81,15 @@ class PullEngine {
   ~PullEngine();
   PullEngine(const PullEngine&) = delete;
 
-  // Chunks of one cache group, whose slots have this layout on both sides. std::invalid_argument
-  // for own places that are not usable slots, and for granules that make a slot too small.
+  // Chunks of one cache group, whose slots have this layout on both sides; compressed ones come as
+  // they are. std::invalid_argument for own places that are not usable slots or have another number
+  // of granules than theirs, and for granules that make a slot too small.
   // `deadline` from now.
   void pull(std::uint64_t job, PullPeer peer, const SlotLayout& layout,
             std::vector<PullChunk> chunks, double deadline);
   // From several ranks, or parts: `layout` is ours. std::invalid_argument, too, for parts that are
-  // not all of a slot, each segment once.
+  // not all of a slot, each segment once. Where segments of a compressed slot lie only its table
+  // tells, so those are incompatible.
   void pull(std::uint64_t job, std::vector<PullSource> sources, const SlotLayout& layout,
             std::vector<PullChunk> chunks, double deadline);
   // Connect ahead of need: the first READ from a peer costs some 10 ms more.
@@ -114,7 +116,7 @@ class PullEngine {
     std::size_t next = 0;          // chunks before it have been posted once
     std::deque<std::size_t> retries = {};
 
-    std::uint64_t read_bytes() const;  // of one chunk
+    std::uint64_t read_bytes(std::size_t chunk) const;
     std::uint64_t room_bytes() const;  // for the header and table of one part
   };
   using TaskPtr = std::shared_ptr<Task>;  // keeps its job
@@ -122,6 +124,7 @@ class PullEngine {
   struct Job {
     std::uint64_t id;
     SlotLayout layout;
+    std::uint64_t granule_bytes;
     std::vector<PullChunk> chunks = {};
     std::vector<Task> tasks = {};
     Clock::time_point begin = {}, deadline = {};
@@ -171,7 +174,7 @@ class PullEngine {
   void warm(Peer& peer);
   bool post(Peer& peer);
   bool post_batch(Peer& peer, const TaskPtr& task);
-  bool there(const Peer& peer, const Place& place) const;
+  std::optional<PullResult> unfit(const Peer& peer, const Task& task, const Place& place) const;
   void add_ranges(const Peer& peer, const Task& task, std::size_t chunk, std::byte* room,
                   std::vector<Range>& ranges) const;
   void give_rooms(const Task& task, const std::vector<std::byte*>& rooms);

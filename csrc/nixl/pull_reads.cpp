@@ -77,7 +77,7 @@ bool PullEngine::post_batch(Peer& peer, const TaskPtr& task) {
   Read read{0, peer.agent, peer.info.id, task, {}, {}};
   std::vector<Range> ranges;
   try {
-    while (read.chunks.empty() || (read.chunks.size() + 1) * task->read_bytes() <= kBatchBytes) {
+    for (std::uint64_t bytes = 0; read.chunks.empty() || bytes < kBatchBytes;) {
       std::size_t chunk;
       if (!task->retries.empty()) {
         chunk = task->retries.front();
@@ -92,11 +92,17 @@ bool PullEngine::post_batch(Peer& peer, const TaskPtr& task) {
         resolve(*task, chunk, job.results[chunk]);
         continue;
       }
-      if (!there(peer, job.chunks[chunk].remote)) {
-        job.stale = true;  // a place that this peer, as we know it, does not have
-        resolve(*task, chunk, PullResult::gone);
+      if (const auto why = unfit(peer, *task, job.chunks[chunk].remote)) {
+        job.stale |= *why == PullResult::gone;
+        resolve(*task, chunk, *why);
         continue;
       }
+      const std::uint64_t more = task->read_bytes(chunk);
+      if (!read.chunks.empty() && bytes + more > kBatchBytes) {  // the next READ's
+        task->retries.push_front(chunk);
+        break;
+      }
+      bytes += more;
       clear_slot(pool_.slot(job.chunks[chunk].own));
       task->states[chunk] = State::reading;
       read.chunks.push_back(chunk);
@@ -120,13 +126,19 @@ bool PullEngine::post_batch(Peer& peer, const TaskPtr& task) {
   return true;
 }
 
-// Is this a slot in what the peer has announced as usable?
-bool PullEngine::there(const Peer& peer, const Place& place) const {
-  const std::uint64_t segment = peer.info.segment_granules;
+// Why a slot cannot be read: gone, when it is not in what this peer, as we know it, has announced
+// as usable.
+std::optional<PullResult> PullEngine::unfit(const Peer& peer, const Task& task,
+                                            const Place& place) const {
+  const std::uint64_t segment = peer.info.segment_granules, granules = place.granules;
   const std::uint64_t in_segment = segment ? place.first % segment : 0;
-  return place.granules == kGranulesPerSlot && place.tier == 0 &&
-         place.first + std::uint64_t{kGranulesPerSlot} <= peer.info.usable_granules &&
-         in_segment + kGranulesPerSlot <= segment;
+  const bool there = granules >= 1 && granules <= kGranulesPerSlot && place.tier == 0 &&
+                     place.first + granules <= peer.info.usable_granules &&
+                     in_segment + granules <= segment;
+  if (!there) return PullResult::gone;
+  if (granules == kGranulesPerSlot) return std::nullopt;
+  const bool whole = !task.part && peer.info.granule_bytes == pool_.granule_bytes();
+  return whole ? std::nullopt : std::optional(PullResult::incompatible);
 }
 
 // Where a chunk's bytes lie there and here: a whole slot is one range, a part has one a layer.
@@ -136,7 +148,7 @@ void PullEngine::add_ranges(const Peer& peer, const Task& task, std::size_t chun
   const std::uint64_t own = address(pool_.slot(asked.own));
   const std::uint64_t remote = peer.info.address + asked.remote.first * peer.info.granule_bytes;
   if (!task.part) {
-    ranges.push_back({own, remote, task.read_bytes()});
+    ranges.push_back({own, remote, task.read_bytes(chunk)});
     return;
   }
   const SlotPart& part = *task.part;
@@ -150,7 +162,9 @@ void PullEngine::give_rooms(const Task& task, const std::vector<std::byte*>& roo
   for (std::byte* room : rooms) rooms_.give(room, task.room_bytes());
 }
 
-std::uint64_t PullEngine::Task::read_bytes() const {
+std::uint64_t PullEngine::Task::read_bytes(std::size_t chunk) const {
+  const std::uint64_t granules = job->chunks[chunk].remote.granules;
+  if (granules < kGranulesPerSlot) return granules * job->granule_bytes;
   return part ? part->read_bytes() : job->layout.used_bytes();
 }
 
@@ -233,7 +247,7 @@ bool PullEngine::judged() {
         continue;
       }
     }
-    if (check.status == SlotStatus::good) job.bytes += task.read_bytes();
+    if (check.status == SlotStatus::good) job.bytes += task.read_bytes(check.chunk);
     resolve(task, check.chunk, PullResult(check.status));
   }
   return !checked.empty();
@@ -249,14 +263,16 @@ void PullEngine::run_checks() {
     Check check = std::move(to_check_.front());
     to_check_.pop_front();
     lock.unlock();
-    Job& job = *check.task->job;
+    const Task& task = *check.task;
+    Job& job = *task.job;
     const PullChunk& chunk = job.chunks[check.chunk];
     std::byte* own = pool_.slot(chunk.own);
-    if (const std::optional<SlotPart>& part = check.task->part)
+    if (const std::optional<SlotPart>& part = task.part)
       check.status =
           check_part(check.room, own, *part, chunk.key, chunk.theirs, job.tables[check.chunk]);
     else
-      check.status = adopt_slot(own, job.layout, chunk.key, chunk.theirs, chunk.ours);
+      check.status = adopt_slot(own, job.layout, chunk.key, chunk.theirs, chunk.ours,
+                                task.read_bytes(check.chunk));
     lock.lock();
     checked_.push_back(std::move(check));
     wake_.notify_one();

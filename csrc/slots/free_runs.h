@@ -1,4 +1,5 @@
-// Free slots as runs, so that consecutive chunks find consecutive slots (DESIGN.md 5).
+// Free slots (or granules) as runs, so that consecutive chunks find consecutive slots (DESIGN.md
+// 5).
 //
 // A run never crosses a segment. take() cuts the shortest run that holds all that is wanted, so
 // that long runs stay long, and otherwise uses up the longest ones.
@@ -8,6 +9,7 @@
 #include <cstdint>
 #include <iterator>
 #include <map>
+#include <optional>
 #include <set>
 #include <utility>
 #include <vector>
@@ -29,6 +31,37 @@ class FreeRuns {
       put_in_segment(first, piece);
       first += piece, n -= piece;
     }
+  }
+
+  // The first of n adjacent ones, out of the shortest run that has them, if there is one.
+  std::optional<std::uint32_t> take_adjacent(std::uint32_t n) {
+    const auto run = by_length_.lower_bound({n, 0});
+    if (run == by_length_.end()) return std::nullopt;
+    const std::uint32_t first = run->second;
+    cut(first, n);
+    return first;
+  }
+
+  // The one at the start of the longest run; there is one.
+  std::uint32_t take_longest() {
+    const std::uint32_t first = longest()->second;
+    cut(first, 1);
+    return first;
+  }
+
+  bool contains(std::uint32_t slot) const {
+    auto run = by_first_.upper_bound(slot);
+    return run != by_first_.begin() && (--run)->first + run->second > slot;
+  }
+
+  // [first, first + n), which are free and in one segment, are free no longer.
+  void cut(std::uint32_t first, std::uint32_t n) {
+    const auto run = std::prev(by_first_.upper_bound(first));
+    const std::uint32_t begin = run->first, end = begin + run->second;
+    size_ -= n;
+    remove(run);
+    if (begin < first) add(begin, first - begin);
+    if (first + n < end) add(first + n, end - first - n);
   }
 
   // Appends n slots (n <= size()) to `out`.

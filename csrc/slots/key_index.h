@@ -6,6 +6,7 @@
 
 #include <bit>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "slots/place.h"
@@ -55,6 +56,16 @@ class KeyIndex {
       }
     }
     cells_[hole] = {};
+  }
+
+  // Room for so many slots; O(all) when it grows.
+  void grow(std::uint32_t slots) {
+    if (std::uint64_t{slots} * 2 <= cells_.size()) return;
+    const std::vector<Cell> old =
+        std::exchange(cells_, std::vector<Cell>(std::bit_ceil(std::uint64_t{slots} * 2)));
+    mask_ = cells_.size() - 1;
+    for (const Cell& cell : old)
+      if (cell.slot != kNone) insert(cell.hash, cell.slot);
   }
 
   void clear() { cells_.assign(cells_.size(), {}); }

@@ -4,6 +4,7 @@
 
 #include "check.h"
 #include "copy/runs.h"
+#include "slots/compressed_slot.h"
 
 namespace lmkv {
 namespace {
@@ -109,19 +110,21 @@ std::vector<std::uint64_t> load_table(const std::byte* slot, const SlotHeader& h
 }
 
 SlotStatus check_slot(const std::byte* slot, const SlotLayout& layout, const Key& key,
-                      std::uint64_t generation) {
-  return read_slot(slot, layout, key, generation, [&](std::uint32_t n, const std::byte* bytes) {
-    return lmx64(bytes, layout.segment_bytes, n);
-  });
+                      std::uint64_t generation, std::uint64_t room) {
+  if (is_compressed(load_header(slot)))
+    return check_compressed(slot, layout, key, generation, room);
+  return read_slot(slot, layout, key, generation, room,
+                   [&](std::uint32_t n, const std::byte* bytes) {
+                     return lmx64(bytes, layout.segment_bytes, n);
+                   });
 }
 
 SlotStatus adopt_slot(std::byte* slot, const SlotLayout& layout, const Key& key,
-                      std::uint64_t theirs, std::uint64_t ours) {
-  const SlotStatus status = check_slot(slot, layout, key, theirs);
+                      std::uint64_t theirs, std::uint64_t ours, std::uint64_t room) {
+  const SlotStatus status = check_slot(slot, layout, key, theirs, room);
   SlotHeader header = load_header(slot);
   clear_slot(slot);
   if (status != SlotStatus::good) return status;
-  header.word0 = slot_word0(layout.page_format);
   header.generation = ours;
   publish(slot, header);
   return status;

@@ -1,7 +1,8 @@
 // Slots in memory (docs/slots.md): sizes, sealing, and the reader's check.
 //
 // Writer: clear_slot -> payload -> table -> seal_slot. Reader: read_slot, which judges every part
-// before it uses it and every segment as it is read; data is good only when it answers GOOD.
+// before it uses it and every segment as it is read; data is good only when it answers GOOD. A
+// compressed slot (compressed_slot.h) reads alike: its segments are decoded on the way.
 #pragma once
 
 #include <bit>
@@ -49,6 +50,9 @@ enum class SlotStatus : std::uint8_t {
   incompatible = SLOT_INCOMPATIBLE
 };
 
+// Instead of a slot's bytes: as many as one of the layout has that is not compressed.
+inline constexpr std::uint64_t kFullSlot = 0;
+
 // Digests of a slot's segments, with the table's padding: what stands behind the header.
 std::vector<std::uint64_t> empty_table(const SlotLayout& layout);
 
@@ -79,22 +83,9 @@ SlotStatus check_header(const SlotHeader& header, const SlotLayout& layout, cons
 // The table, if it is what the header says; else empty.
 std::vector<std::uint64_t> load_table(const std::byte* slot, const SlotHeader& header);
 
-// A reader of some segments. `segment(n, bytes)` reads segment n, from `bytes` on, and returns its
-// digest. A mismatch under an unchanged header is read once more before it counts as DIGEST.
-template <class Segments, class Segment>
-SlotStatus read_segments(const std::byte* slot, const SlotLayout& layout, const Key& key,
-                         std::uint64_t generation, const Segments& segments, Segment&& segment) {
-  const auto once = [&](const SlotHeader& header) {
-    const SlotStatus status = check_header(header, layout, key, generation);
-    if (status != SlotStatus::good) return status;
-    const std::vector<std::uint64_t> table = load_table(slot, header);
-    if (table.empty()) return SlotStatus::digest;
-    const std::byte* payload = slot + layout.payload_offset();
-    for (const std::uint32_t n : segments) {
-      if (segment(n, payload + n * layout.segment_bytes) != table[n]) return SlotStatus::digest;
-    }
-    return SlotStatus::good;
-  };
+// `once(header)` up to twice.
+template <class Once>
+SlotStatus read_twice(const std::byte* slot, const Once& once) {
   for (int attempt = 0; attempt < 2; ++attempt) {
     const SlotHeader header = load_header(slot);
     const SlotStatus status = once(header);
@@ -106,21 +97,94 @@ SlotStatus read_segments(const std::byte* slot, const SlotLayout& layout, const 
   return SlotStatus::digest;
 }
 
+inline bool is_compressed(const SlotHeader& header) {
+  return std::uint32_t(header.word0) == LMKV_SLOT_MAGIC && std::uint8_t(header.word0 >> 40) != 0;
+}
+
+// One entry of a compressed slot's table. Its bytes lie `offset` units of 64 behind the start of
+// the payload, `length` units of 16, and are what is digested.
+struct CompressedSegment {
+  std::uint64_t digest;
+  std::uint32_t offset, length;
+};
+static_assert(sizeof(CompressedSegment) == 16);
+
+// One look at a compressed slot. What is decoded is a copy of what was digested, which nobody else
+// writes to.
+class CompressedReader {
+ public:
+  CompressedReader(const std::byte* slot, const SlotHeader& header, const SlotLayout& layout,
+                   std::uint64_t room)
+      : slot_(slot), header_(header), layout_(layout), room_(room) {}
+
+  // Header and table. INCOMPATIBLE: a codec that this process cannot decode.
+  SlotStatus check(const Key& key, std::uint64_t generation);
+  // Whether the stored bytes of segment n have their digest; after a good check().
+  bool verify(std::uint32_t n) const;
+  // The segment as it was before; null unless its stored bytes have their digest and can be
+  // decoded. Valid until the thread's next decode().
+  const std::byte* decode(std::uint32_t n) const;
+
+ private:
+  std::uint32_t codec() const { return std::uint8_t(header_.word0 >> 40); }
+  const std::byte* stored(std::uint32_t n) const;
+
+  const std::byte* slot_;
+  const SlotHeader& header_;
+  const SlotLayout& layout_;
+  std::uint64_t room_;
+  std::vector<CompressedSegment> table_;
+};
+
+// A reader of some segments. `segment(n, bytes)` reads segment n, from `bytes` on, and returns its
+// digest. A mismatch under an unchanged header is read once more before it counts as DIGEST. `room`
+// is the slot's, in bytes: a compressed one's is shorter, and none is read beyond it.
+template <class Segments, class Segment>
+SlotStatus read_segments(const std::byte* slot, const SlotLayout& layout, const Key& key,
+                         std::uint64_t generation, std::uint64_t room, const Segments& segments,
+                         Segment&& segment) {
+  if (room == kFullSlot) room = layout.used_bytes();
+  const auto once = [&](const SlotHeader& header) {
+    if (is_compressed(header)) {
+      CompressedReader reader(slot, header, layout, room);
+      const SlotStatus status = reader.check(key, generation);
+      if (status != SlotStatus::good) return status;
+      for (const std::uint32_t n : segments) {
+        const std::byte* bytes = reader.decode(n);
+        if (!bytes) return SlotStatus::digest;
+        segment(n, bytes);
+      }
+      return SlotStatus::good;
+    }
+    const SlotStatus status = check_header(header, layout, key, generation);
+    if (status != SlotStatus::good) return status;
+    if (room < layout.used_bytes()) return SlotStatus::gone;  // another slot's place
+    const std::vector<std::uint64_t> table = load_table(slot, header);
+    if (table.empty()) return SlotStatus::digest;
+    const std::byte* payload = slot + layout.payload_offset();
+    for (const std::uint32_t n : segments) {
+      if (segment(n, payload + n * layout.segment_bytes) != table[n]) return SlotStatus::digest;
+    }
+    return SlotStatus::good;
+  };
+  return read_twice(slot, once);
+}
+
 // A reader of all segments, in their order.
 template <class Segment>
 SlotStatus read_slot(const std::byte* slot, const SlotLayout& layout, const Key& key,
-                     std::uint64_t generation, Segment&& segment) {
-  return read_segments(slot, layout, key, generation, std::views::iota(0u, layout.segments),
+                     std::uint64_t generation, std::uint64_t room, Segment&& segment) {
+  return read_segments(slot, layout, key, generation, room, std::views::iota(0u, layout.segments),
                        std::forward<Segment>(segment));
 }
 
-// read_slot for its verdict alone.
+// read_slot for its verdict alone; nothing is decoded.
 SlotStatus check_slot(const std::byte* slot, const SlotLayout& layout, const Key& key,
-                      std::uint64_t generation);
+                      std::uint64_t generation, std::uint64_t room = kFullSlot);
 
 // What a puller does after its READ: check as a reader of `theirs`, then put `ours` in the header.
 // Not GOOD: the slot is cleared.
 SlotStatus adopt_slot(std::byte* slot, const SlotLayout& layout, const Key& key,
-                      std::uint64_t theirs, std::uint64_t ours);
+                      std::uint64_t theirs, std::uint64_t ours, std::uint64_t room = kFullSlot);
 
 }  // namespace lmkv

@@ -14,6 +14,7 @@ namespace {
 constexpr std::uint32_t kNone = KeyIndex::kNone;
 constexpr std::size_t kChangeSlots = 4096;  // one message's worth (messages.MAX_KEYS)
 constexpr std::size_t kAhead = 16;          // keys whose cache lines are asked for at once
+constexpr std::uint32_t kNumbers = 4;       // slots of either kind, times the capacity
 
 void append(SlotArrays& out, const Key& key, const Place& place, std::uint32_t counter) {
   out.keys.push_back(key);
@@ -31,18 +32,21 @@ std::uint32_t checked_capacity(std::uint32_t capacity) {
 
 SlotTable::SlotTable(std::uint32_t capacity, std::uint32_t segment_slots, double retired_share,
                      double reuse_age, Tier tier, std::uint32_t last_counter)
-    : slots_(checked_capacity(capacity)),
+    : capacity_(checked_capacity(capacity)),
       index_(capacity),
       free_(segment_slots),
       retired_share_(retired_share),
       reuse_age_(reuse_age),
       tier_(tier),
-      last_counter_(last_counter) {
+      last_counter_(last_counter),
+      spare_(std::min(segment_slots, capacity) * kGranulesPerSlot) {
   REQUIRE(segment_slots > 0, "segment_slots: 0, allowed 1 and more");
   REQUIRE(retired_share >= 0 && retired_share <= 0.5, "retired_share: ", retired_share,
           ", allowed 0 to 0.5");
   REQUIRE(reuse_age >= 0 && std::isfinite(reuse_age), "reuse_age: ", reuse_age,
           " seconds, allowed 0 and more");
+  slots_.reserve(std::uint64_t{kNumbers} * capacity);  // addresses; memory when they are used
+  slots_.resize(capacity);
 }
 
 void SlotTable::grow(std::uint32_t slots) {
@@ -55,17 +59,8 @@ void SlotTable::grow(std::uint32_t slots) {
 
 void SlotTable::begin_epoch() {
   std::lock_guard lock(mutex_);
-  for (std::uint32_t slot = 0; slot < usable_; ++slot) {
-    Slot& s = slots_[slot];
-    s.named = false;
-    if (s.state != State::readable) continue;
-    if (s.pins == 0) {
-      remove(recent_, slot);
-      set_retired(slot, std::numeric_limits<double>::quiet_NaN());
-    } else {
-      retire_pinned(slot);
-    }
-  }
+  for (std::uint32_t slot = 0; slot < usable_; ++slot) end_life(slot);
+  for (std::uint32_t slot = capacity_; slot < slots_.size(); ++slot) end_life(slot);
   index_.clear();
   counter_ = 0;
 }
@@ -113,12 +108,24 @@ SlotArrays SlotTable::places(Keys keys) {
   return out;
 }
 
-std::optional<SlotArrays> SlotTable::reserve(Keys keys, double now) {
+std::optional<SlotArrays> SlotTable::reserve(Keys keys, double now, Sizes granules) {
+  return reserve_all(keys, now, granules, false);
+}
+
+std::optional<SlotArrays> SlotTable::reserve_again(Keys keys, double now, Sizes granules) {
+  return reserve_all(keys, now, granules, true);
+}
+
+std::optional<SlotArrays> SlotTable::reserve_all(Keys keys, double now, Sizes granules,
+                                                 bool again) {
   REQUIRE(std::isfinite(now), "now: ", now, " is no time");
+  REQUIRE(granules.empty() || granules.size() == keys.size(), "granules: ", granules.size(),
+          " for ", keys.size(), " keys");
+  for (const std::uint8_t n : granules)
+    REQUIRE(n >= 1 && n <= kGranulesPerSlot, "granules: ", int(n), ", allowed 1 to 16");
   std::lock_guard lock(mutex_);
-  require_new(keys);
-  const std::uint64_t room = std::uint64_t{free_.size()} + retired_.size + recent_.size;
-  if (keys.size() > room) return std::nullopt;
+  if (!again) require_new(keys);
+  if (keys.size() > usable_ - held_) return std::nullopt;
   if (keys.size() > last_counter_ - counter_)
     throw std::overflow_error("admission counters are used up: begin a new epoch");
 
@@ -127,28 +134,76 @@ std::optional<SlotArrays> SlotTable::reserve(Keys keys, double now) {
     slots_[slot].retired_at = now;
 
   const auto wanted = static_cast<std::uint32_t>(keys.size());
-  const std::uint32_t fresh = std::min(wanted, free_.size());
+  const auto whole =
+      granules.empty()
+          ? wanted
+          : std::uint32_t(std::ranges::count(granules, std::uint8_t{kGranulesPerSlot}));
+  const std::uint32_t fresh = std::min(whole, free_.size());
   found_.clear();
   free_.take(fresh, found_);
-  const bool young = take_retired(wanted - fresh, now);
+  bool young = take_retired(whole - fresh, now);
+  for (const std::uint32_t slot : found_) hold(slot, reserved_);
+  for (std::uint32_t i = 0; whole < wanted && i < wanted; ++i) {
+    if (granules[i] == kGranulesPerSlot || take_short(granules[i], now, young)) continue;
+    for (const std::uint32_t slot : found_) {  // what is left lies too far apart
+      let_go(slot, reserved_);
+      free_place(slot);
+    }
+    return std::nullopt;
+  }
 
   SlotArrays out;
+  std::uint32_t next[] = {0, whole};  // of the full and of the short ones in found_
   for (std::uint32_t i = 0; i < wanted; ++i) {
-    Slot& s = slots_[found_[i]];
+    const bool shorter = !granules.empty() && granules[i] < kGranulesPerSlot;
+    const std::uint32_t slot = found_[next[shorter]++];
+    Slot& s = slots_[slot];
     s.state = State::reserved;
     s.reserved_at = now;
     s.counter = ++counter_;
-    name(found_[i], keys[i]);
-    out.places.push_back(place_of(found_[i]));
+    s.again = again;
+    if (again)
+      s.key = keys[i];
+    else
+      name(slot, keys[i]);
+    out.places.push_back(place_of(slot));
     out.counters.push_back(s.counter);
   }
-  reserved_ += wanted;
 
   // Ahead of need; twice as far when this call had to take slots that a reader may still be at.
   const auto ahead =
       static_cast<std::uint32_t>(std::ceil(retired_share_ * usable_ * (young ? 2 : 1)));
   while (free_.size() + retired_.size < ahead && recent_.size > 0) retire_oldest(now);
   return out;
+}
+
+std::vector<SlotTable::Replaced> SlotTable::replace(Places places, Counters counters, Places old,
+                                                    Counters old_counters) {
+  std::lock_guard lock(mutex_);
+  std::vector<Replaced> answer(places.size(), Replaced::gone);
+  for (std::size_t i = 0; i < places.size(); ++i) {
+    const std::uint32_t slot = match(places[i], counters[i]);
+    const std::uint32_t other = match(old[i], old_counters[i]);
+    if (slot == kNone || other == kNone) continue;
+    Slot& s = slots_[slot];
+    const Slot& before = slots_[other];
+    if (s.state != State::reserved || !s.again) continue;
+    if (before.state != State::readable || before.key != s.key) continue;
+    if (before.pins > 0) {
+      answer[i] = Replaced::pinned;
+      continue;
+    }
+    let_go(slot, reserved_);
+    s.state = State::readable;
+    s.again = false;
+    insert_behind(recent_, other, slot);
+    remove(recent_, other);
+    set_retired(other, std::numeric_limits<double>::quiet_NaN());
+    name(slot, s.key);
+    mark(slot);
+    answer[i] = Replaced::good;
+  }
+  return answer;
 }
 
 std::size_t SlotTable::admit(Places places, Counters counters, bool front) {
@@ -162,7 +217,7 @@ std::size_t SlotTable::admit(Places places, Counters counters, bool front) {
     Slot& s = slots_[slot];
     if (s.state != State::reserved || !s.named) continue;
     s.state = State::readable;
-    --reserved_;
+    let_go(slot, reserved_);
     front ? push_newest(recent_, slot) : push_oldest(recent_, slot);
     mark(slot);
     ++admitted;
@@ -176,13 +231,12 @@ void SlotTable::abort(Places places, Counters counters, bool limbo) {
     const std::uint32_t slot = match(places[i], counters[i]);
     if (slot == kNone || slots_[slot].state != State::reserved) continue;
     forget_name(slot);
-    --reserved_;
+    let_go(slot, reserved_);
     if (limbo) {
       slots_[slot].state = State::limbo;
-      ++limbo_;
+      hold(slot, limbo_);
     } else {
-      slots_[slot].state = State::free;
-      free_.put(slot, 1);
+      free_place(slot);
     }
   }
 }
@@ -192,9 +246,8 @@ void SlotTable::end_limbo(Places places, Counters counters) {
   for (std::size_t i = 0; i < places.size(); ++i) {
     const std::uint32_t slot = match(places[i], counters[i]);
     if (slot == kNone || slots_[slot].state != State::limbo) continue;
-    slots_[slot].state = State::free;
-    --limbo_;
-    free_.put(slot, 1);
+    let_go(slot, limbo_);
+    free_place(slot);
   }
 }
 
@@ -204,7 +257,7 @@ std::size_t SlotTable::pin(Keys keys) {
   for (const std::uint32_t slot : found_) {
     if (slots_[slot].pins++ == 0) {
       remove(recent_, slot);
-      ++pinned_;
+      hold(slot, pinned_);
     }
   }
   pins_ += found_.size();
@@ -219,7 +272,7 @@ void SlotTable::unpin(Places places, Counters counters) {
     Slot& s = slots_[slot];
     --pins_;
     if (--s.pins > 0) continue;
-    --pinned_;
+    let_go(slot, pinned_);
     if (s.state == State::readable) {
       push_newest(recent_, slot);
     } else {  // retired meanwhile, or its epoch has ended
@@ -284,6 +337,8 @@ std::vector<SlotTable::Change> SlotTable::take_changes() {
     s.told_counter = s.counter;
     tell(true, slot);
   }
+  for (const std::uint32_t slot : dirty_)
+    if (!full(slot) && slots_[slot].state == State::free) forget_short(slot);
   dirty_.clear();
   return changes;
 }
@@ -297,20 +352,48 @@ SlotArrays SlotTable::slice(std::uint32_t first, std::uint32_t last) {
   REQUIRE(first <= last, "first: ", first, " lies after last, ", last);
   std::lock_guard lock(mutex_);
   SlotArrays out;
+  const auto add = [&](std::uint32_t slot) {
+    const Slot& s = slots_[slot];
+    if (s.told) append(out, s.told_key, place_of(slot), s.told_counter);
+  };
+  auto at = short_at_.lower_bound(first);
+  const auto add_short = [&](std::uint64_t below) {
+    for (; at != short_at_.end() && at->first < below; ++at) add(at->second);
+  };
   const std::uint64_t begin = (std::uint64_t{first} + kGranulesPerSlot - 1) / kGranulesPerSlot;
   for (std::uint64_t slot = begin; slot < usable_ && slot * kGranulesPerSlot < last; ++slot) {
-    const Slot& s = slots_[slot];
-    const Place place = place_of(static_cast<std::uint32_t>(slot));
-    if (s.told) append(out, s.told_key, place, s.told_counter);
+    add_short(slot * kGranulesPerSlot);
+    add(static_cast<std::uint32_t>(slot));
   }
+  add_short(last);
   return out;
+}
+
+std::uint32_t SlotTable::slice_end(std::uint32_t first, std::uint32_t last, std::uint32_t most) {
+  REQUIRE(first <= last, "first: ", first, " lies after last, ", last);
+  REQUIRE(most >= 2 * kGranulesPerSlot, "most: ", most, ", allowed 32 and more");
+  std::lock_guard lock(mutex_);
+  auto at = short_at_.lower_bound(first);
+  std::uint32_t slots = 0;
+  std::uint64_t begin = first;
+  while (begin < last) {
+    const std::uint64_t end = (begin / kGranulesPerSlot + 1) * kGranulesPerSlot;
+    ++slots;  // the full one, if there is one
+    for (; at != short_at_.end() && at->first < end; ++at) slots += slots_[at->second].told;
+    if (slots > most) return static_cast<std::uint32_t>(begin);
+    begin = end;
+  }
+  return last;
 }
 
 SlotTable::Granules SlotTable::granules() {
   std::lock_guard lock(mutex_);
-  const auto granules = [](std::uint32_t slots) { return std::uint64_t{slots} * kGranulesPerSlot; };
-  return {granules(free_.size()), granules(reserved_),     granules(recent_.size),
-          granules(pinned_),      granules(retired_.size), granules(limbo_)};
+  return {std::uint64_t{free_.size()} * kGranulesPerSlot + spare_.size(),
+          reserved_,
+          recent_.granules,
+          pinned_,
+          retired_.granules,
+          limbo_};
 }
 
 std::uint32_t SlotTable::usable() {
@@ -331,9 +414,17 @@ std::uint32_t SlotTable::find(std::uint64_t hash, const Key& key) const {
 
 // The slot of a place, if it is one of ours and still in the life that the counter names.
 std::uint32_t SlotTable::match(const Place& place, std::uint32_t counter) const {
+  const auto is = [&](std::uint32_t slot) {
+    return place_of(slot) == place && slots_[slot].counter == counter;
+  };
+  if (place.granules < kGranulesPerSlot) {
+    const auto [begin, end] = short_at_.equal_range(place.first);
+    for (auto at = begin; at != end; ++at)
+      if (slots_[at->second].state != State::free && is(at->second)) return at->second;
+    return kNone;
+  }
   const std::uint32_t slot = place.first / kGranulesPerSlot;
-  if (slot >= usable_ || place_of(slot) != place || slots_[slot].counter != counter) return kNone;
-  return slot;
+  return slot < usable_ && is(slot) ? slot : kNone;
 }
 
 void SlotTable::find_prefix(Keys keys, bool retired_too) {
@@ -417,18 +508,144 @@ std::vector<double> SlotTable::take_ages() {
 
 // In the order of the pool, so that consecutive keys get what is consecutive among them.
 bool SlotTable::take_retired(std::uint32_t n, double now) {
-  while (retired_.size < n) retire_oldest(now);
   bool young = false;
-  const auto before = static_cast<std::ptrdiff_t>(found_.size());
-  for (std::uint32_t i = 0; i < n; ++i) {
-    const std::uint32_t slot = retired_.oldest;
-    young |= now - slots_[slot].retired_at < reuse_age_;
-    remove(retired_, slot);
-    forget_name(slot);
-    found_.push_back(slot);
+  const std::size_t before = found_.size();
+  while (found_.size() < before + n) {
+    const std::uint32_t slot = take_oldest(now, young);
+    if (full(slot)) {
+      found_.push_back(slot);
+      continue;
+    }
+    free_place(slot);
+    const auto left = static_cast<std::uint32_t>(before + n - found_.size());
+    free_.take(std::min(left, free_.size()), found_);
   }
-  std::sort(found_.begin() + before, found_.end());
+  std::sort(found_.begin() + static_cast<std::ptrdiff_t>(before), found_.end());
   return young;
+}
+
+// The oldest retired slot, out of the FIFO; `young` if a reader may still be at it.
+std::uint32_t SlotTable::take_oldest(double now, bool& young) {
+  if (retired_.size == 0) retire_oldest(now);
+  const std::uint32_t slot = retired_.oldest;
+  young |= now - slots_[slot].retired_at < reuse_age_;
+  remove(retired_, slot);
+  forget_name(slot);
+  return slot;
+}
+
+// False: there is no such run, and nothing more to evict.
+bool SlotTable::take_short(std::uint32_t granules, double now, bool& young) {
+  if (unused_.empty() && slots_.size() == slots_.capacity()) return false;
+  std::optional<std::uint32_t> first;
+  while (!(first = spare_.take_adjacent(granules))) {
+    if (free_.size() > 0)
+      split_frame();
+    else if (retired_.size + recent_.size > 0)
+      free_place(take_oldest(now, young));
+    else
+      return false;
+  }
+  std::uint32_t slot;
+  if (!unused_.empty()) {
+    slot = unused_.back();
+    unused_.pop_back();
+  } else {
+    slot = static_cast<std::uint32_t>(slots_.size());
+    slots_.emplace_back();
+    short_.emplace_back();
+    index_.grow(slot + 1);
+  }
+  short_[slot - capacity_] = {*first, std::uint8_t(granules), std::uint8_t(tier_)};
+  short_at_.emplace(*first, slot);
+  each_frame(slot, [&](std::uint32_t frame, std::uint32_t part) {
+    split_[frame].used += std::uint8_t(part);
+  });
+  hold(slot, reserved_);
+  found_.push_back(slot);
+  return true;
+}
+
+// The next one after the last, if it is free, so that a run goes on from one into the other.
+void SlotTable::split_frame() {
+  std::uint32_t frame = next_frame_;
+  if (free_.contains(frame))
+    free_.cut(frame, 1);
+  else
+    frame = free_.take_longest();
+  next_frame_ = frame + 1;
+  split_[frame] = {};
+  spare_.put(frame * kGranulesPerSlot, kGranulesPerSlot);
+}
+
+void SlotTable::free_place(std::uint32_t slot) {
+  Slot& s = slots_[slot];
+  s.state = State::free;
+  s.again = false;
+  if (full(slot)) {
+    free_.put(slot, 1);
+    return;
+  }
+  const Place place = place_of(slot);
+  spare_.put(place.first, place.granules);
+  each_frame(slot, [&](std::uint32_t frame, std::uint32_t part) {
+    Split& split = split_[frame];
+    split.used -= std::uint8_t(part);
+    if (split.used > 0) return;
+    split_.erase(frame);
+    spare_.cut(frame * kGranulesPerSlot, kGranulesPerSlot);
+    free_.put(frame, 1);
+  });
+  if (!s.dirty) forget_short(slot);  // else it is retracted first, from its place
+}
+
+void SlotTable::forget_short(std::uint32_t slot) {
+  auto at = short_at_.lower_bound(place_of(slot).first);
+  while (at->second != slot) ++at;
+  short_at_.erase(at);
+  unused_.push_back(slot);
+}
+
+// Calls do(frame, granules of the short slot in it) for the one or two that it lies in.
+template <class Do>
+void SlotTable::each_frame(std::uint32_t slot, const Do& action) {
+  const Place place = place_of(slot);
+  const std::uint32_t frame = place.first / kGranulesPerSlot;
+  const std::uint32_t room = (frame + 1) * kGranulesPerSlot - place.first;
+  action(frame, std::min<std::uint32_t>(room, place.granules));
+  if (place.granules > room) action(frame + 1, place.granules - room);
+}
+
+// It cannot be taken for room, and counts under `granules`.
+void SlotTable::hold(std::uint32_t slot, std::uint64_t& granules) {
+  granules += granules_of(slot);
+  if (full(slot))
+    ++held_;
+  else
+    each_frame(slot,
+               [&](std::uint32_t frame, std::uint32_t) { held_ += split_[frame].held++ == 0; });
+}
+
+void SlotTable::let_go(std::uint32_t slot, std::uint64_t& granules) {
+  granules -= granules_of(slot);
+  if (full(slot))
+    --held_;
+  else
+    each_frame(slot,
+               [&](std::uint32_t frame, std::uint32_t) { held_ -= --split_[frame].held == 0; });
+}
+
+// Of a slot whose epoch has ended.
+void SlotTable::end_life(std::uint32_t slot) {
+  Slot& s = slots_[slot];
+  s.named = s.again = false;
+  if (s.state != State::readable) return;
+  if (s.pins == 0) {
+    remove(recent_, slot);
+    set_retired(slot, std::numeric_limits<double>::quiet_NaN());
+  } else {
+    retire_pinned(slot);
+  }
 }
 
 void SlotTable::mark(std::uint32_t slot) {
@@ -442,7 +659,7 @@ void SlotTable::push_newest(List& list, std::uint32_t slot) {
   slots_[slot].newer = kNone;
   (list.newest == kNone ? list.oldest : slots_[list.newest].newer) = slot;
   list.newest = slot;
-  ++list.size;
+  ++list.size, list.granules += granules_of(slot);
 }
 
 void SlotTable::push_oldest(List& list, std::uint32_t slot) {
@@ -450,14 +667,24 @@ void SlotTable::push_oldest(List& list, std::uint32_t slot) {
   slots_[slot].older = kNone;
   (list.oldest == kNone ? list.newest : slots_[list.oldest].older) = slot;
   list.oldest = slot;
-  ++list.size;
+  ++list.size, list.granules += granules_of(slot);
+}
+
+// The next older than `newer`, which is in the list.
+void SlotTable::insert_behind(List& list, std::uint32_t newer, std::uint32_t slot) {
+  const std::uint32_t older = slots_[newer].older;
+  slots_[slot].newer = newer;
+  slots_[slot].older = older;
+  (older == kNone ? list.oldest : slots_[older].newer) = slot;
+  slots_[newer].older = slot;
+  ++list.size, list.granules += granules_of(slot);
 }
 
 void SlotTable::remove(List& list, std::uint32_t slot) {
   const Slot& s = slots_[slot];
   (s.older == kNone ? list.oldest : slots_[s.older].newer) = s.newer;
   (s.newer == kNone ? list.newest : slots_[s.newer].older) = s.older;
-  --list.size;
+  --list.size, list.granules -= granules_of(slot);
 }
 
 }  // namespace lmkv

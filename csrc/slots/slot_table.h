@@ -12,6 +12,12 @@
 // whose chain was admitted in pieces look it up once as a whole when it is done, which puts it in
 // order.
 //
+// A compressed chunk takes fewer granules than a full slot: a short slot. It lies in frames (the
+// rooms of full slots) that are split, side by side with others, and may reach from one into the
+// next. A split frame is a full slot's room again as soon as no short slot is left in it. A chunk
+// changes its form by reserve_again() and replace(): the new slot takes name and age of the old one
+// in one step, and the old one is retired with its bytes.
+//
 // What the controllers must hear is a difference: each slot remembers what was told of it, and
 // take_changes() tells what has changed since.
 //
@@ -19,9 +25,11 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <mutex>
 #include <optional>
 #include <span>
+#include <unordered_map>
 #include <vector>
 
 #include "slots/free_runs.h"
@@ -47,6 +55,10 @@ class SlotTable {
     bool announce;
     SlotArrays slots;
   };
+  using Sizes = std::span<const std::uint8_t>;
+
+  enum class Replaced : std::uint8_t { gone, good, pinned };
+
   struct Granules {
     std::uint64_t free, reserved, readable, pinned, retired, limbo;
   };
@@ -60,8 +72,14 @@ class SlotTable {
   void begin_epoch();
   std::size_t lookup(Keys keys, bool use);
   std::vector<std::uint8_t> contains(Keys keys);
-  SlotArrays places(Keys keys);                              // without keys
-  std::optional<SlotArrays> reserve(Keys keys, double now);  // without keys
+  SlotArrays places(Keys keys);  // without keys
+  // `granules` of each, 1 to 16; none: all are full slots. Nothing: not enough can be evicted.
+  std::optional<SlotArrays> reserve(Keys keys, double now, Sizes granules = {});  // without keys
+  // For chunks that are readable in another form; nobody finds these slots before replace().
+  std::optional<SlotArrays> reserve_again(Keys keys, double now, Sizes granules);
+  // Slots of reserve_again() for those of `old`. A reason not to leaves the new slot reserved.
+  std::vector<Replaced> replace(Places places, Counters counters, Places old,
+                                Counters old_counters);
   std::size_t admit(Places places, Counters counters, bool front);
   void abort(Places places, Counters counters, bool limbo);
   void end_limbo(Places places, Counters counters);
@@ -72,9 +90,12 @@ class SlotTable {
   std::vector<Change> take_changes();
   std::vector<double> take_ages();
   Sums sums();
-  SlotArrays slice(std::uint32_t first, std::uint32_t last);
+  SlotArrays slice(std::uint32_t first, std::uint32_t last);  // in the order of their granules
+  // The greatest end, `last` at most, for which slice(first, end) has no more than `most` (16 or
+  // more) slots.
+  std::uint32_t slice_end(std::uint32_t first, std::uint32_t last, std::uint32_t most);
   Granules granules();
-  std::uint32_t capacity() const { return static_cast<std::uint32_t>(slots_.size()); }
+  std::uint32_t capacity() const { return capacity_; }  // full slots
   std::uint32_t usable();
   std::uint64_t pins();
 
@@ -89,18 +110,32 @@ class SlotTable {
     std::uint32_t older = KeyIndex::kNone, newer = KeyIndex::kNone;  // in `recent_` or `retired_`
     State state = State::free;
     bool named = false;  // the index finds it: readable, reserved or retired in this epoch
+    bool again = false;  // reserved in this epoch to replace another
     bool told = false, dirty = false;
   };
 
   // A list through the slots, from the oldest to the newest.
   struct List {
     std::uint32_t oldest = KeyIndex::kNone, newest = KeyIndex::kNone, size = 0;
+    std::uint64_t granules = 0;
+  };
+
+  // A frame with short slots in it.
+  struct Split {
+    std::uint8_t used = 0;  // granules
+    std::uint8_t held = 0;  // short slots that cannot be taken for room
   };
 
   static constexpr std::size_t kAges = 1024;  // that are kept between two take_ages()
 
+  // Full slots are numbered by their frames, short ones from capacity_ on.
+  bool full(std::uint32_t slot) const { return slot < capacity_; }
   Place place_of(std::uint32_t slot) const {
+    if (!full(slot)) return short_[slot - capacity_];
     return {slot * kGranulesPerSlot, kGranulesPerSlot, std::uint8_t(tier_)};
+  }
+  std::uint32_t granules_of(std::uint32_t slot) const {
+    return full(slot) ? kGranulesPerSlot : short_[slot - capacity_].granules;
   }
 
   std::uint32_t find(std::uint64_t hash, const Key& key) const;
@@ -112,27 +147,49 @@ class SlotTable {
   void set_retired(std::uint32_t slot, double now);
   void retire_pinned(std::uint32_t slot);
   void retire_oldest(double now);
+  std::optional<SlotArrays> reserve_all(Keys keys, double now, Sizes granules, bool again);
   bool take_retired(std::uint32_t n, double now);  // into found_; true: some were young
+  std::uint32_t take_oldest(double now, bool& young);
+  bool take_short(std::uint32_t granules, double now, bool& young);  // into found_
+  void split_frame();
+  void free_place(std::uint32_t slot);
+  void free_short(std::uint32_t slot);
+  void hold(std::uint32_t slot, std::uint64_t& granules);
+  void let_go(std::uint32_t slot, std::uint64_t& granules);
+  void end_life(std::uint32_t slot);
+  void forget_short(std::uint32_t slot);
+  template <class Do>
+  void each_frame(std::uint32_t slot, const Do& action);
   void mark(std::uint32_t slot);
   void push_newest(List& list, std::uint32_t slot);
   void push_oldest(List& list, std::uint32_t slot);
+  void insert_behind(List& list, std::uint32_t newer, std::uint32_t slot);
   void remove(List& list, std::uint32_t slot);
 
   std::mutex mutex_;
-  std::vector<Slot> slots_;
+  const std::uint32_t capacity_;
+  std::vector<Slot> slots_;  // never moves
   KeyIndex index_;
-  FreeRuns free_;
+  FreeRuns free_;  // frames
   const double retired_share_, reuse_age_;
   const Tier tier_;
   const std::uint32_t last_counter_;
   std::uint32_t usable_ = 0, counter_ = 0;
+  std::uint32_t held_ = 0;                               // frames that cannot be made free
   List recent_;                                          // readable, not pinned
   List retired_;                                         // the FIFO
-  std::uint32_t reserved_ = 0, pinned_ = 0, limbo_ = 0;  // slots
+  std::uint64_t reserved_ = 0, pinned_ = 0, limbo_ = 0;  // granules
   std::uint64_t pins_ = 0;
   std::vector<std::uint32_t> dirty_, found_;
   std::vector<double> ages_;
   Sums told_;
+
+  std::vector<Place> short_;                              // places of the short slots
+  std::vector<std::uint32_t> unused_;                     // numbers of short slots to use again
+  std::multimap<std::uint32_t, std::uint32_t> short_at_;  // by first granule; free ones still told
+  std::unordered_map<std::uint32_t, Split> split_;        // by frame
+  FreeRuns spare_;                                        // granules of split frames
+  std::uint32_t next_frame_ = 0;  // behind the one that was split last: there a run goes on
 };
 
 }  // namespace lmkv

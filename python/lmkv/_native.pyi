@@ -119,12 +119,45 @@ def write_slot(
 ) -> None:
     """Seal a slot at `address` from a payload in slot order: for tests and golden vectors."""
 
-def check_slot(address: int, layout: SlotLayout, key: bytes, generation: int) -> int:
-    """A reader's whole check (header, table, segments); a SlotStatus."""
+def check_slot(address: int, layout: SlotLayout, key: bytes, generation: int, room: int = 0) -> int:
+    """A reader's whole check (header, table, segments); a SlotStatus. `room` is the slot's, in
+    bytes: a compressed one has less than a full one, which 0 stands for. Nothing is decoded."""
 
-def adopt_slot(address: int, layout: SlotLayout, key: bytes, theirs: int, ours: int) -> int:
+def adopt_slot(
+    address: int, layout: SlotLayout, key: bytes, theirs: int, ours: int, room: int = 0
+) -> int:
     """A puller's step after its READ: check as a reader of generation `theirs`, then seal the header
     with generation `ours`; a SlotStatus. The slot is cleared unless it is GOOD."""
+
+def load_zstd(path: str) -> None:
+    """The library that compressed slots need, once for the process. RuntimeError: it does not load,
+    or lacks a function. Without it compressed slots are INCOMPATIBLE."""
+
+def zstd_version() -> str:
+    """ "" while none is loaded."""
+
+def compress_slot(
+    address: int, layout: SlotLayout, key: bytes, generation: int, codec: int
+) -> tuple[int, bytes]:
+    """(SlotStatus, all of the compressed slot but its header, b"" unless GOOD). Codecs 1, 2, 3 are
+    for words of 1, 2, 4 bytes. INCOMPATIBLE: it is compressed already. RuntimeError without zstd."""
+
+def place_compressed(
+    address: int,
+    room: int,
+    layout: SlotLayout,
+    key: bytes,
+    generation: int,
+    codec: int,
+    image: bytes,
+) -> None:
+    """Write and seal what compress_slot() made. ValueError when it does not fit into `room`."""
+
+def expand_slot(
+    address: int, room: int, layout: SlotLayout, key: bytes, theirs: int, to: int, ours: int
+) -> int:
+    """A compressed slot (or a full one) as a full slot at `to`, sealed with generation `ours`; a
+    SlotStatus. `to` is cleared unless it is GOOD."""
 
 def clear_slot(address: int) -> None:
     """Word 0 becomes 0: no reader accepts the slot. First step of reuse, before a READ lands."""
@@ -243,12 +276,26 @@ class Copier:
         """vLLM's blocks to a reserved slot: payload, table, header; magic last."""
     def audit(self, slot_address: int, blocks: Sequence[int]) -> bool:
         """Digest the blocks again and compare with the slot's table."""
-    def scatter(self, slot_address: int, key: bytes, generation: int, blocks: Sequence[int]) -> int:
+    def scatter(
+        self,
+        slot_address: int,
+        key: bytes,
+        generation: int,
+        blocks: Sequence[int],
+        room: int = 0,
+    ) -> int:
         """A slot (own or a mapped peer's, read-only) to vLLM's blocks, checked as SLOT_FORMAT's
         reader; a SlotStatus. The blocks hold rubbish unless it is GOOD. A block SKIPPED_BLOCK is
-        left alone: its part of the slot is only checked."""
+        left alone: its part of the slot is only checked. `room` as in check_slot(); a compressed
+        slot is decoded on the way."""
     def scatter_part(
-        self, slot_address: int, part: SlotPart, key: bytes, generation: int, blocks: Sequence[int]
+        self,
+        slot_address: int,
+        part: SlotPart,
+        key: bytes,
+        generation: int,
+        blocks: Sequence[int],
+        room: int = 0,
     ) -> int:
         """The same for those heads of a peer's slot that are ours too; nothing else of its payload
         is read or verified. ValueError when the part is of another layout's slots."""
@@ -416,12 +463,22 @@ class SlotTable:
         """One u8 a key: 1 readable, 2 reserved, 0 neither."""
     def places(self, keys: bytes) -> tuple[bytes, bytes, int]:
         """(places, counters, n) of the longest readable prefix of n keys."""
-    def reserve(self, keys: bytes, now: float) -> tuple[bytes, bytes] | None:
-        """Room for all the keys: (places, counters). None: nothing evictable. A key that is
+    def reserve(self, keys: bytes, now: float, granules: bytes = b"") -> tuple[bytes, bytes] | None:
+        """Room for all the keys: (places, counters); of so many `granules` each (u8, 1 to 16), by
+        default full slots. None: not enough can be evicted. A key that is
         readable or reserved already raises ValueError (ask `contains` first). Consecutive keys
         prefer consecutive slots. Reuse takes the oldest retired slot (older than `reuse_age`
         where possible), then retires the least recently used prefix tail. OverflowError: the
         epoch's counters are used up, begin another."""
+    def reserve_again(self, keys: bytes, now: float, granules: bytes) -> tuple[bytes, bytes] | None:
+        """Room for chunks that are readable in another form. Nobody finds these slots before
+        replace(); abort() gives them up."""
+    def replace(
+        self, places: bytes, counters: bytes, old_places: bytes, old_counters: bytes
+    ) -> bytes:
+        """Slots of reserve_again(), written by every rank, take names and ages of the old ones,
+        which are retired with their bytes. u8 each: 1 done, 0 the old one is not readable any more
+        (or either is of an ended epoch), 2 it is pinned; the new slot stays reserved then."""
     def admit(self, places: bytes, counters: bytes, front: bool = True) -> int:
         """Make reserved slots readable; returns how many were (a slot of an ended epoch or an
         aborted one is not). `front` False: first in line for retirement (a pulled copy)."""
@@ -449,7 +506,10 @@ class SlotTable:
         is the state that a listener of `take_changes` has."""
     def slice(self, first: int, last: int) -> tuple[bytes, bytes, bytes]:
         """(keys, places, counters) of readable slots whose first granule is in [first, last), as of
-        the changes taken."""
+        the changes taken, in the order of their granules."""
+    def slice_end(self, first: int, last: int, most: int) -> int:
+        """The greatest end, `last` at most, for which slice(first, end) has no more than `most`
+        slots (32 or more)."""
     def granules(self) -> dict[str, int]:
         """By state: free, reserved, readable, pinned, retired, limbo."""
     @property

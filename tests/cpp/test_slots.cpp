@@ -8,15 +8,18 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <random>
 #include <stdexcept>
 #include <thread>
 #include <vector>
 
+#include "codec/zstd.h"
 #include "copy/copier.h"
 #include "copy/runs.h"
 #include "expect.h"
 #include "isa.h"
 #include "memory/pool.h"
+#include "slots/compressed_slot.h"
 
 using namespace lmkv;
 
@@ -166,7 +169,7 @@ void a_mismatch_is_read_once_more() {
   const auto read = [&](auto&& at_first, auto&& at_second) {
     write_slot(slot, layout, key, 3, payload);
     int reads = 0;
-    return read_slot(slot, layout, key, 3, [&](std::uint32_t n, const std::byte* bytes) {
+    return read_slot(slot, layout, key, 3, kFullSlot, [&](std::uint32_t n, const std::byte* bytes) {
       return (++reads == 1 ? at_first() : at_second()) ? lmx64(bytes, 64, n) : 0;
     });
   };
@@ -182,6 +185,62 @@ void a_mismatch_is_read_once_more() {
   // Rubbish in the word of the generation is a changed header, so it is not called corrupt.
   const auto writing = [&] { return slot[32] ^= std::byte(1), false; };
   EXPECT(read(writing, good) == SlotStatus::gone);
+}
+
+// Rubbish in a compressed slot, digests and all, is neither read beyond nor decoded. Without a zstd
+// library only that it is incompatible can be tried.
+void rubbish_in_a_compressed_slot_is_found() {
+  const SlotLayout layout(3, 8192, kPageFormatTokens, 7);
+  const Key key{1, 2};
+  std::mt19937_64 random(9);
+  std::vector<std::byte> payload(layout.payload_bytes());
+  for (std::size_t i = 0; i < payload.size(); ++i) payload[i] = std::byte(i % 2 ? 60 : random());
+  Pool pool(layout.granule_bytes(), 3, 3, 0);
+  pool.add_segment(true);
+  std::byte* full = pool.slot({.first = 0, .granules = 16});
+  std::byte* back = pool.slot({.first = 16, .granules = 16});
+  write_slot(full, layout, key, 3, payload);
+  try {
+    load_zstd("libzstd.so.1");
+  } catch (const std::runtime_error& error) {
+    std::puts(error.what());
+    return;
+  }
+  const CompressedSlot made = compress_slot(full, layout, key, 3, 2);
+  EXPECT(made.status == SlotStatus::good);
+  // Exactly the slot's bytes, so that a read beyond them is one beyond an allocation.
+  const std::size_t bytes = made.image.size();
+  auto* slot = static_cast<std::byte*>(std::aligned_alloc(4096, round_up(bytes, 4096)));
+  const std::uint64_t room = round_up(bytes, 4096);
+  const auto fill = [&] { place_compressed(slot, room, layout, key, 4, 2, made.image); };
+  fill();
+  EXPECT(expand_slot(slot, room, layout, key, 4, back, 5) == SlotStatus::good);
+  EXPECT(std::memcmp(back + layout.payload_offset(), payload.data(), payload.size()) == 0);
+  const std::uint64_t begin = compressed_payload_offset(layout.segments);
+  for (int i = 0; i < 3000; ++i) {
+    fill();
+    std::vector<std::byte> image(slot, slot + bytes);
+    const bool in_table = random() % 4 == 0;
+    const std::size_t from = in_table ? 64 : begin, to = in_table ? begin : bytes;
+    for (int n = 0; n < 1 + int(random() % 4); ++n)
+      image[from + random() % (to - from)] = std::byte(random());
+    // Digests of what is there now, as a writer that lies would make them.
+    for (std::uint32_t n = 0; n < layout.segments; ++n) {
+      CompressedSegment entry;
+      std::memcpy(&entry, image.data() + 64 + 16 * n, 16);
+      const std::uint64_t at = begin + entry.offset * std::uint64_t{64};
+      const std::uint64_t length = entry.length * std::uint64_t{16};
+      if (length == 0 || at + length > bytes) continue;
+      entry.digest = lmx64(image.data() + at, length, n);
+      std::memcpy(image.data() + 64 + 16 * n, &entry, 16);
+    }
+    place_compressed(slot, room, layout, key, 4, 2, image);
+    const SlotStatus status = expand_slot(slot, room, layout, key, 4, back, 5);
+    EXPECT(status == SlotStatus::good || status == SlotStatus::digest);
+    EXPECT(check_slot(back, layout, key, 5) ==
+           (status == SlotStatus::good ? SlotStatus::good : SlotStatus::gone));
+  }
+  std::free(slot);
 }
 
 template <class Error, class Call>
@@ -221,6 +280,7 @@ int main() {
     a_reader_is_safe_from_a_writer();
   }
   a_mismatch_is_read_once_more();
+  rubbish_in_a_compressed_slot_is_found();
   what_is_no_pool_segment_is_refused();
   std::puts("slots: good");
 }

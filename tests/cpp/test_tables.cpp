@@ -1,5 +1,6 @@
 // Slot table and directory under sanitizers: threads on one table, growth, shrinking and sweeping
 // of the directory against a std::map, and the end of the counters.
+#include <algorithm>
 #include <map>
 #include <random>
 #include <stdexcept>
@@ -20,6 +21,51 @@ std::vector<Key> keys(std::uint64_t first, std::size_t n) {
   std::vector<Key> out;
   for (std::size_t i = 0; i < n; ++i) out.push_back(key(first + i));
   return out;
+}
+
+// Chunks change their form back and forth while others are stored, pinned and retired; then every
+// granule is accounted for, and full slots have all frames again.
+void short_slots_share_frames() {
+  constexpr std::uint32_t kFrames = 24;
+  SlotTable table(kFrames, 10, 0.1, 0.1);
+  table.grow(kFrames);
+  std::mt19937_64 random(5);
+  const auto sum = [&] {
+    const SlotTable::Granules now = table.granules();
+    return now.free + now.reserved + now.readable + now.pinned + now.retired + now.limbo;
+  };
+  for (int i = 0; i < 20000; ++i) {
+    const auto mine = keys(random() % 40, 1 + random() % 4);
+    const std::vector<std::uint8_t> sizes(mine.size(), std::uint8_t(1 + random() % 16));
+    const auto there = table.contains(mine);
+    if (std::ranges::count(there, 0) == std::ptrdiff_t(mine.size())) {
+      const auto got = table.reserve(mine, i, sizes);
+      if (!got) continue;
+      if (random() % 8 == 0) {
+        table.abort(got->places, got->counters, true);
+        table.end_limbo(got->places, got->counters);
+      } else {
+        EXPECT(table.admit(got->places, got->counters, true) == mine.size());
+      }
+    } else if (table.lookup(mine, true) == mine.size()) {
+      const SlotArrays old = table.places(mine);
+      const bool pinned = random() % 8 == 0;
+      if (pinned) table.pin(mine);
+      if (const auto got = table.reserve_again(mine, i, sizes)) {
+        table.replace(got->places, got->counters, old.places, old.counters);
+        table.abort(got->places, got->counters, false);
+      }
+      if (pinned) table.unpin(old.places, old.counters);
+      if (random() % 8 == 0) table.retire(mine);
+    }
+    if (i % 64 == 0) table.take_changes();
+    if (i % 5000 == 4999) table.begin_epoch();
+    EXPECT(sum() == kFrames * 16);
+    EXPECT(table.slice(0, kFrames * 16).keys.size() == table.sums().count);
+  }
+  const auto all = table.reserve(keys(1000, kFrames), 1e6);
+  EXPECT(all.has_value());
+  EXPECT(table.granules().reserved == kFrames * 16);
 }
 
 // Stores, prefix lookups, pins and announcements from several threads; then the books must balance.
@@ -222,6 +268,7 @@ constexpr bool kThreadsOnly = false;
 
 int main() {
   threads_share_a_slot_table();
+  short_slots_share_frames();
   if (kThreadsOnly) return 0;
   counters_end_before_they_wrap();
   keys_of_one_group_overflow();

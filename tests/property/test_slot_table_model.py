@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Collection
 from itertools import islice
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from lmkv._native import Directory, SlotTable
 
 CAPACITY, SEGMENT = 12, 5
+SIZES = st.sampled_from([3, 5, 11, 15, 16])  # granules
 SOME_KEYS = st.lists(st.integers(0, 30), min_size=1, max_size=6, unique=True)
 
 
@@ -27,10 +29,16 @@ def split(data: bytes, size: int) -> list[bytes]:
     return [data[i : i + size] for i in range(0, len(data), size)]
 
 
+def granules_of(place: bytes) -> range:
+    first = int.from_bytes(place[:4], "little")
+    return range(first, first + place[4])
+
+
 class SlotTableMachine(RuleBasedStateMachine):
     jobs = Bundle("jobs")  # reserved: (epoch, names, places, counters)
     limbos = Bundle("limbos")
     pinnings = Bundle("pinnings")
+    rewrites = Bundle("rewrites")  # reserved again: (epoch, names with old slots, places, counters)
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,26 +70,76 @@ class SlotTableMachine(RuleBasedStateMachine):
     def prefix(self, names: list[int]) -> list[int]:
         return names[: next((i for i, n in enumerate(names) if n not in self.readable), len(names))]
 
-    @rule(target=jobs, names=SOME_KEYS, age=st.sampled_from([0.0, 0.01, 1.0]))
-    def reserve(self, names: list[int], age: float) -> tuple[int, list[int], bytes, bytes]:
+    def frames_left(self) -> int:
+        """Frames in which nothing is held."""
+        held = [*self.taken, *(place for place, _ in self.pins)]
+        return self.table.usable - len({g // 16 for place in held for g in granules_of(place)})
+
+    def got(self, places: list[bytes], counters: list[bytes]) -> None:
+        """These were reserved: they overlap nothing that is held."""
+        held = [*self.taken, *(place for place, _ in self.pins)]
+        own = [g for place in places for g in granules_of(place)]
+        assert len(set(own)) == len(own)
+        assert not set(own) & {g for place in held for g in granules_of(place)}
+        assert max(own, default=0) < 16 * self.table.usable
+        for place in places:  # none crosses a segment
+            assert len({g // (16 * SEGMENT) for g in granules_of(place)}) == 1
+        assert len(set(counters)) == len(counters)
+        assert not set(counters) & self.counters
+        self.counters.update(counters)
+        self.taken.update(dict.fromkeys(places, "reserved"))
+
+    @rule(target=jobs, names=SOME_KEYS, age=st.sampled_from([0.0, 0.01, 1.0]), size=SIZES)
+    def reserve(
+        self, names: list[int], age: float, size: int
+    ) -> tuple[int, list[int], bytes, bytes]:
         self.now += age
         names = [n for n in names if n not in self.readable and n not in self.reserved]
-        granules = self.table.granules()
-        got = self.table.reserve(raw(names), self.now)
-        room = granules["free"] + granules["retired"] + granules["readable"]
-        assert (got is None) == (16 * len(names) > room)
+        left = self.frames_left()
+        sizes = bytes(size if n % 2 else 16 for n in names)
+        got = self.table.reserve(raw(names), self.now, sizes if size < 16 else b"")
+        assert len(names) <= left or got is None
+        if size == 16 or not any(n < 16 for n in sizes):  # full ones need a frame each, no more
+            assert (got is None) == (len(names) > left)
         if got is None:
             return self.epoch, [], b"", b""
         places = split(got[0], 8)
-        assert len(set(places)) == len(places) == len(names)
-        for place, counter in zip(places, split(got[1], 4)):
-            assert place not in self.taken  # neither reserved nor in limbo
-            assert not any(pinned[0] == place for pinned in self.pins)
-            assert counter not in self.counters
-            self.counters.add(counter)
-        self.taken.update(dict.fromkeys(places, "reserved"))
+        assert [place[4] for place in places] == list(sizes if size < 16 else b"\x10" * len(names))
+        self.got(places, split(got[1], 4))
         self.reserved.update(zip(names, places))
         return (self.epoch, names, *got)
+
+    @rule(target=rewrites, names=SOME_KEYS, size=SIZES)
+    def reserve_again(self, names: list[int], size: int) -> tuple[int, list[Any], bytes, bytes]:
+        names = [n for n in names if n in self.readable]
+        old = [self.readable[n] for n in names]
+        got = self.table.reserve_again(raw(names), self.now, bytes([size]) * len(names))
+        if got is None:
+            return self.epoch, [], b"", b""
+        self.hear()  # it may have evicted one of them for room
+        self.got(split(got[0], 8), split(got[1], 4))
+        return (self.epoch, list(zip(names, old)), *got)
+
+    @rule(rewrite=consumes(rewrites))
+    def replace(self, rewrite: tuple[int, list[Any], bytes, bytes]) -> None:
+        epoch, olds, places, counters = rewrite
+        self.hear()
+        expected = []
+        for name, old in olds:
+            there = epoch == self.epoch and self.readable.get(name) == old
+            expected.append(0 if not there else 2 if old in self.pins else 1)
+        old_places = b"".join(place for _, (place, _) in olds)
+        old_counters = b"".join(counter for _, (_, counter) in olds)
+        got = self.table.replace(places, counters, old_places, old_counters)
+        assert list(got) == expected
+        self.table.abort(places, counters)  # of those that replaced nothing
+        moved = [name for (name, _), done in zip(olds, expected) if done == 1]
+        self.hear(retired=moved)
+        for place in split(places, 8):
+            del self.taken[place]
+        found = {n: (p, c) for (n, _), p, c in zip(olds, split(places, 8), split(counters, 4))}
+        for name in moved:
+            assert self.readable[name] == found[name]
 
     def forget(self, names: list[int], places: bytes) -> None:
         for name, place in zip(names, split(places, 8)):
@@ -193,14 +251,16 @@ class SlotTableMachine(RuleBasedStateMachine):
         self.hear()
         granules = self.table.granules()
         assert sum(granules.values()) == 16 * self.table.usable
-        in_use = {place for place, _ in self.readable.values()}
-        assert len(in_use) == len(self.readable)
-        assert not in_use & set(self.taken)
         pinned = {place for place, _ in self.pins}
-        assert granules["pinned"] == 16 * len(pinned)
-        assert granules["readable"] == 16 * len(in_use - pinned)
+        in_use = {place for place, _ in self.readable.values()}
+        every = [g for place in {*in_use, *pinned, *self.taken} for g in granules_of(place)]
+        assert len(set(every)) == len(every)
+        assert len(in_use) == len(self.readable)
+        assert granules["pinned"] == sum(place[4] for place in pinned)
+        assert granules["readable"] == sum(place[4] for place in in_use - pinned)
         for state in ("reserved", "limbo"):
-            assert granules[state] == 16 * list(self.taken.values()).count(state)
+            taken = [place for place, is_ in self.taken.items() if is_ == state]
+            assert granules[state] == sum(place[4] for place in taken)
         assert self.table.pins == sum(self.pins.values())
 
     @invariant()
@@ -209,8 +269,9 @@ class SlotTableMachine(RuleBasedStateMachine):
         assert self.listener.sums(self.who) == self.table.sums()
         keys, places, counters = self.table.slice(0, 16 * CAPACITY)
         told = zip(split(keys, 16), split(places, 8), split(counters, 4))
-        expected = sorted((p, raw([n]), c) for n, (p, c) in self.readable.items())
-        assert sorted((p, k, c) for k, p, c in told) == expected
+        expected = [(p, raw([n]), c) for n, (p, c) in self.readable.items()]
+        expected.sort(key=lambda slot: int.from_bytes(slot[0][:4], "little"))
+        assert [(p, k, c) for k, p, c in told] == expected  # in the order of their granules
 
 
 TestSlotTable = SlotTableMachine.TestCase

@@ -153,7 +153,7 @@ def test_misuse_is_named():
     with pytest.raises(ValueError, match="pull 1: unequal counts 1, 1, 1, 0, 0"):
         world.pull(1, [(0, 0, 1)], [])
     arrays = [key(0), place(0), struct.pack("<I", 1), place(0, 8), struct.pack("<I", 1)]
-    with pytest.raises(ValueError, match="own place of 8 granules, 16 are a slot"):
+    with pytest.raises(ValueError, match="own place of 8 granules, theirs has 16"):
         world.engine.pull(1, world.peer, LAYOUT, THEIRS, OURS, *arrays, 1.0)
     with pytest.raises(ValueError, match="keys: 15 bytes are not a multiple of 16"):
         world.engine.pull(1, world.peer, LAYOUT, THEIRS, OURS, key(0)[:15], *arrays[1:], 1.0)

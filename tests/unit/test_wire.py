@@ -173,7 +173,7 @@ def test_the_page_and_the_docstring_have_the_same_frames(kind: Any) -> None:
     said = " ".join((kind.__doc__ or "").split()).partition("Frames: ")[2]
     names = (
         "as the operation says|keys|remote places|remote counters|own places|own counters|"
-        "places|counters|others|results"
+        "places|counters|others|results|granules"
     )
     found = re.match(rf"(?:(?:{names})(?: u32| \([^)]*\))?(?:, )?)*", said)
     assert found is not None

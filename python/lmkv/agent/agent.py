@@ -39,6 +39,7 @@ from lmkv.agent.reader import NULL_BLOCK, Reader
 from lmkv.agent.refusals import Refusals
 from lmkv.agent.request import Phase, RequestState
 from lmkv.agent.resolve import Addresses
+from lmkv.agent.rewrites import Rewrites
 from lmkv.agent.slots import Slots
 from lmkv.agent.stats import Stats
 from lmkv.agent.stores import Stores
@@ -140,6 +141,7 @@ class Agent:
             addresses, self.streams, self.commands, refusing(connect), clock
         )
         self.fetches = Fetches(self, refusing(connect), clock)
+        self.rewrites = Rewrites(self, to_ranks, clock)
         self.locator = Locator(config.cluster, engine.instance, clock, self.refuse)
         self.pulls = Pulls(
             self.table,

@@ -156,6 +156,7 @@ class Background:
             self._replace(stuck)
         self._agent.checks.send(self._workers)
         self._agent.pins.turn()
+        self._agent.rewrites.turn()
         self._agent.jobs.turn()
         self._controllers.turn()
 

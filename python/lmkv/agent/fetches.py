@@ -24,8 +24,10 @@ from lmkv.agent.locator import Answer, Locator
 from lmkv.agent.pulls import Job
 from lmkv.agent.relay import POLL, Relay
 from lmkv.agent.request import Source
+from lmkv.agent.transfers import is_whole, room_for
 from lmkv.core import geometry, wire
 from lmkv.core.clock import Clock, Deadline
+from lmkv.core.geometry import GRANULES_A_SLOT
 from lmkv.core.messages import PeerRef, PullPeer, PullResult, Register, SlotsPage, Welcome
 from lmkv.core.parts import parts
 
@@ -231,7 +233,9 @@ class Fetches:
         if not wanted:
             return False
         keys = b"".join(wanted)
-        own = agent.table.reserve(keys, self._clock())
+        whole = is_whole(agent.infos, [peer for each in ranks for peer in each], group)
+        granules = bytes(room_for(s.place) if whole else GRANULES_A_SLOT for s in wanted.values())
+        own = agent.table.reserve(keys, self._clock(), granules)
         if own is None:
             slots = agent.table.granules()
             text = (

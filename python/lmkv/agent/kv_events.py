@@ -48,7 +48,8 @@ class KvEvents:
         self._describe = describe
         self._refuse = refuse
         self._lock = threading.Lock()
-        self._slots: dict[bytes, tuple[bytes, BlockFacts | None]] = {}  # by place: key, facts
+        # By a place's first granule: key, facts.
+        self._slots: dict[bytes, tuple[bytes, BlockFacts | None]] = {}
         self._told: dict[bytes, BlockFacts] = {}  # by key: what listeners believe is readable
         self._gone: dict[bytes, BlockFacts] = {}  # of those: to be told that they are not
         self._new: dict[bytes, BlockFacts] = {}  # readable, to be told
@@ -63,15 +64,22 @@ class KvEvents:
             self._refuse("events", f"a chunk of cache group {group} is not described: {error!r}")
         with self._lock:
             if facts is None or self._ended:
-                self._slots.pop(place, None)
+                self._slots.pop(place[:4], None)
             else:
-                self._slots[place] = key, facts
+                self._slots[place[:4]] = key, facts
 
     def brought(self, key: bytes, place: bytes) -> None:
         """This slot is to hold a chunk that no request here has had: vLLM knows no hashes of it."""
         with self._lock:
             if not self._ended:
-                self._slots[place] = key, None
+                self._slots[place[:4]] = key, None
+
+    def moved(self, key: bytes, old: bytes, place: bytes) -> None:
+        """The chunk at place `old` is about to be readable at another one, in another form."""
+        with self._lock:
+            known = self._slots.get(old[:4])
+            if known is not None and known[0] == key:
+                self._slots[place[:4]] = known
 
     def changed(self, changes: Changes) -> None:
         """As `SlotTable.take_changes()` gave them."""
@@ -87,7 +95,7 @@ class KvEvents:
                         self._gone[key] = self._told[key]
 
     def _readable(self, key: bytes, place: bytes) -> None:
-        known = self._slots.get(place)
+        known = self._slots.get(place[:4])
         if known is None:
             self._refuse("events", "a readable chunk's block hashes are not known: it is not told")
             return

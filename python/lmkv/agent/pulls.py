@@ -130,6 +130,11 @@ class Pulls:
                 self._links[rank].send(self._attach)
 
     @property
+    def movers(self) -> dict[int, str]:
+        """Their addresses, by rank; for the background thread."""
+        return {rank: link.address for rank, link in self._links.items()}
+
+    @property
     def ready(self) -> bool:
         """Whether every rank has a mover."""
         return len(self._links) == len(self._fingerprints)

@@ -206,7 +206,7 @@ class Stream:
                 self._sync = None
                 self._put(wire.encode(SyncEnd(epoch, self._number(), sync)))
                 break
-            last = min(end, first + MAX_KEYS * GRANULES_A_SLOT)
+            last = self._table.slice_end(first, end, MAX_KEYS)
             arrays = self._table.slice(first, last)
             self._put(wire.encode(SyncSlice(epoch, self._number(), sync, first, last), *arrays))
             self._sync = sync, last

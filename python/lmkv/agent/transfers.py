@@ -21,7 +21,7 @@ from lmkv.agent.request import RequestState, Source
 from lmkv.agent.stats import Stats
 from lmkv.core import wire
 from lmkv.core.config import InstanceConfig
-from lmkv.core.geometry import HOST
+from lmkv.core.geometry import GRANULES_A_SLOT, HOST
 from lmkv.core.messages import PullPeer, PullResult, RankInfo
 from lmkv.core.metrics import PULL_RESULTS
 from lmkv.core.parts import parts
@@ -56,6 +56,17 @@ class Geometry:
         if not self.window:
             return 0
         return max(0, end * self.chunk_tokens - self.window + 1) // self.chunk_tokens
+
+
+def room_for(place: bytes) -> int:
+    """Granules of an own place for what is pulled from a peer's: as many, where that can be."""
+    return place[4] if 0 < place[4] < GRANULES_A_SLOT else GRANULES_A_SLOT
+
+
+def is_whole(own: Sequence[RankInfo], ranks: Sequence[PullPeer], group: int) -> bool:
+    """Whether each rank here reads whole slots of a peer's."""
+    infos = [peer.info for peer in ranks]
+    return all(part.whole for rank in own for part in parts(rank, infos, group))
 
 
 class Transfers:
@@ -148,7 +159,7 @@ class Transfers:
         if not ranks or self._locator.avoids(source.peer):
             state.miss = "peer_dead"
             return False
-        if not self._parts(source.peer, state.group):
+        if not self._parts(source.peer, state.group) or not self._fits(state, source):
             state.miss = "incompatible"
             return False
         if state.transfer == "mapped" or self._config.pull == "never":
@@ -158,6 +169,12 @@ class Transfers:
             state.miss = "mover_down"
             return False
         return True
+
+    def _fits(self, state: RequestState, source: Source) -> bool:
+        """Of a compressed slot only the whole can be pulled: where its heads lie, only its own
+        table tells, and a READ must know that before."""
+        ranks, short = self._locator.ranks(source.peer), source.place[4] < GRANULES_A_SLOT
+        return not short or is_whole(self._own, ranks, state.group)
 
     def can_pull(self, ranks: Sequence[PullPeer]) -> bool:
         """Whether the movers here and those of a peer's ranks are there."""
@@ -170,12 +187,13 @@ class Transfers:
         """Pull these chunks, which bring what lies before chunk `end`; False if that is not done,
         with its cause."""
         peer = batch[0][1].peer
-        size = self.size(state, len(batch))
+        granules = bytes(room_for(source.place) for _, source in batch)
+        size = self.size(state, 1) * sum(granules) // GRANULES_A_SLOT
         if weigh and not self.pays(state, peer, size, batch[0][0], end):
             state.miss = "recompute_cheaper"
             return False
         keys = b"".join(state.keys(chunk, chunk + 1) for chunk, _ in batch)
-        own = self._table.reserve(keys, self._clock())
+        own = self._table.reserve(keys, self._clock(), granules)
         if own is None:
             state.miss = "no_room"
             return False

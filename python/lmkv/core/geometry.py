@@ -114,6 +114,12 @@ def differs(a: Register, b: Register) -> str:
     return compatible(a.layouts, b.layouts) or ""
 
 
+def codec(layout: str) -> int:
+    """The codec that suits a layout's elements (docs/slots.md): 1, 2, 3 for 1, 2, 4 bytes."""
+    dtype = fields(layout).get("dtype", "")
+    return {"bfloat16": 2, "float16": 2, "float32": 3}.get(dtype, 1)
+
+
 def unfit_ranks(ranks: Sequence[RankInfo]) -> str | None:
     """What an instance says of its ranks that cannot be so, by field; None if it may be."""
     numbers = sorted(rank.rank for rank in ranks)

@@ -9,6 +9,7 @@ sentence; the worker lives, and starts another.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -20,12 +21,13 @@ import time
 import zmq
 
 from lmkv import __version__, _native
-from lmkv.core import messages, wire
+from lmkv.core import messages, wire, zstd
 from lmkv.core.geometry import HOST
 from lmkv.core.keyfiles import Pair
 from lmkv.core.messages import Attach, GpuSegment, Message, MoverConfig, MoverState, Segments
 from lmkv.core.rank_sockets import Place, RankSocket
 from lmkv.mover import transport
+from lmkv.mover.codec import Codec
 from lmkv.mover.peers import Peers
 from lmkv.mover.pulls import Answer, Pulls
 from lmkv.mover.share import ShareServer
@@ -66,6 +68,8 @@ class Mover:
         self._engine: _native.PullEngine | None = None
         self._error = ""
         self._versions = {"lmkv": __version__}
+        with contextlib.suppress(zstd.ZstdError):  # compressed slots are incompatible then
+            self._versions["zstd"] = zstd.load()
         self._known: list[bytes] = []  # routing ids of agents, the latest last
         self._peers = Peers(config.rank, config.layouts, config.granule_bytes)
         # Segments to be faulted in.
@@ -76,6 +80,7 @@ class Mover:
         if self._pool is not None:
             self._start_nixl(self._pool)
         self._pulls = Pulls(config.rank, self._engine, self._peers)
+        self._codec = Codec(config.rank, self._pool, config.layouts, config.granule_bytes)
 
     @staticmethod
     def _map(config: MoverConfig) -> _native.PoolMap:
@@ -220,6 +225,8 @@ class Mover:
                     self._engine.forget(peer)
         elif isinstance(message, messages.Limbo):
             return self._pulls.limbo(identity, message.job)
+        elif isinstance(message, (messages.Compress, messages.Rewrite)):
+            self._codec.ask(identity, message, arrays, self._epoch)
         elif isinstance(message, messages.Ping):
             return [(identity, wire.encode(messages.Pong(message.request)))]
         else:
@@ -256,7 +263,7 @@ class Mover:
 
     def run(self) -> None:
         poller = zmq.Poller()
-        sources = [self._control, self._worker.fileno(), self._share.fileno()]
+        sources = [self._control, self._worker.fileno(), self._share.fileno(), self._codec.fd]
         if self._engine is not None:
             sources.append(self._engine.fd)
         for source in sources:
@@ -266,6 +273,8 @@ class Mover:
             ready = dict(poller.poll(self._patience()))
             if self._engine is not None and self._engine.fd in ready:
                 self._send(list(self._pulls.events()))
+            if self._codec.fd in ready:
+                self._send(list(self._codec.answers()))
             if self._control in ready:
                 self._from_agent()
             if self._worker.fileno() in ready:

@@ -18,7 +18,7 @@ from lmkv.core import wire
 from lmkv.core.geometry import DEVICE
 from lmkv.core.messages import Check
 from lmkv.worker.affinity import unpin
-from lmkv.worker.copiers import Pool, Slot
+from lmkv.worker.copiers import Pool, Slot, short_room
 from lmkv.worker.copies import Once
 
 log = logging.getLogger("lmkv.worker")
@@ -98,7 +98,8 @@ class Checker:
             address = self._pool.slot_address(place)
         except ValueError:  # of a segment that is not there
             return _native.SlotStatus.GONE
-        slot = Slot(address, key, generation, [], self._pool.tier == DEVICE)
+        room = short_room(place, self._pool)
+        slot = Slot(address, key, generation, [], self._pool.tier == DEVICE, room)
         status: int = _native.SlotStatus.INCOMPATIBLE
         for group in range(self._groups):
             status = self._check(group, slot)

@@ -8,16 +8,23 @@ engine has done its work when it calls us, and memory need not be made known to 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from lmkv import _native
+from lmkv.core.geometry import GRANULES_A_SLOT
+from lmkv.worker.affinity import unpin
 
 if TYPE_CHECKING:
     from lmkv.core.config import InstanceConfig
     from lmkv.worker.page_layout import PageLayout
+
+
+DECODERS = min(4, os.cpu_count() or 1)  # threads
 
 
 def copiers_of(pages: Sequence[PageLayout], config: InstanceConfig, folder: Path) -> Copiers:
@@ -39,15 +46,22 @@ class Slot:
     generation: int
     blocks: list[int]
     device: bool = False  # it is in a GPU's memory
+    room: int = 0  # bytes, of a compressed one; 0: it is a full slot
 
 
 Pool: TypeAlias = "_native.Pool | _native.PoolMap | _native.GpuPool"
+
+
+def short_room(place: bytes, pool: Pool) -> int:
+    """The `room` of a slot at this place."""
+    return place[4] * pool.granule_bytes if place[4] < GRANULES_A_SLOT else 0
 
 
 class Copiers(Protocol):
     """Thread-safe: a load and a store at a time. RuntimeError: of a GPU's driver."""
 
     at_once: int  # slots in a call, at most
+    short_at_once: int  # the same where all are compressed
     apart: bool  # loads and stores wait for a GPU, each in a thread of its own
 
     def mark(self) -> Any: ...
@@ -85,14 +99,17 @@ class Copiers(Protocol):
 
 
 class HostCopiers:
-    """Chunk by chunk, by the calling thread."""
+    """Chunk by chunk, by the calling thread; compressed ones, whose decoding takes longer than the
+    copy, by threads that begin with the first of them."""
 
     at_once = 1
+    short_at_once = 4 * DECODERS
     apart = False
 
     def __init__(self, pages: Sequence[PageLayout]) -> None:
         self._copiers = [group.copier() for group in pages]
         self._layouts = [group.slot for group in pages]
+        self._decoders: ThreadPoolExecutor | None = None
 
     def mark(self) -> None: ...
 
@@ -104,7 +121,8 @@ class HostCopiers:
         return self._copiers[group].audit(slot.address, slot.blocks)
 
     def check(self, group: int, slot: Slot) -> int:
-        return _native.check_slot(slot.address, self._layouts[group], slot.key, slot.generation)
+        layout = self._layouts[group]
+        return _native.check_slot(slot.address, layout, slot.key, slot.generation, slot.room)
 
     def clear(self, group: int, slot: Slot) -> None:
         _native.clear_slot(slot.address)
@@ -117,9 +135,17 @@ class HostCopiers:
         after: Any = None,
     ) -> list[int]:
         copier = self._copiers[group]
-        if part is None:
-            return [copier.scatter(s.address, s.key, s.generation, s.blocks) for s in slots]
-        return [copier.scatter_part(s.address, part, s.key, s.generation, s.blocks) for s in slots]
+
+        def one(s: Slot) -> int:
+            if part is None:
+                return copier.scatter(s.address, s.key, s.generation, s.blocks, s.room)
+            return copier.scatter_part(s.address, part, s.key, s.generation, s.blocks, s.room)
+
+        if len(slots) == 1:
+            return [one(slots[0])]
+        if self._decoders is None:
+            self._decoders = ThreadPoolExecutor(DECODERS, "lmkv-decode", initializer=unpin)
+        return list(self._decoders.map(one, slots))
 
     def know(self, pool: Pool, readonly: bool) -> None: ...
 

@@ -50,7 +50,8 @@ class Front:
     """Copiers that look in front first. `hits` counts the slots that were good there."""
 
     def __init__(self, copiers: GpuCopiers, pool: _native.GpuPool) -> None:
-        self.at_once, self.apart = copiers.at_once, copiers.apart
+        self.at_once, self.short_at_once = copiers.at_once, copiers.short_at_once
+        self.apart = copiers.apart
         self.hits = 0
         self._copiers = copiers
         self._pool = pool
@@ -160,7 +161,7 @@ class Front:
 
     def _in_front(self, slot: Slot, number: int) -> Slot:
         address = self._pool.address + number * self._pool.slot_bytes
-        return replace(slot, address=address, device=True)
+        return replace(slot, address=address, device=True, room=0)
 
     def _forget_chunk(self, chunk: Chunk) -> None:
         with self._lock:

@@ -4,20 +4,23 @@ The pool is host memory that is registered with the GPU segment by segment, and 
 pools where the driver takes read-only mappings. Slots cross the link in one of two ways, each
 measured once for reads and for writes (gpu_paths.py): kernels read and write them where they are,
 or they are copied as a whole and the kernels work in the GPU's memory. What is not registered (yet)
-is copied. Slots in a GPU's memory, ours or a peer's, are used where they are.
+is copied; so are compressed slots, once they are full ones again in memory of the host. Slots in a
+GPU's memory, ours or a peer's, are used where they are.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmkv import _native
 from lmkv.core.geometry import DEVICE
 from lmkv.worker.copiers import Pool, Slot
+from lmkv.worker.expanded import Expanded
 
 if TYPE_CHECKING:
     from lmkv.core.config import InstanceConfig
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("lmkv.worker")
 
 CHUNKS_AT_ONCE = 256
+EXPANDED = 4  # compressed slots that are expanded in the host's memory at once
 LANES = 2  # of a channel; each has staging for one slot at least
 Segment = tuple[int, int]  # address, bytes
 
@@ -53,7 +57,7 @@ class GpuCopiers:
     """`stream()` is the engine's current one, as vLLM's thread sees it. RuntimeError: of the
     driver, or there is no room in the GPU's memory."""
 
-    at_once = CHUNKS_AT_ONCE
+    at_once = short_at_once = CHUNKS_AT_ONCE
     apart = True
 
     def __init__(
@@ -108,7 +112,8 @@ class GpuCopiers:
 
     def check(self, group: int, slot: Slot) -> int:
         if not slot.device:
-            return _native.check_slot(slot.address, self._layouts[group], slot.key, slot.generation)
+            layout = self._layouts[group]
+            return _native.check_slot(slot.address, layout, slot.key, slot.generation, slot.room)
         (status,) = self._copiers[group].verify(self._stores, _chunks([slot]))
         return status
 
@@ -127,8 +132,38 @@ class GpuCopiers:
     ) -> list[int]:
         if part is not None:
             self._make_room(part.theirs)
-        copier = self._copiers[group]
-        return copier.scatter(self._loads, _chunks(slots), part, _mark(after), self.stage_loads)
+        results = [_native.SlotStatus.INCOMPATIBLE] * len(slots)
+        full = [i for i, slot in enumerate(slots) if not slot.room]
+        short = [i for i, slot in enumerate(slots) if slot.room and not slot.device]
+        self._scatter(group, slots, full, part, after, results)
+        layout = part.theirs if part is not None else self._layouts[group]
+        for at in range(0, len(short), EXPANDED):
+            batch = short[at : at + EXPANDED]
+            with contextlib.closing(Expanded(layout, len(batch))) as room:
+                there = {i: room.fill(n, slots[i]) for n, i in enumerate(batch)}
+                for i, (status, _) in there.items():
+                    results[i] = status
+                good = [i for i in batch if results[i] == _native.SlotStatus.GOOD]
+                moved = {i: there[i][1] for i in good}
+                self._scatter(group, moved, good, part, after, results)
+        return results
+
+    def _scatter(
+        self,
+        group: int,
+        slots: Sequence[Slot] | Mapping[int, Slot],
+        which: Sequence[int],
+        part: _native.SlotPart | None,
+        after: Any,
+        results: list[int],
+    ) -> None:
+        """Of `which` of the slots, none of them compressed."""
+        if not which:
+            return
+        chunks, copier = _chunks([slots[i] for i in which]), self._copiers[group]
+        found = copier.scatter(self._loads, chunks, part, _mark(after), self.stage_loads)
+        for i, status in zip(which, found):
+            results[i] = status
 
     def _make_room(self, slot: _native.SlotLayout) -> None:
         """In the loads' staging: a peer's rank with more heads has larger slots than ours."""

@@ -17,7 +17,7 @@ from lmkv.core import parts
 from lmkv.core.geometry import DEVICE
 from lmkv.core.messages import PullPeer, PullResult, RankInfo
 from lmkv.core.steps import Load, LoadChunk, LoadResult
-from lmkv.worker.copiers import Copiers, Pool, Slot
+from lmkv.worker.copiers import Copiers, Pool, Slot, short_room
 from lmkv.worker.copies import Once
 from lmkv.worker.mapped import MapError, MappedPeers
 from lmkv.worker.page_layout import PageLayout
@@ -31,8 +31,8 @@ MAP_RESULTS = {
 }
 
 
-# cache group, the part of peers' slots, and whether they are in a GPU's memory
-_Kind = tuple[int, "_native.SlotPart | None", bool]
+# cache group, the part of peers' slots, whether they are in a GPU's memory, and are compressed
+_Kind = tuple[int, "_native.SlotPart | None", bool, bool]
 
 
 class _NotFound(Exception):
@@ -75,7 +75,7 @@ class Loader:
         """Ends with the first chunk that fails; the blocks of those behind it hold rubbish."""
         with contextlib.ExitStack() as maps:
             batches, good, result = self._find(load, maps)
-            for (group, part, _), reads in batches:
+            for (group, part, _, _), reads in batches:
                 if reads[0].chunk >= good:
                     continue
                 for read, status in zip(reads, self._scatter(group, part, reads, after)):
@@ -109,10 +109,12 @@ class Loader:
                 self._once.exception("a chunk cannot be found", error)
                 return batches, number, PullResult.MOVER_DOWN
             for part, pool, address in found:
-                kind = chunk.group, part, pool.tier == DEVICE
-                slot = Slot(address, chunk.key, chunk.generation, chunk.blocks, kind[2])
+                room = short_room(chunk.place, pool)
+                kind = chunk.group, part, pool.tier == DEVICE, room > 0
+                most = self._copiers.short_at_once if room else self._copiers.at_once
+                slot = Slot(address, chunk.key, chunk.generation, chunk.blocks, kind[2], room)
                 batch = open_batches.get(kind)
-                if batch is None or len(batch) == self._copiers.at_once:
+                if batch is None or len(batch) == most:
                     batch = open_batches[kind] = []
                     batches.append((kind, batch))
                 batch.append(_Read(number, slot))
@@ -160,8 +162,9 @@ class Loader:
         heads: _native.SlotPart | None,
     ) -> int:
         slot = heads.theirs if heads is not None else self._pages[chunk.group].slot
+        room = 0 if short_room(chunk.place, pool) else slot.used_bytes
         try:
-            return pool.slot_address(chunk.place, slot.used_bytes)
+            return pool.slot_address(chunk.place, room)
         except ValueError as error:  # in no usable segment, or smaller than a slot
             log.info("lmkv: %s", error)
             raise _NotFound(PullResult.GONE) from None

@@ -20,7 +20,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import msgspec
 
 from lmkv import _native
-from lmkv.core import geometry, identity, pool_size, ucx
+from lmkv.core import geometry, identity, pool_size, ucx, zstd
 from lmkv.core.config import InstanceConfig
 from lmkv.core.geometry import DEVICE, GRANULES_A_SLOT
 from lmkv.core.messages import (
@@ -106,6 +106,10 @@ class Worker:
             shared = GpuSegment(room.handle(), room.size, probe)
             log.info("lmkv: %s", gpu_room.SCOPE)
         self._copiers = copiers or HostCopiers(pages)
+        try:
+            zstd.load()
+        except zstd.ZstdError as error:
+            log.warning("lmkv: rank %d: %s", rank, error)
         self._before: Any = None  # a mark: what the step's loads come after
         self._mapped = MappedPeers(
             slot.granule_bytes,

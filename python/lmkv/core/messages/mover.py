@@ -94,6 +94,38 @@ class LimboEnded(Message, tag="limbo_ended"):
     job: U64
 
 
+class Compress(Message, tag="compress"):
+    """Agent -> mover: compress these full slots, when there is nothing better to do, into memory of
+    the mover's own, where they stay until their `Rewrite` or the next `Compress`. Frames: keys,
+    places, counters. Answered by one `Compressed`."""
+
+    job: U64
+
+
+class Compressed(Message, tag="compressed"):
+    """Frames: results (u8 each, `PullResult`), granules (u8 each, that a compressed slot takes; 0
+    where that is not fewer than the full one does)."""
+
+    rank: U32
+    job: U64
+    error: str = ""  # why nothing can be compressed here, for people
+
+
+class Rewrite(Message, tag="rewrite"):
+    """Agent -> mover: put chunks into reserved places in their other form. A place of 16 granules
+    gets the full slot, any other what `Compress` has made. Frames: keys, places, counters, own
+    places, own counters; the own ones are the reserved ones. Answered by one `Rewritten`."""
+
+    job: U64
+
+
+class Rewritten(Message, tag="rewritten"):
+    """Frames: results (u8 each, `PullResult`)."""
+
+    rank: U32
+    job: U64
+
+
 class Connect(Message, tag="connect"):
     """Agent -> mover: connect ahead of need."""
 
@@ -107,4 +139,16 @@ class Forget(Message, tag="forget"):
     epoch: U64
 
 
-MoverMessage = Union[MoverState, Pull, Pulled, Limbo, LimboEnded, Connect, Forget]
+MoverMessage = Union[
+    MoverState,
+    Pull,
+    Pulled,
+    Limbo,
+    LimboEnded,
+    Compress,
+    Compressed,
+    Rewrite,
+    Rewritten,
+    Connect,
+    Forget,
+]
