@@ -157,6 +157,17 @@ def test_whole_instances():
     assert granules(world, world.keys(0, 3)) == [12, 12, 12]
 
 
+def test_a_chunk_of_a_whole_instance_is_counted_once():
+    """Those that were moved to the pool's other end come by again there."""
+    world = Compressing(slots=300)
+    for first in range(0, 200, 20):
+        world.hold(first, first + 20)
+    world.turn()
+    part = world.do("compress", whole="1")
+    assert (part.state, part.chunks, part.skipped) == ("done", 200, {})
+    assert set(granules(world, world.keys(0, 200))) == {12}
+
+
 def test_what_controllers_hear_is_what_the_table_has():
     world = Compressing()
     world.hold(0, 3)

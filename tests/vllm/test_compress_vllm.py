@@ -28,8 +28,9 @@ def granules(engine: Engine) -> dict[str, int]:
     return found
 
 
-def verified(client: Client, instance: str) -> VerifyResult:
-    command = Command(f"verify {instance}", "verify", instance, {"sample": "1000"}, request=1)
+def verified(client: Client, instance: str, name: str) -> VerifyResult:
+    """`name` is this command's: a second one of it would be answered like the first."""
+    command = Command(name, "verify", instance, {"sample": "1000"}, request=1)
     answer, _ = client.ask(command)
     assert isinstance(answer, Done), answer
     return msgspec.msgpack.decode(answer.result, type=VerifyResult)
@@ -68,7 +69,7 @@ def test_a_compressed_prompt_hits_here_and_at_a_peer(
         pulled = b.generate(text)
         assert hits(pulled) == {"hit_pool": 512}
         assert pulled.tokens == cold.tokens
-    good = verified(client, "a")
+    good = verified(client, "a", f"verify {seed}")
     assert good.sampled == good.slots > 0
     assert (good.wrong, good.differing) == (0, [])
     full = done(client, "decompress", text, instance="a")

@@ -535,6 +535,7 @@ class Agent:
             "pulls": self.pulls.open,
             "pins": self.table.pins,
             "jobs": self.jobs.open,
+            "rewrites": self.rewrites.open,
         }
 
     def close(self) -> None:

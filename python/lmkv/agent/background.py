@@ -216,6 +216,7 @@ class Background:
     def leave(self) -> None:
         """Tell the controllers; waits at most half a second."""
         self._agent.jobs.close()
+        self._agent.rewrites.close()
         self._controllers.leave(self._agent.epoch)
         for link in self._workers:
             link.close()

@@ -127,9 +127,12 @@ class Rewrites:
         for number, asked in list(self._asked.items()):
             self._settle(number, asked, now)
         if not self._asked:
-            for link in self._links.values():
-                link.close()
-            self._links.clear()
+            self.close()
+
+    def close(self) -> None:
+        for link in self._links.values():
+            link.close()
+        self._links.clear()
 
     def _heard(self, address: str, message: Message, frames: Frames) -> None:
         if isinstance(message, (Compressed, Rewritten)):

@@ -52,8 +52,11 @@ def _all(run: Run, short: bool) -> Steps:
         raise Failed("unavailable", text)
     slot = max(info.granule_bytes for info in infos) * GRANULES_A_SLOT
     most = max(1, min(STEP, BATCH_BYTES // max(1, slot)))
-    there = 0
+    there, seen = 0, set[bytes]()
     for keys in run.batches(most):
+        if run.keys is None:  # what has been moved to the pool's other end comes by once more
+            keys = [key for key in keys if key not in seen]
+            seen.update(keys)
         chunks = _fitting(run, keys, short)
         there += len(keys)
         if chunks:
