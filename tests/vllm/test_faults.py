@@ -15,8 +15,9 @@ import pytest
 from lmkv.core.client import Client
 from lmkv.core.messages import Status, StatusInfo
 
+from tests.contract.test_controller import free_port
 from tests.ports import busy_ports
-from tests.vllm.cluster import MAPPED, NIXL, Cluster, free_port, hits, misses
+from tests.vllm.cluster import MAPPED, NIXL, Cluster, hits, misses
 from tests.vllm.engine import Engine
 from tests.vllm.models import prompt
 
