@@ -54,8 +54,9 @@ void GpuSlots::clear(std::span<std::byte* const> slots) {
   });
 }
 
+// Its room is a full slot's.
 SlotStatus GpuSlots::adopt(std::byte* slot, const SlotLayout& layout, const Key& key,
-                           std::uint64_t theirs, std::uint64_t ours, std::uint64_t /* a full slot's */) {
+                           std::uint64_t theirs, std::uint64_t ours, std::uint64_t) {
   std::lock_guard lock(busy_);
   const auto entered = gpu_.enter();
   SlotHeader header;

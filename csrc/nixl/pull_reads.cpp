@@ -142,14 +142,13 @@ std::optional<PullResult> PullEngine::unfit(const Peer& peer, const Task& task,
                                             const Place& place) const {
   const std::uint64_t segment = peer.info.segment_granules, granules = place.granules;
   const std::uint64_t in_segment = segment ? place.first % segment : 0;
-  const bool there = granules >= 1 && granules <= kGranulesPerSlot &&
-                     place.tier == std::uint8_t(peer.info.tier) &&
-                     place.first + granules <= peer.info.usable_granules &&
-                     in_segment + granules <= segment;
+  const bool there =
+      granules >= 1 && granules <= kGranulesPerSlot && place.tier == std::uint8_t(peer.info.tier) &&
+      place.first + granules <= peer.info.usable_granules && in_segment + granules <= segment;
   if (!there) return PullResult::gone;
   if (granules == kGranulesPerSlot) return std::nullopt;
-  const bool whole = !task.part && pool_.tier() == Tier::host &&
-                     peer.info.granule_bytes == pool_.granule_bytes();
+  const bool whole =
+      !task.part && pool_.tier() == Tier::host && peer.info.granule_bytes == pool_.granule_bytes();
   return whole ? std::nullopt : std::optional(PullResult::incompatible);
 }
 
@@ -289,11 +288,10 @@ void PullEngine::run_checks() {
     std::byte* own = pool_.slot(chunk.own);
     try {
       const std::optional<SlotPart>& part = task.part;
-      check.result =
-          PullResult(part ? check_part(check.room, own, *part, chunk.key, chunk.theirs,
-                                       job.tables[check.chunk])
-                          : slots_->adopt(own, job.layout, chunk.key, chunk.theirs, chunk.ours,
-                                          task.read_bytes(check.chunk)));
+      check.result = PullResult(part ? check_part(check.room, own, *part, chunk.key, chunk.theirs,
+                                                  job.tables[check.chunk])
+                                     : slots_->adopt(own, job.layout, chunk.key, chunk.theirs,
+                                                     chunk.ours, task.read_bytes(check.chunk)));
     } catch (const std::exception& error) {
       lose(error.what());
       check.result = PullResult::mover_down;
