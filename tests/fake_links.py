@@ -232,6 +232,7 @@ class World:
         epoch: int = PEER_EPOCH,
         version: int = 0,
         heads: list[tuple[int, int]] | None = None,
+        tier: int = 0,
     ) -> None:
         """This peer's details, for which the agent has asked; it has ranks with these heads."""
         link = self.at(CONTROLLER, 1)
@@ -242,6 +243,7 @@ class World:
                 HERE if mapped else THERE,
                 share_socket=f"/{peer}{r}" if mapped else "",
                 nixl_metadata=b"metadata",
+                tier=tier,
                 heads=[heads[r]] if heads else [],
             )
             for r in range(len(heads) if heads else self.ranks)

@@ -54,10 +54,12 @@ void* Slabs::take() {
       ready_.pop_back();
     }
   }
-  if (slab != nullptr)
+  if (slab != nullptr) {
     changed_.notify_one();
-  else if ((slab = map()) == nullptr)
-    throw std::bad_alloc();
+  } else {
+    slab = map();
+    if (slab == nullptr) throw std::bad_alloc();
+  }
   taken_.push_back(slab);
   return slab;
 }
@@ -78,6 +80,8 @@ void Slabs::ready(std::size_t slabs) {
   try {
     thread_ = std::thread(&Slabs::run, this);
   } catch (const std::system_error&) {  // none to be had: take() does without
+    std::lock_guard lock(mutex_);
+    wanted_ = 0;
   }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }

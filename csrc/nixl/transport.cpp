@@ -4,7 +4,6 @@
 
 #include <chrono>
 #include <cstring>
-#include <optional>
 #include <thread>
 
 #include "check.h"
@@ -65,7 +64,8 @@ std::uint64_t Transport::read(const std::string& peer, std::span<const Range> ra
   auto found = peers_.find(peer);
   REQUIRE(found != peers_.end(), "peer \"", peer, "\" is not connected");
   REQUIRE(!ranges.empty(), "a READ of no ranges");
-  std::optional<Tier> local;
+  Tier local = Tier::host;
+  bool first = true;
   for (const Range& range : ranges) {
     auto after = registered_.upper_bound(range.local);
     const Registered* const there =
@@ -74,11 +74,12 @@ std::uint64_t Transport::read(const std::string& peer, std::span<const Range> ra
                         range.length <= there->end - range.local;
     REQUIRE(inside, "READ: local range at ", range.local, " of ", range.length,
             " bytes is not in one registered region");
-    REQUIRE(!local || *local == there->tier, "READ: local range at ", range.local,
+    REQUIRE(first || local == there->tier, "READ: local range at ", range.local,
             " is in memory of another kind than those before it");
     local = there->tier;
+    first = false;
   }
-  Handle handle = do_read(peer, ranges, *local, remote);
+  Handle handle = do_read(peer, ranges, local, remote);
   transfers_.emplace(next_, Transfer{peer, handle});
   ++found->second;
   return next_++;

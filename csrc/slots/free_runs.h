@@ -51,7 +51,9 @@ class FreeRuns {
 
   bool contains(std::uint32_t slot) const {
     auto run = by_first_.upper_bound(slot);
-    return run != by_first_.begin() && (--run)->first + run->second > slot;
+    if (run == by_first_.begin()) return false;
+    --run;
+    return run->first + run->second > slot;
   }
 
   // [first, first + n), which are free and in one segment, are free no longer.

@@ -174,7 +174,6 @@ def test_a_mover_reads_no_place_that_is_no_slot(run_dir: str) -> None:
             (16 * SEGMENT_SLOTS - 8, 16, 0),
             (16, 0, 0),
             (16, 255, 0),
-            (16, 15, 0),
             (16, 16, 1),
             (16, 16, 2),
         ]

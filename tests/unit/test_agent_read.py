@@ -343,9 +343,9 @@ def test_parts_of_slots_are_not_pulled_into_a_pool_on_a_gpu() -> None:
 
 @pytest.mark.parametrize("transfer", ["auto", "mapped"])
 def test_a_peer_of_this_host_that_cannot_be_mapped_is_pulled_from(transfer: str) -> None:
-    """Such as one whose GPU's memory is refused by CUDA IPC. Its next life is tried again."""
-    world = World(transfer=transfer)
-    prompt = asking(world, mapped=True)
+    """One whose GPU's memory is refused by CUDA IPC. Its next life is tried again."""
+    world = World(transfer=transfer, tier=1)
+    prompt = asking(world, mapped=True, tier=1)
     assert world.match("a", prompt) == 4
     load(world, "a", 4, [1, 2])
     world.agent.loaded("a", LoadResult(0, PullResult.INCOMPATIBLE))

@@ -15,6 +15,7 @@ from tests.contract.test_controller import free_port
 from tests.vllm.engine import Engine, Output, Zygote
 
 READY_S = 180.0
+HEARD, HEARD_S = "tests.vllm.inside:heard", 1.0  # of a controller that was stopped
 NIXL = {"lmkv": {"transfer": "nixl"}}  # a request's own wishes
 MAPPED = {"lmkv": {"transfer": "mapped"}}
 # Deadlines that no busy machine meets by chance, and pulls that no measured rate decides.
@@ -41,11 +42,11 @@ class Cluster:
 
     def __init__(self, zygote: Zygote, model: Path, folder: Path, web: bool = False) -> None:
         self._zygote, self._model, self.folder = zygote, model, folder
-        self._web = web
-        self._port = free_port(3)
+        self._port = free_port()
         self.ports = self._port, self._port + 1  # state, query
         self.address = f"tcp://127.0.0.1:{self._port}"
-        self.http = f"http://127.0.0.1:{self._port + 2}"
+        self._web = free_port(1) if web else 0
+        self.http = f"http://127.0.0.1:{self._web}"
         self._runs = Path(f"/tmp/lmkv-test-{os.getpid()}")  # paths of sockets are short
         self._runs.mkdir(mode=0o700, exist_ok=True)
         self.run_dir = str(self._runs)
@@ -54,10 +55,10 @@ class Cluster:
 
     def start_controller(self) -> subprocess.Popen[bytes]:
         log = open(self.folder / "controller.log", "ab")  # noqa: SIM115 (the process's)
-        command = [sys.executable, "-m", "lmkv.cli.main", "controller", "--port", str(self._port)]
-        command += [] if self._web else ["--no-web"]
+        web = ["--http-port", str(self._web)] if self._web else ["--no-web"]
+        command = [sys.executable, "-m", "lmkv.cli.main", "controller", *web]
         self.controller = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            [*command, "--port", str(self._port)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )
         log.close()
         return self.controller
@@ -109,12 +110,14 @@ class Cluster:
                 for state in map(self._state, engines)
             )
         )
-        time.sleep(1.5)  # a heartbeat: data versions and syncs have arrived
+        for engine in engines:
+            self.wait(lambda e=engine: e.call(HEARD, 5.0))  # type: ignore[misc]
 
     def settle(self, *engines: Engine) -> None:
-        """Stores have ended, and their announcements are out."""
+        """Stores have ended, and a controller that is there has heard of them."""
         self.wait(lambda: all(not self._state(e)["pending"]["stores"] for e in engines))
-        time.sleep(0.3)
+        for engine in engines:
+            engine.call(HEARD, HEARD_S)
 
     def wait(self, true: Callable[[], bool]) -> None:
         end = time.monotonic() + READY_S

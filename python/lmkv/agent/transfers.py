@@ -110,10 +110,11 @@ class Transfers:
         return ranks if here and self._parts(source.peer, state.group) else []
 
     def cannot_map(self, peer: str) -> bool:
-        """From now on this life of the peer is pulled from, as one on another host; False: it is
-        not pullable."""
+        """From now on this life of the peer is pulled from, as one on another host: CUDA IPC is
+        refused. False: its pools are the host's, or not pullable."""
         ranks = self._locator.ranks(peer)
-        if not ranks or not all(rank.info.nixl_metadata for rank in ranks):
+        pullable = (rank.info.tier != HOST and rank.info.nixl_metadata for rank in ranks)
+        if not ranks or not all(pullable):
             return False
         self._unmapped[peer] = ranks[0].epoch
         while len(self._unmapped) > PEERS:
