@@ -371,7 +371,7 @@ SlotArrays SlotTable::slice(std::uint32_t first, std::uint32_t last) {
 
 std::uint32_t SlotTable::slice_end(std::uint32_t first, std::uint32_t last, std::uint32_t most) {
   REQUIRE(first <= last, "first: ", first, " lies after last, ", last);
-  REQUIRE(most >= 2 * kGranulesPerSlot, "most: ", most, ", allowed 32 and more");
+  REQUIRE(most >= 1, "most: ", most, ", allowed 1 and more");
   std::lock_guard lock(mutex_);
   auto at = short_at_.lower_bound(first);
   std::uint32_t slots = 0;
@@ -380,7 +380,7 @@ std::uint32_t SlotTable::slice_end(std::uint32_t first, std::uint32_t last, std:
     const std::uint64_t end = (begin / kGranulesPerSlot + 1) * kGranulesPerSlot;
     ++slots;  // the full one, if there is one
     for (; at != short_at_.end() && at->first < end; ++at) slots += slots_[at->second].told;
-    if (slots > most) return static_cast<std::uint32_t>(begin);
+    if (slots > most && begin != first) return static_cast<std::uint32_t>(begin);
     begin = end;
   }
   return last;

@@ -91,8 +91,8 @@ class SlotTable {
   std::vector<double> take_ages();
   Sums sums();
   SlotArrays slice(std::uint32_t first, std::uint32_t last);  // in the order of their granules
-  // The greatest end, `last` at most, for which slice(first, end) has no more than `most` (16 or
-  // more) slots.
+  // The greatest end, `last` at most, for which slice(first, end) has no more than `most` slots, or
+  // (some 16 compressed ones at most) those of the first full slot's granules.
   std::uint32_t slice_end(std::uint32_t first, std::uint32_t last, std::uint32_t most);
   Granules granules();
   std::uint32_t capacity() const { return capacity_; }  // full slots

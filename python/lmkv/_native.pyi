@@ -524,7 +524,7 @@ class SlotTable:
         the changes taken, in the order of their granules."""
     def slice_end(self, first: int, last: int, most: int) -> int:
         """The greatest end, `last` at most, for which slice(first, end) has no more than `most`
-        slots (32 or more)."""
+        slots, or those of the first full slot's granules."""
     def granules(self) -> dict[str, int]:
         """By state: free, reserved, readable, pinned, retired, limbo."""
     @property

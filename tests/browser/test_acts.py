@@ -316,7 +316,7 @@ def test_a_real_agent_pins_unpins_and_clears(web: Web, tab: Tab) -> None:
     try:
         prompt = list(range(8))
         us.hold(prompt)
-        until(lambda: web.ask("/v1/lookup", {"tokens": prompt}).json["matched"] == {"us": 8})
+        until(lambda: web.ask("/v1/lookup", {"tokens": prompt}).json.get("matched") == {"us": 8})
         path = "/lookup?tokens=" + ",".join(map(str, prompt))
         open_at(tab, web, path)
         opened(tab, "Pin")
