@@ -73,11 +73,13 @@ def retire(
         if agent.pins.holds(key):
             retired.pinned += 1
             skipped("pinned")
-        elif not table.lookup(key):  # what was retired for room would else come back
-            skipped("absent")
+            continue
+        size = agent.room(table.places(key)[0])
+        if table.retire(key, revivable=False):
+            retired.chunks += 1
+            retired.bytes += size
         else:
-            retired.bytes += agent.room(table.places(key)[0])
-            retired.chunks += table.retire(key, revivable=False)
+            skipped("absent")
     return retired
 
 

@@ -70,7 +70,7 @@ class _Copy:
             for keys in run.batches():
                 yield from self._batch(keys, None)
             for at in range(len(run.keys) // STEP * STEP, -1, -STEP):  # so its tail ages first
-                run.agent.table.lookup(b"".join(run.keys[at : at + STEP]))
+                run.agent.lookup(b"".join(run.keys[at : at + STEP]))
                 yield SOON
         self._judge()
 
@@ -134,7 +134,7 @@ class _Copy:
         table, until = self.run.agent.table, Deadline(STORED, self.run.clock)
         while RESERVED in table.contains(b"".join(keys)) and not until.over:
             yield POLL
-        return [key for key in keys if not table.lookup(key)]
+        return [key for key in keys if not self.run.agent.lookup(key)]
 
     def _find(self, keys: Sequence[bytes]) -> Generator[float, None, Found]:
         fetches, source = self.run.agent.fetches, self.run.part.source
@@ -218,8 +218,9 @@ class _Copy:
         """Those that are still readable here, pinned for as long as the source gives its own up."""
         table, there = self.run.agent.table, []
         for key in keys:
-            if table.pin(key):
-                held.append(table.places(key)[:2])
+            place, counter, pinned = table.pin(key)
+            if pinned:
+                held.append((place, counter))
                 there.append(key)
         return there
 

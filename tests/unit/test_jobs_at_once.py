@@ -1,0 +1,85 @@
+"""A job and the scheduler's thread that are at the same chunks at once: what happens in between is
+put there by a table that does it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from lmkv.agent.jobs import split
+from lmkv.agent.slots import retire
+
+from tests.fake_links import World
+
+
+class Meanwhile:
+    """A slot table; behind the next call of `method` comes what another thread does then."""
+
+    def __init__(self, table: Any, method: str, then: Callable[[], object]) -> None:
+        self._table, self._method, self._then = table, method, [then]
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(self._table, name)
+
+        def call(*arguments: Any) -> Any:
+            answer = real(*arguments)
+            if name == self._method and self._then:
+                self._then.pop()()
+            return answer
+
+        return call if callable(real) else real
+
+
+# ---------------------------------------------------------------- beside the scheduler's thread
+
+
+def test_a_clear_between_a_lookup_and_its_load_costs_nobody_anything():
+    world = World()
+    world.hold(0, 3)
+    world.begin("r", world.prompt(3))
+    keys = split(world.keys(0, 3))
+    table = world.agent.table
+    world.agent.reader._table = Meanwhile(table, "pin", lambda: retire(world.agent, keys))  # type: ignore[assignment]
+    assert world.match("r", world.prompt(3)) == 12
+    assert table.pins == 3
+    world.agent.allocated("r", [[*range(7)]], 12)
+    assert [chunk.key for chunk in world.agent.step([], []).loads[0].chunks] == keys
+    world.agent.finished("r")
+    assert table.lookup(world.keys(0, 3)) == 0
+    assert table.granules()["pinned"] == 48  # the load still reads them
+
+
+def test_a_chunk_that_goes_as_it_is_pinned_leaves_no_pin_behind():
+    world = World()
+    world.hold(0, 1)
+    pins, table = world.agent.pins, world.agent.table
+    pins._table = Meanwhile(table, "pin", lambda: table.retire(world.keys(0, 1), False))  # type: ignore[assignment]
+    pins.begin("p", "team", 0.0)
+    assert pins.add("p", [world.keys(0, 1)]) == 1
+    assert pins.release("p") == 1
+    assert (table.pins, pins.granules, table.granules()["pinned"]) == (0, 0, 0)
+
+
+def test_what_a_pin_takes_back_is_no_chunk_that_is_just_being_stored():
+    world = World()
+    tokens = world.prompt(1)
+    world.begin("r", tokens)
+    world.agent.allocated("r", [], 0)
+    world.hold(0, 1)
+    key = world.keys(0, 1)
+    assert world.agent.table.retire(key) == 1  # for room: it may be revived
+    world.agent.pins.begin("p", "team", 0.0)
+    pinning = threading.Thread(target=lambda: world.agent.pins.add("p", [key]), daemon=True)
+
+    def pin() -> None:
+        pinning.start()
+        pinning.join(0.2)  # it waits for the reservation, or has the chunk by now
+
+    table = world.agent.table
+    world.agent.table = Meanwhile(table, "contains", pin)  # type: ignore[assignment]
+    stores = world.agent.step([("r", *world.agent.plan("r", tokens, 4), [range(9)])], []).stores
+    pinning.join()
+    assert [store.key for store in stores] == [key]
+    assert table.contains(key) == b"\2"
+    assert table.pins == 0
