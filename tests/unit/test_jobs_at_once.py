@@ -1,5 +1,7 @@
-"""A job and the scheduler's thread that are at the same chunks at once: what happens in between is
-put there by a table that does it."""
+"""Two that are at the same chunks at once: a job and the scheduler's thread, or two jobs.
+
+What happens in between is put there by a table that does it, or walks through every offset.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,15 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from lmkv.agent.jobs import split
 from lmkv.agent.slots import retire
+from lmkv.core.messages import Command
 
 from tests.fake_links import World
+from tests.job_cluster import Cluster
+
+CHUNKS = 4
 
 
 class Meanwhile:
@@ -83,3 +90,74 @@ def test_what_a_pin_takes_back_is_no_chunk_that_is_just_being_stored():
     assert [store.key for store in stores] == [key]
     assert table.contains(key) == b"\2"
     assert table.pins == 0
+
+
+# ---------------------------------------------------------------- two moves
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_two_move_to_each_other_is_at_one_of_them_at_least(whole: bool):
+    for delay in range(25):
+        cluster = Cluster("a", "b")
+        a, b = cluster["a"], cluster["b"]
+        keys = a.hold(0, CHUNKS)
+        b.hold(0, CHUNKS)
+        frames, more = ((), {"whole": "1"}) if whole else ((keys,), {})
+        cluster.run(3)
+        cluster.take("move", "b", *frames, name="j1", source="a", **more)
+        cluster.run(delay)
+        cluster.take("move", "a", *frames, name="j2", source="b", **more)
+        for name, job in (("b", "j1"), ("a", "j2")):
+            part = cluster.ended(name, job)
+            assert part.state == "done", (delay, part)
+        cluster.run(5)
+        assert {*a.has(0, CHUNKS), *b.has(0, CHUNKS)} == set(range(CHUNKS)), delay
+        assert list(cluster.at_rest()) == [], delay
+
+
+def test_a_command_to_give_up_slots_that_comes_late_is_no_command_for_newer_ones():
+    cluster = Cluster("a", "b", controllers=2)
+    a, b = cluster["a"], cluster["b"]
+    keys = a.hold(0, 2)
+    late: list[Any] = []
+    for controller in cluster.controllers:  # the first that is asked keeps it for a while
+        hear = controller.commands.hear
+
+        def held(link: bytes, message: Any, frames: list[bytes], hear: Any = hear) -> Any:
+            if isinstance(message, Command) and message.operation == "retire" and not late:
+                late.append(lambda: hear(link, message, frames))
+                return []
+            return hear(link, message, frames)
+
+        controller.commands.hear = held  # type: ignore[method-assign]
+    assert cluster.do("move", "b", keys, source="a").state == "done"
+    assert (a.has(0, 2), b.has(0, 2)) == ([], [0, 1])
+    cluster.do("clear", "b", keys, name="j2")
+    a.hold(0, 2)
+    [command] = late
+    for controller in cluster.controllers:
+        controller._send(command())
+    cluster.run(5)
+    assert a.has(0, 2) == [0, 1]
+
+
+def test_a_chunk_that_was_compressed_meanwhile_is_given_up_too():
+    cluster = Cluster("a", "b")
+    a, b = cluster["a"], cluster["b"]
+    keys = a.hold(0, 2)
+    table = a.agent.table
+    given_up = a.agent.commands._prompt["retire"]
+
+    def compressed_first(*command: Any) -> Any:
+        key = a.keys(1, 2)
+        place, counter, there = table.places(key)
+        if there and place[4] == 16:
+            short = table.reserve_again(key, cluster.times.clock(), b"\5")
+            assert short is not None and table.replace(*short, place, counter) == b"\1"
+        return given_up(*command)
+
+    a.agent.commands._prompt["retire"] = compressed_first
+    part = cluster.do("move", "b", keys, source="a")
+    assert (part.state, part.skipped) == ("done", {})
+    assert (a.has(0, 2), b.has(0, 2)) == ([], [0, 1])
+    assert list(cluster.at_rest()) == []

@@ -405,9 +405,10 @@ def test_a_source_of_a_release_without_it_is_named():
 
 def test_slots_and_retire_refuse_what_are_no_keys():
     cluster = Cluster("a")
-    for operation in ("slots", "retire"):
-        assert cluster.refused(operation, "a", b"k" * 17).field == "keys"
-        assert cluster.refused(operation, "a", b"k" * 16 * 4097).field == "keys"
+    assert cluster.refused("slots", "a", b"k" * 17).field == "keys"
+    assert cluster.refused("slots", "a", b"k" * 16 * 4097).field == "keys"
+    for frames in ((b"k" * 16,), (b"k" * 16, b"p" * 8, b"c"), (b"", b"p" * 8, b"c" * 4)):
+        assert cluster.refused("retire", "a", *frames).field == "slots"
     assert cluster.refused("slots", "a", limit="0").field == "limit"
     assert cluster.refused("slots", "a", first="-1").field == "first"
 

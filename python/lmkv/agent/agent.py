@@ -137,7 +137,8 @@ class Agent:
             "verify": self.checks.verify,
             "lookup_text": (texts or Texts()).look,
         }
-        prompt = {**self.jobs.handlers, **Slots(self).handlers}
+        self.slots = Slots(self)
+        prompt = {**self.jobs.handlers, **self.slots.handlers}
         self.commands = Commands(handlers, self._wake, clock, prompt)
         addresses = addresses or Addresses(config.controllers, clock)
         self._controllers = Controllers(
