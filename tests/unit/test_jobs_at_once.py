@@ -1,6 +1,6 @@
 """Two that are at the same chunks at once: a job and the scheduler's thread, or two jobs.
 
-What happens in between is put there by a table that does it, or walks through every offset.
+What happens in between is put there by a table that does it, or at every offset.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from lmkv.agent.jobs import split
 from lmkv.agent.slots import retire
-from lmkv.core.messages import Command
+from lmkv.agent.stream import Stream
+from lmkv.core import wire
+from lmkv.core.messages import Command, HeartbeatOk, ProbeOk
 
 from tests.fake_links import World
 from tests.job_cluster import Cluster
@@ -161,3 +163,63 @@ def test_a_chunk_that_was_compressed_meanwhile_is_given_up_too():
     assert (part.state, part.skipped) == ("done", {})
     assert (a.has(0, 2), b.has(0, 2)) == ([], [0, 1])
     assert list(cluster.at_rest()) == []
+
+
+# ---------------------------------------------------------------- a move and what it announces
+
+
+def slow_link(cluster: Cluster, name: str) -> Callable[[], None]:
+    """Nothing more leaves for the first controller, which goes on to be heard; an end to that."""
+    controller, agent = cluster.controllers[0], cluster[name].agent
+    link = agent._controllers._links[controller.address]
+    link.up = False  # type: ignore[attr-defined]
+    tick = cluster.tick
+
+    def ticked() -> None:
+        link.say(HeartbeatOk(controller.registry.epoch, 0))  # type: ignore[attr-defined]
+        tick()
+
+    def over() -> None:
+        cluster.tick = tick  # type: ignore[method-assign]
+        link.up = True  # type: ignore[attr-defined]
+
+    cluster.tick = ticked  # type: ignore[method-assign]
+    return over
+
+
+def test_a_source_keeps_what_its_new_place_could_not_announce_and_a_retry_moves_it():
+    cluster = Cluster("a", "b", controllers=2)
+    a, b = cluster["a"], cluster["b"]
+    keys = a.hold(0, 2)
+    cluster.run(3)
+    over = slow_link(cluster, "b")
+    cluster.controllers.reverse()  # the other one takes the job
+    part = cluster.do("move", "b", keys, source="a")
+    assert (part.state, part.code, "announced in 5 s" in part.reason) == ("failed", "timeout", True)
+    assert (a.has(0, 2), b.has(0, 2)) == ([0, 1], [0, 1])
+    over()
+    cluster.run(30)
+    cluster.ask("retry", "b", name="r1", job="j1")
+    assert cluster.ended("b").state == "done"
+    assert (a.has(0, 2), b.has(0, 2)) == ([], [0, 1])
+    assert list(cluster.at_rest()) == []
+
+
+def test_a_move_waits_for_its_own_announcements_and_not_for_all_that_ever_comes_behind_them():
+    cluster = Cluster("a", "b")
+    a, b = cluster["a"], cluster["b"]
+    keys = a.hold(0, 2)
+    cluster.run(3)
+    stream, pump = b.agent.streams["tcp://127.0.0.1:7000"], Stream.pump
+
+    def more(changes: Any) -> None:
+        pump(stream, changes)
+        stream._put(wire.encode(ProbeOk(b.agent.epoch)))
+
+    def one_less(send: Callable[[list[bytes]], bool]) -> None:
+        while len(stream.outbox) > 1:
+            assert send(stream.outbox.popleft())
+
+    stream.pump, stream.flush = more, one_less  # type: ignore[method-assign]
+    assert cluster.do("move", "b", keys, source="a").seconds < 1
+    assert a.has(0, 2) == []

@@ -235,10 +235,14 @@ class _Copy:
         return sure
 
     def _announced(self) -> Steps:
-        """Every controller that is there has been sent what became readable."""
-        until = Deadline(ANNOUNCED, self.run.clock)
+        """Every controller that is there has been sent what became readable. Raises Failed."""
+        streams, until = self.run.agent.streams, Deadline(ANNOUNCED, self.run.clock)
         yield SOON  # this turn's changes are put into the outboxes at its end
-        while self.run.agent.streams.behind and not until.over:
+        waiting = streams.waiting()
+        while streams.behind(waiting):
+            if until.over:
+                text = f"what came could not be announced in {ANNOUNCED:g} s: its source keeps it"
+                raise Failed("timeout", text)
             yield POLL
 
     def _retire(self, peer: str, named: dict[bytes, Source]) -> Steps:
