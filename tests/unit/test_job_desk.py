@@ -247,6 +247,28 @@ def test_a_part_that_nobody_tells_of_is_waited_for_a_while() -> None:
     assert job.reason == "2 of 3 instances told nothing of it in 10 s"
 
 
+def test_an_answer_that_comes_late_does_not_set_a_part_back() -> None:
+    """It may wait for a link behind what the instance has told since."""
+    desk = Desk()
+    a, b = desk.instance("a", 1, 1), desk.instance("b", 2, 1)
+    sent = desk.begun("clear", 1)
+    for stub in (a, b):
+        desk.said(stub, desk.part(stub, sent[stub.name], "running", chunks=1))
+        desk.said(stub, desk.part(stub, sent[stub.name], "done", chunks=1))
+    desk.answer(a, sent["a"], "queued")
+    desk.said(b, desk.part(b, sent["b"], "running"))
+    assert desk.job(sent["a"].id).state == "done"
+    assert desk.table._open == {}
+    again = desk.part(a, sent["a"], "queued", attempt=2)
+    desk.said(a, again)
+    assert desk.job(sent["a"].id).state == "running"  # of both together
+    desk.said(a, replace(again, state="cancelled"))
+    desk.tell(a, (Leave(1), ()))
+    a = desk.instance("a", 9)
+    desk.said(a, replace(again, state="queued", attempt=1))  # another life of it
+    assert desk.job(sent["a"].id).state == "running"
+
+
 def test_what_had_ended_before_is_no_event() -> None:
     desk = Desk()
     a = desk.instance("a", 1, 1)

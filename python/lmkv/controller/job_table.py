@@ -21,6 +21,7 @@ from lmkv.controller.instance import Instance
 from lmkv.core.clock import Clock
 from lmkv.core.messages import (
     ENDED,
+    OPEN,
     STATES,
     Jobs,
     JobsInfo,
@@ -41,12 +42,18 @@ REASON, WORD, WORDS = 512, 64, 16  # characters of a reason and of a word; kinds
 @dataclass
 class Told:
     """A part, of which life of its instance, and when that was so. `heard`: the instance said it
-    itself."""
+    itself; `lost`: until it seemed to be gone."""
 
     part: Part
     epoch: int
     at: float
     heard: bool
+    lost: bool = False
+
+    def outruns(self, epoch: int, part: Part) -> bool:
+        """Whether this was said after that, which has only been longer on its way."""
+        same = self.heard and not self.lost and self.epoch == epoch
+        return same and _progress(self.part) > _progress(part)
 
 
 @dataclass
@@ -125,6 +132,8 @@ class JobTable:
             record = Record(part.id, part.operation, now - part.age)
             self._jobs[part.id] = self._open[part.id] = record
         old = record.parts.get(part.instance)
+        if old is not None and heard and old.outruns(epoch, part):
+            return
         if old is None:
             if not self._room(parts=1, but=record):
                 return
@@ -194,7 +203,7 @@ class JobTable:
             return
         part = replace(told.part, state="failed", code="instance_gone", reason=why)
         part.age += self._clock() - told.at
-        record.parts[name] = Told(part, told.epoch, self._clock(), told.heard)
+        record.parts[name] = Told(part, told.epoch, self._clock(), told.heard, lost=True)
         record.at = self._clock()
 
     # ------------------------------------------------------------ out
@@ -275,6 +284,12 @@ def _bounded(part: Part) -> Part:
         reason=printable(part.reason[:REASON]),
         command=part.command[:WORD],
     )
+
+
+def _progress(part: Part) -> tuple[int, int, int]:
+    """It only grows, whatever a part tells."""
+    state = min(STATES.index(part.state), len(OPEN))  # an end is an end
+    return part.attempt, state, part.chunks
 
 
 def _state(record: Record, now: float) -> str:
