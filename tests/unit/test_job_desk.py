@@ -269,6 +269,37 @@ def test_an_answer_that_comes_late_does_not_set_a_part_back() -> None:
     assert desk.job(sent["a"].id).state == "running"
 
 
+def test_a_part_whose_end_was_told_and_not_heard_does_not_run_for_ever() -> None:
+    """The instance remembers its last ended jobs only: who was cut off for a while may miss it."""
+    desk = Desk()
+    a, b = desk.instance("a", 1, 1), desk.instance("b", 2, 1)
+    sent = desk.begun("clear", 1)
+    for stub in (a, b):
+        desk.answer(stub, sent[stub.name], "running")
+    for _ in range(3):
+        desk.wait(19, a, b)
+        desk.said(a, desk.part(a, sent["a"], "running"))
+    assert desk.job(sent["a"].id).state == "running"
+    desk.wait(5, a, b)
+    job = desk.job(sent["a"].id)
+    assert [(part.instance, part.state) for part in job.parts] == [
+        ("b", "failed"),
+        ("a", "running"),
+    ]
+    assert job.code == "instance_gone" and "tells nothing more of it" in job.reason
+    desk.said(b, desk.part(b, sent["b"], "done"))
+    assert {part.state for part in desk.job(sent["a"].id).parts} == {"done", "running"}
+
+
+def test_silence_while_the_controller_stood_still_is_nobodys() -> None:
+    desk = Desk()
+    a = desk.instance("a", 1, 1)
+    desk.answer(a, desk.begun("pin", 1, owner="o", id="p")["a"], "running")
+    desk.clock.advance(70)
+    desk.registry.tick()
+    assert {record.state for record in desk.table._jobs.values()} == {"running"}
+
+
 def test_what_had_ended_before_is_no_event() -> None:
     desk = Desk()
     a = desk.instance("a", 1, 1)

@@ -186,6 +186,22 @@ def test_progress_is_told_once_a_second():
     assert world.told()[-1].chunks > 128
 
 
+def test_what_is_open_is_told_again_though_nothing_changes():
+    world = Jobs()
+    for name in ("j1", "j2", "j3"):
+        world.part("wait", name)
+    world.turn()
+    before = [len(world.told(name=name)) for name in ("j1", "j3")]
+    for seconds, more in ((19.0, 0), (2.0, 1), (19.0, 1), (2.0, 2)):
+        world.clock.advance(seconds)
+        world.welcome()  # the controller is there
+        world.turn()
+        told = [len(world.told(name=name)) for name in ("j1", "j3")]
+        assert told == [n + more for n in before]
+    assert [part.state for part in world.told()][-1] == "running"
+    assert [part.state for part in world.told(name="j3")][-1] == "queued"
+
+
 def test_each_controller_that_welcomes_hears_all_jobs_as_they_stand():
     other = "tcp://127.0.0.1:8550"
     world = Jobs(controllers=[CONTROLLER, other])

@@ -31,7 +31,7 @@ log = logging.getLogger("lmkv.agent")
 KEY = wire.KEY_BYTES
 STEP = 64  # keys that a step looks at
 SOON = 0.001  # seconds until the next step of an operation that does not wait
-TELL_EVERY = 1.0  # seconds, while it runs
+TELL_EVERY, TELL_AGAIN = 1.0, 20.0  # seconds: what has changed while it runs; all that is open
 WAITING = 32  # jobs that are queued
 LONGEST = 1e9  # seconds, of a duration that is given
 KEYS_KEPT = 4 << 20  # bytes of keys of ended jobs, for a retry
@@ -283,6 +283,9 @@ class Jobs:
             self._step(job)
             old = self._clock() - job.told_at >= TELL_EVERY
             if job.steps is not None and old and job.part != job.told:
+                self._tell(job)
+        for job in self._jobs.values():
+            if job.part.state in OPEN and self._clock() - job.told_at >= TELL_AGAIN:
                 self._tell(job)
         if not self.running:
             self._agent.fetches.rest()
