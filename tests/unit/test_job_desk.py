@@ -463,6 +463,20 @@ def test_nobody_can_retry_what_was_of_one_that_left() -> None:
     assert "submit it again" in refused.message
 
 
+def test_a_retry_that_nobody_takes_is_refused_though_one_of_them_has_left() -> None:
+    desk = Desk()
+    a, b = desk.instance("a", 1, 1), desk.instance("b", 2, 1)
+    sent = desk.begun("clear", 1)
+    for stub in (a, b):
+        desk.answer(stub, sent[stub.name], "running")
+        desk.said(stub, desk.part(stub, sent[stub.name], "failed"))
+    desk.tell(a, (Leave(1), ()))
+    [(_, retry, _)] = desk.hear(CLIENT, AskJob(6, sent["a"].id, "retry"))
+    lost = Refused("unknown_job", "job j.. is not known here", request=retry.request)
+    refused = one(desk.hear(desk.connection(b), lost))
+    assert isinstance(refused, Refused) and (refused.code, refused.request) == ("unknown_job", 6)
+
+
 # ------------------------------------------------------------------ prompts, pins
 
 
