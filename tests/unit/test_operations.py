@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from lmkv.agent.options import Options
+from lmkv.controller import commands
 from lmkv.core.messages import (
     Command,
     Locate,
@@ -303,6 +304,19 @@ def test_an_unknown_or_silent_source_and_itself():
     cluster.run(450)
     assert cluster.do("copy", "b", keys, name="j3", source="a").code == "unavailable"
     assert cluster.refused("copy", "b", whole="1", name="j4").field == "source"
+    assert list(cluster.at_rest()) == []
+
+
+@pytest.mark.parametrize(("ticks", "end"), [(60, ("done", "")), (2000, ("failed", "busy"))])
+def test_a_source_with_too_much_to_answer_is_asked_again_for_a_while(monkeypatch, ticks, end):
+    cluster = Cluster("a", "b")
+    keys = cluster["a"].hold(0, 2)
+    cluster.take("move", "b", keys, source="a")
+    monkeypatch.setattr(commands, "EACH", 0)
+    cluster.run(ticks)
+    monkeypatch.undo()
+    part = cluster.ended("b")
+    assert (part.state, part.code) == end
     assert list(cluster.at_rest()) == []
 
 
