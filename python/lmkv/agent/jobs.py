@@ -56,21 +56,23 @@ class Operation:
 
 
 class Pace:
-    """The bandwidth of all jobs together: `wait(size)` -> 0.0: begun, or seconds to wait."""
+    """The bandwidth of all jobs together, first come first served: `take(size)` -> when it may
+    begin; `give_back(size)` what does not begin after all."""
 
     def __init__(self, rate: float, clock: Clock) -> None:
         self._rate = rate  # bytes per second; 0: any
         self._clock = clock
         self._free = float("-inf")
 
-    def wait(self, size: int) -> float:
-        now = self._clock()
-        if not self._rate:
-            return 0.0
-        if now < self._free:
-            return self._free - now
-        self._free = max(now, self._free) + size / self._rate
-        return 0.0
+    def take(self, size: int) -> float:
+        begin = max(self._clock(), self._free)
+        if self._rate:
+            self._free = begin + size / self._rate
+        return begin
+
+    def give_back(self, size: int) -> None:
+        if self._rate:
+            self._free -= size / self._rate
 
 
 class Run:
@@ -124,8 +126,13 @@ class Run:
 
     def paced(self, size: int) -> Steps:
         """Waits until so many bytes may be moved."""
-        while left := self._pace.wait(size):
-            yield left
+        begin = self._pace.take(size)
+        try:
+            while (left := begin - self.clock()) > 0:
+                yield left
+        except GeneratorExit:
+            self._pace.give_back(size)
+            raise
 
 
 @dataclass
