@@ -6,6 +6,7 @@ import pytest
 from lmkv.agent.options import Options
 from lmkv.controller import commands
 from lmkv.core.messages import (
+    OPEN,
     Command,
     Locate,
     Located,
@@ -254,6 +255,27 @@ def test_a_whole_instance_is_copied_and_moved_and_no_more_than_there_is_room_for
     assert len(moved) == 8
     assert a.has(0, 12) == [n for n in range(12) if n not in moved]
     assert list(cluster.at_rest()) == []
+
+
+@pytest.mark.parametrize("operation", ["copy", "clear"])
+def test_the_progress_of_a_whole_instance_is_of_all_that_it_has(operation: str):
+    cluster = Cluster("a", "b", slots=300)
+    a, b = cluster["a"], cluster["b"]
+    a.hold(0, 200)
+    cluster.run(3)
+    more = {"source": "a"} if operation == "copy" else {}
+    cluster.take(operation, "b" if more else "a", whole="1", **more)
+    at = b if more else a
+    seen = []
+    while at.part().state in OPEN:
+        seen.append((at.part().chunks, at.part().chunks_total))
+        if len(seen) == 2:
+            a.hold(200, 220)  # requests go on
+        cluster.tick()
+    part = at.part()
+    assert (part.state, part.chunks_total) == ("done", part.chunks)
+    assert len({done for done, _ in seen}) > 3
+    assert all(done <= whole >= 200 for done, whole in seen if done)
 
 
 def test_pages_of_a_source_name_each_slot_once():

@@ -51,6 +51,7 @@ class Found:
     missing: str = ""
     differs: str = ""
     next: int = 0  # of a page: the granule to go on from
+    slots: int = 0  # that the source has in all, where it is named
 
 
 class Fetches:
@@ -169,7 +170,8 @@ class Fetches:
         if differs := geometry.differs(self._agent.registration(), page.who):
             text = f"instance {source!r} differs from this one in {differs}: they do not share"
             raise Failed("incompatible", text)
-        return Found(sources, {source: _ranks(page.who)}, next=page.next)
+        ranks, slots = _ranks(page.who), page.who.slots
+        return Found(sources, {source: ranks}, next=page.next, slots=slots)
 
     # ------------------------------------------------------------ pulling
 

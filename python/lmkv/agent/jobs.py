@@ -97,8 +97,11 @@ class Run:
         self._pace = pace
 
     def count(self, chunks: int = 0, bytes: int = 0, skipped: str = "") -> None:  # noqa: A002
-        """So many chunks have been looked at; those `skipped` for that word of SKIPPED."""
+        """So many chunks have been looked at; those `skipped` for that word of SKIPPED. Of all that
+        is here there may be more by then than there were."""
         self.part.chunks += chunks
+        if self.part.chunks_total:
+            self.part.chunks_total = max(self.part.chunks_total, self.part.chunks)
         self.part.bytes += bytes
         if skipped and chunks:
             self.skip(skipped, chunks)
@@ -338,6 +341,8 @@ class Jobs:
                 log.exception("lmkv: the job %s did not end as it should", job.part.operation)
         job.ended = self._clock()
         job.part.state, job.part.code, job.part.reason = state, code, reason
+        if state == "done" and job.whole:  # some went before their turn came
+            job.part.chunks_total = job.part.chunks
         self._agent.stats.count("jobs_ended", state)
         self._tell(job)
         self._forget()

@@ -83,8 +83,9 @@ class _Copy:
         first, more = 0, True
         while more:
             found = yield from self.run.agent.fetches.named(source, None, first, STEP)
+            if not first:
+                self.run.part.chunks_total = found.slots
             if found.sources:
-                self.run.part.chunks_total += len(found.sources)
                 yield from self._batch(list(found.sources), found)
             first, more = found.next, found.next > first
 
