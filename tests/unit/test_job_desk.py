@@ -181,6 +181,21 @@ def test_one_that_does_not_answer_but_has_taken_it() -> None:
     assert isinstance(again, JobInfo) and not again.new and again.job.id == sent.id
 
 
+def test_a_job_that_was_sent_to_an_old_connection_is_sent_to_the_new_one() -> None:
+    """As after a hang of the controller: it hears of the job before its instance registers anew."""
+    desk = Desk()
+    a = desk.instance("a", 1, 1)
+    sent = desk.begun("pin", 1, owner="o", id="mine")["a"]
+    desk.clock.advance(1.0)
+    desk.connection = lambda stub: b"new"  # type: ignore[method-assign]
+    desk.join(a)
+    [(to, again, frames)] = desk.commands.tick()
+    assert (to, again, frames) == (b"new", replace(sent, deadline=4.0), (keys(1),))
+    info = one(desk.answer(a, again))
+    assert isinstance(info, JobInfo) and (info.job.id, info.job.state) == (sent.id, "queued")
+    assert len(desk.commands) == 0
+
+
 def test_an_idempotency_key_at_a_controller_that_only_heard() -> None:
     desk, other = Desk(), Desk()
     a = desk.instance("a", 1, 1)
