@@ -21,6 +21,7 @@ from lmkv.controller.instance import Instance
 from lmkv.core.clock import Clock
 from lmkv.core.messages import (
     ENDED,
+    MOVING,
     OPEN,
     STATES,
     Jobs,
@@ -339,8 +340,9 @@ def _aged(told: Told, now: float) -> Part:
 
 
 def _rate(parts: Iterable[Part]) -> float:
-    """Bytes a second, of all parts while they ran."""
-    return sum(part.bytes / part.seconds for part in parts if part.seconds > 0)
+    """Bytes a second, of all parts while they ran; 0 where none are moved."""
+    moving = (part for part in parts if part.operation in MOVING and part.seconds > 0)
+    return sum(part.bytes / part.seconds for part in moving)
 
 
 def _eta(parts: Iterable[Part]) -> float:
