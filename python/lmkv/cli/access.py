@@ -25,6 +25,14 @@ class Access:
 given = Access()
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from lmkv.cli.version import version
+
+        version("table")
+        raise typer.Exit
+
+
 def options(
     keys: Annotated[
         str,
@@ -38,6 +46,10 @@ def options(
             envvar="LMKV_CACERT", metavar="FILE", help="Certificates to trust, for https://."
         ),
     ] = "",
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_version, help="As lmkv version."),
+    ] = False,
 ) -> None:
     given.keys, given.cacert = keys, cacert
 
