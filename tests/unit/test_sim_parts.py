@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from lmkv.core.clock import ManualClock
 from lmkv.core.messages import (
+    Compress,
+    Compressed,
     HostIdentity,
     LimboEnded,
     Pull,
@@ -125,6 +127,16 @@ def test_a_pull_past_its_deadline_is_in_limbo_until_it_lands() -> None:
     pair.hub.advance(0.6)
     assert pair.said() == [(LimboEnded, [])]
     assert pair.b.holds == {}
+
+
+def test_no_bytes_are_compressed() -> None:
+    pair = Pair()
+    link = pair.b.link(MOVER)
+    assert link is not None
+    link.send(Compress(3), keys(1, 2), place(1) + place(2), counters(11, 12))
+    [(answer, frames)] = link.receive()
+    assert answer == Compressed(0, 3)
+    assert [list(frame) for frame in frames] == [[PullResult.GOOD] * 2, [0, 0]]
 
 
 def test_pulls_share_the_link() -> None:

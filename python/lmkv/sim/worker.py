@@ -21,6 +21,8 @@ from lmkv.core.messages import (
     Attach,
     Check,
     Checked,
+    Compress,
+    Compressed,
     HostIdentity,
     Limbo,
     LimboEnded,
@@ -149,6 +151,9 @@ class Worker:
             self._pull(message, frames)
         elif isinstance(message, Limbo) and message.job not in self._limbo:
             self._mover.say(LimboEnded(0, message.job))
+        elif isinstance(message, Compress):  # no bytes, none that could be fewer
+            n = len(frames[0]) // wire.KEY_BYTES
+            self._say(Compressed(0, message.job), bytes([PullResult.GOOD]) * n, bytes(n))
 
     def _pull(self, pull: Pull, frames: list[bytes]) -> None:
         keys, places, counters, own, own_counters = frames
