@@ -312,6 +312,8 @@ def test_a_controller_on_a_busy_port() -> None:
         (["--cacert", "/nowhere", "status", "--controller", "https://127.0.0.1:1"], "'/nowhere'"),
         (["keys", "token", "--name", "a", "--scope", "root"], "--scope 'root': allowed is one of"),
         (["controller", "--cluster", "two words"], "cluster = 'two words'"),
+        (["get", "instances", "-l", "state=alive"], "allowed as a state is live, syncing"),
+        (["get", "jobs", "--state", "over"], "--state 'over': allowed is one of queued, running"),
         (["config", "init", "router"], "KIND 'router': allowed is instance or controller"),
         (["controller", "--config", "/nowhere/a.yaml"], "No such file"),
         (["controller", "--config", str(EXAMPLES / "instance-a.yaml")], "setting of the instance"),

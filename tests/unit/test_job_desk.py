@@ -116,13 +116,25 @@ def test_a_job_and_its_answer() -> None:
     desk.said(a, desk.part(a, sent, "running", chunks=2, chunks_total=8, bytes=100, seconds=2.0))
     desk.clock.advance(2)
     job = desk.job(sent.id)
-    assert (job.state, job.rate, job.eta, job.age) == ("running", 25.0, 12.0, 2.0)
+    assert (job.state, job.bytes, job.eta, job.age) == ("running", 100, 12.0, 2.0)
     desk.said(a, desk.part(a, sent, "done", chunks=8, chunks_total=8, bytes=400, seconds=4.0))
     desk.clock.advance(3)
     job = desk.job(sent.id)
-    assert (job.state, job.chunks, job.rate, job.eta, job.ended_age) == ("done", 8, 100, 0, 3)
+    assert (job.state, job.chunks, job.eta, job.ended_age) == ("done", 8, 0, 3)
     assert desk.events() == [("a", "pin runs", sent.id), ("a", "pin is done", sent.id)]
     assert desk.table.bytes == {"pin": 400}
+
+
+def test_what_moves_no_bytes_has_no_rate() -> None:
+    desk = Desk()
+    a = desk.instance("a", 1, 1, 2)
+    for operation, rate in (("compress", 25.0), ("pin", 0.0)):
+        ttl = 60.0 if operation == "pin" else 0.0
+        sent = desk.begun(operation, 1, 2, 3, ttl=ttl)["a"]
+        part = desk.part(a, sent, "running", chunks=2, chunks_total=8, bytes=100, seconds=2.0)
+        desk.said(a, part)
+        desk.clock.advance(2)
+        assert desk.job(sent.id).rate == rate
 
 
 def test_every_holder_of_a_chunk_has_its_part() -> None:

@@ -44,10 +44,11 @@ def list_jobs(
     output: OutputOption = "table",
 ) -> None:
     """Jobs, the newest first."""
-    from lmkv.core.messages import Jobs, JobsInfo, JobState
+    from lmkv.core.messages import STATES, Jobs, JobsInfo, JobState
 
     check_output(output)
-    check_text("--state", state)
+    if state and state not in STATES:
+        fail(f"--state {state!r}: allowed is one of {', '.join(STATES)}", USAGE)
     check_text("--instance", instance)
     found: list[JobState] = []
     after, more = "", False

@@ -34,6 +34,7 @@ KEPT = 1024  # jobs
 PARTS = 1 << 16  # of all of them
 LISTED = 16  # parts of each job of a page, those that failed first
 PAGE = 250
+MOVING = ("copy", "move", "compress", "decompress")  # operations whose bytes have a rate
 UNHEARD = 10.0  # seconds after which a part that nobody tells of has failed
 REASON, WORD, WORDS = 512, 64, 16  # characters of a reason and of a word; kinds of skipped chunks
 
@@ -221,7 +222,7 @@ class JobTable:
             _sum(part.bytes for part in parts),
             _sum(part.bytes_total for part in parts),
             dict(skipped),
-            _rate(parts),
+            _rate(parts) if record.operation in MOVING else 0.0,
             0.0 if ended else _eta(parts),
             code,
             reason,
