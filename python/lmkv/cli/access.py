@@ -61,12 +61,16 @@ def client_keys() -> ClientKeys | None:
     return keyfiles.client_keys(given.keys)
 
 
+def token() -> str:
+    return os.environ.get(TOKEN, "")
+
+
 def headers() -> dict[str, str]:
     """Raises ValueError for a token that no header can hold."""
-    token = os.environ.get(TOKEN, "")
-    if token and not (token.isascii() and token.isprintable() and " " not in token):
+    shown = token()
+    if shown and not (shown.isascii() and shown.isprintable() and " " not in shown):
         raise ValueError(f"{TOKEN}: allowed is a token as lmkv keys token printed it")
-    return {"Authorization": f"Bearer {token}"} if token else {}
+    return {"Authorization": f"Bearer {shown}"} if shown else {}
 
 
 def tls() -> ssl.SSLContext:

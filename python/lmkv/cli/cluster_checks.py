@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from lmkv import __version__
+from lmkv.cli import access
 from lmkv.cli.common import REFUSED, UNREACHABLE, Trouble, question
 from lmkv.cli.host_checks import FAIL, OK, WARN, Check
 from lmkv.core.config import NAMES, InstanceConfig, split_address
@@ -18,6 +19,8 @@ NAME = "controller"
 
 
 def controllers(config: InstanceConfig, given: str) -> Iterator[Check]:
+    """Asked with the keys that an instance here would have, where the command was given none."""
+    access.given.keys = access.given.keys or config.keys
     addresses = [given] if given else config.controllers
     infos = []
     for address in addresses:
