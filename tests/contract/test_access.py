@@ -372,6 +372,10 @@ def test_the_commands_that_make_keys(tmp_path: Path) -> None:
     assert "server.key" in lmkv("keys", "init", folder).stdout
     ended = lmkv("keys", "init", folder)
     assert ended.returncode == 1 and "nothing is overwritten" in ended.stderr
+    words = ("keys", "token", "--name", "b", "--scope", "read", "--keys", folder, "-o", "json")
+    made = json.loads(lmkv(*words).stdout)
+    assert (made["name"], made["scope"]) == ("b", "read")
+    assert tokens.digest(made["token"]) in tokens.read(tmp_path / "keys" / "tokens")
     words = ("keys", "token", "--name", "a", "--scope", "admin", "--keys", folder)
     token = lmkv(*words).stdout.strip()
     assert tokens.read(tmp_path / "keys" / "tokens")[tokens.digest(token)].scope == "admin"

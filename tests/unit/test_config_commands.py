@@ -33,6 +33,8 @@ def test_the_first_file_holds_every_setting_at_its_default(whose: str, kind: Any
     assert [getattr(config, n) for n in names(kind)] == [getattr(default, n) for n in names(kind)]
     words = config_words.INSTANCE if whose == "instance" else config_words.CONTROLLER
     assert list(words) == names(kind)
+    told = json.loads(lmkv("init", whose, "-o", "json").stdout)
+    assert {name: each["text"] for name, each in told.items()} == words
     assert all(text.count(f"\n# {line}\n#{name}: ") == 1 for name, line in words.items())
 
 

@@ -94,7 +94,10 @@ def instances(info: StatusInfo) -> Iterator[Check]:
         yield Check(name, WARN, text, fix)
     else:
         yield Check(name, OK, text)
-    for each in [each for each in info.instances if each.differs][:SHOWN]:
+    differing = [each for each in info.instances if each.differs]
+    if not differing:
+        yield Check("fingerprint", OK, "instances of the same model share with one another")
+    for each in differing[:SHOWN]:
         text = f"{each.instance} does not share: its {each.differs} is not that of "
         fix = f"start it with the same {each.differs}; `lmkv describe instance {each.instance}`"
         yield Check("fingerprint", WARN, text + each.differs_from, fix)

@@ -115,16 +115,31 @@ RULES = """\
 
 @config.command()
 def init(
-    whose: Annotated[str, typer.Argument(metavar="instance|controller")] = "instance",
+    whose: Annotated[
+        str, typer.Argument(metavar="KIND", help="instance (a vLLM server) or controller.")
+    ] = "instance",
+    output: OutputOption = "table",
 ) -> None:
     """Print a file to begin with: every setting with its default, commented out."""
     from lmkv.core import config_words
     from lmkv.core.config import allowed, as_text, load, names
 
+    check_output(output)
     kind = kind_of(whose, "KIND")
     default = load(kind)
-    typer.echo(START[whose] + RULES)
     words = config_words.INSTANCE if whose == "instance" else config_words.CONTROLLER
+    if output == "json":
+        fields = {
+            name: {
+                "default": getattr(default, name),
+                "allowed": allowed(kind, name),
+                "text": words[name],
+            }
+            for name in names(kind)
+        }
+        print_json(fields)
+        return
+    typer.echo(START[whose] + RULES)
     for name in names(kind):
         typer.echo(f"\n# {words[name]}")
         value = as_text(name, getattr(default, name))
@@ -134,7 +149,7 @@ def init(
 @config.command("import")
 def import_(
     file: Annotated[
-        str, typer.Argument(metavar="[FILE]", help="LMCache's YAML file.", show_default=False)
+        str, typer.Argument(metavar="FILE", help="LMCache's YAML file.", show_default=False)
     ] = "",
     env: Annotated[
         bool, typer.Option("--env", help="Also LMCACHE_* in the environment, which win.")

@@ -32,7 +32,7 @@ DEADLINE = 3.0  # seconds that an instance may take
 
 def why(
     request: Annotated[
-        str, typer.Argument(metavar="[REQUEST]", help="A part of its id.", show_default=False)
+        str, typer.Argument(metavar="REQUEST", help="A part of its id.", show_default=False)
     ] = "",
     last: Annotated[
         int, typer.Option(metavar="N", min=1, max=MOST, help="So many, the newest first.")
