@@ -116,7 +116,7 @@ def test_a_job_and_its_answer() -> None:
     desk.said(a, desk.part(a, sent, "running", chunks=2, chunks_total=8, bytes=100, seconds=2.0))
     desk.clock.advance(2)
     job = desk.job(sent.id)
-    assert (job.state, job.rate, job.eta, job.age) == ("running", 25.0, 12.0, 2.0)
+    assert (job.state, job.bytes, job.eta, job.age) == ("running", 100, 12.0, 2.0)
     desk.said(a, desk.part(a, sent, "done", chunks=8, chunks_total=8, bytes=400, seconds=4.0))
     desk.clock.advance(3)
     job = desk.job(sent.id)
