@@ -176,6 +176,12 @@ def test_lookup_as_a_table(address: str) -> None:
     assert short == (DONE, "", "shorter than a chunk of 16 tokens\n")
 
 
+def test_status_lists_instances_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    found = [InstanceState(name, 1, "live") for name in "cab"]
+    tables.status_table(StatusInfo(0, "c", "x", 1, "ready", "1.0", 9, 0, 0, 0, 0, 0, 0, found))
+    assert [line[0] for line in capsys.readouterr().out.splitlines()[-3:]] == ["a", "b", "c"]
+
+
 def test_a_narrow_terminal_leaves_out_columns_and_cuts_no_id() -> None:
     job = ["j" + "0" * 32, "compress", "done", "a to b", "9/16", "5 MiB", "-", "-", "8 s ago", "me"]
     for room, shown in ((100, 9), (60, 4)):
