@@ -37,6 +37,7 @@ from lmkv.core.messages import (
 from lmkv.core.rank_sockets import Place
 from lmkv.core.waker import Waker
 from lmkv.worker.affinity import unpin
+from lmkv.worker.visible import one_gpu
 
 # Peers that die one after another may each take a mover along, and others want to be served.
 HEALTHY = 1.0  # seconds of a life after which the next mover is started at once
@@ -46,7 +47,6 @@ FDS_A_MESSAGE = 64
 READY_DEADLINE = 30.0  # seconds from spawn to its first MoverState
 STOP_DEADLINE = 3.0
 TICK_MS = 1000  # how late a death is seen that does not close the socket
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,7 @@ def environment(settings: MoverSettings, base: Mapping[str, str]) -> dict[str, s
     if settings.gpu is None:
         return ucx.environment(settings.data_interface, settings.data_ports, tls, base)
     made = ucx.environment(settings.data_interface, settings.data_ports, ucx.with_gpu(tls), base)
-    listed = [name for name in base.get(VISIBLE, "").split(",") if name]
-    return made | ucx.WITH_GPU | {VISIBLE: listed[settings.gpu] if listed else str(settings.gpu)}
+    return made | ucx.WITH_GPU | one_gpu(settings.gpu, base)
 
 
 def remove_stale_sockets(run_dir: str) -> None:
