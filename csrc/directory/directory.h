@@ -62,6 +62,8 @@ class Directory {
                  bool sparse = false);
   std::vector<int> holders(const Key& key);
   bool sweep(std::size_t entries);
+  // Who can wait announces nothing for now: the table's memory is still being made.
+  bool lacking() { return table_.lacking(); }
   std::size_t size();
   std::size_t bytes();
   std::size_t moved() const { return table_.moved(); }

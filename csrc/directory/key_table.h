@@ -75,6 +75,8 @@ class KeyTable {
   void expect(std::size_t keys);
   // Gives back what was made for keys that did not come, one sub-table at a time; true: all is.
   bool fit();
+  // Memory for what is expected is being made: what is inserted now may have to make it itself.
+  bool lacking() { return slabs_.lacking(); }
 
   std::size_t size() const { return size_; }
   std::size_t moved() const { return moved_; }  // entries, by growing, since the beginning
@@ -92,6 +94,7 @@ class KeyTable {
   struct SubTable {
     std::vector<Page*> pages;
     std::uint32_t groups = 0, used = 0;
+    std::uint32_t look = 0;  // entries at which it may be due to grow
   };
   static constexpr std::size_t kSlabPages = Slabs::kBytes / sizeof(Page);
   static constexpr std::size_t kFewSlabs = 4;  // below that none are made ready
@@ -117,7 +120,7 @@ class KeyTable {
   void want_tags(std::span<const Key> keys, std::uint64_t* hashes) const;
   void want_entries(std::span<const std::uint64_t> hashes) const;
   void rebuild(SubTable& sub, std::size_t pages);
-  void grow(SubTable& sub);
+  void grow_if_due(SubTable& sub);
   void shrink(SubTable& sub);
   void make_ready();
   Page* new_page();
