@@ -95,9 +95,9 @@ class Directory {
   }
   void gain(const Key& key, const Holder& holder);
   void lose(const Key& key, const Holder& holder);
-  enum class Put { added, moved, same };
+  enum class Put : std::uint8_t { added, moved, same };
   Put put(const Key& key, std::uint64_t hash, Entry* entry, const Holder& holder);
-  template <typename Each>  // each(i, Put) for every key
+  template <typename Each>  // each(i, Put) for every key, in any order
   void put_all(int instance, Keys keys, Places places, Counters counters, Each each);
   bool drop_hidden(Entry& entry);  // false: nothing is left of it
   void restamp(int instance);

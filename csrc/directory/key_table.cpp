@@ -6,6 +6,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "check.h"
 
@@ -66,11 +67,28 @@ std::size_t pages_for(std::size_t entries, std::size_t pages, std::size_t number
 
 }  // namespace
 
-void KeyTable::want_tags(std::span<const Key> keys, std::uint64_t* hashes) const {
-  for (std::size_t i = 0; i < keys.size(); ++i) {
-    hashes[i] = hash(keys[i]);
-    const SubTable& sub = subs_[hashes[i] >> 55];
-    if (sub.groups) __builtin_prefetch(tags(sub, home(sub, hashes[i])));
+void KeyTable::hash_all(std::span<const Key> keys, std::uint64_t* hashes) {
+  for (std::size_t i = 0; i < keys.size(); ++i) hashes[i] = hash(keys[i]);
+}
+
+void KeyTable::sort(std::span<const Key> keys, std::vector<std::uint64_t>& hashes,
+                    std::vector<std::uint32_t>& from) {
+  std::vector<std::uint64_t> as_they_came(keys.size());
+  hash_all(keys, as_they_came.data());
+  std::uint32_t begins[kSubTables + 1] = {};
+  for (const std::uint64_t hash : as_they_came) ++begins[(hash >> 55) + 1];
+  std::partial_sum(begins, begins + kSubTables, begins);
+  for (std::uint32_t i = 0; i < as_they_came.size(); ++i) {
+    const std::uint32_t at = begins[as_they_came[i] >> 55]++;
+    hashes[at] = as_they_came[i];
+    from[at] = i;
+  }
+}
+
+void KeyTable::want_tags(std::span<const std::uint64_t> hashes) const {
+  for (const std::uint64_t hash : hashes) {
+    const SubTable& sub = subs_[hash >> 55];
+    if (sub.groups) __builtin_prefetch(tags(sub, home(sub, hash)));
   }
 }
 
