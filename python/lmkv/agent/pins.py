@@ -224,11 +224,16 @@ class Pins:
 
     # ------------------------------------------------------------ turns
 
+    @property
+    def waiting(self) -> bool:
+        """Whether turns look for chunks of a request."""
+        return bool(self._asked or self._wants)
+
     def turn(self) -> None:
         now = self._clock()
         for name in [pin.name for pin in self._pins.values() if now >= pin.ends]:
             self.release(name)
-        if (self._asked or self._wants) and now >= self._look_at:
+        if self.waiting and now >= self._look_at:
             self._look_at = now + LOOK_EVERY
             self._look(now)
 
