@@ -23,6 +23,7 @@ from lmkv.core.client import Client
 from lmkv.core.config import ControllerConfig, load
 from lmkv.core.messages import HeartbeatOk, InstanceState, StatusInfo, Welcome
 
+from tests.ports import free_port
 from tests.stub_instance import NAMESPACE, StubInstance
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -85,12 +86,6 @@ def address() -> Iterator[str]:
         stop.set()
         thread.join(DEADLINE)
         server.close()
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 # ------------------------------------------------------------------ data
