@@ -12,7 +12,6 @@ import pytest
 from lmkv import _native
 from lmkv._native import SlotStatus
 
-from tests.fakecuda.build import environment
 from tests.fakecuda.raw import NUMBERS, IpcHandle
 from tests.gpu.cards import ROOT, OnFake, OnReal
 from tests.gpu.launches import Launcher
@@ -124,7 +123,7 @@ def test_a_slot_in_another_processs_memory_on_the_card(
     words = [sys.executable, "-c", HOLDER, kind, str(slot.nbytes)]
     ends = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     alone, driver = launcher.of(world), launcher.driver
-    with subprocess.Popen(words, cwd=ROOT, env=environment(), **ends) as holder:
+    with subprocess.Popen(words, cwd=ROOT, **ends) as holder:
         assert holder.stdin is not None and holder.stdout is not None
         holder.stdin.write(slot.tobytes())
         holder.stdin.flush()

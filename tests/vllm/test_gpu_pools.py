@@ -29,7 +29,7 @@ from lmkv.core.steps import SKIPPED
 from lmkv.worker import gpu_room
 from lmkv.worker.front import Front
 
-from tests.fakecuda.build import ROOT, environment
+from tests.fakecuda.build import ROOT
 from tests.fakecuda.fake import needs_compiler
 from tests.fakecuda.raw import NUMBERS
 from tests.vllm.test_cuda_connector import (
@@ -360,7 +360,6 @@ class Holder:
         self.process = subprocess.Popen(
             [sys.executable, "-c", HOLDER, run_dir, str(folder)],
             cwd=ROOT,
-            env=environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
