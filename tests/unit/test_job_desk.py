@@ -116,7 +116,7 @@ def test_a_job_and_its_answer() -> None:
     desk.said(a, desk.part(a, sent, "running", chunks=2, chunks_total=8, bytes=100, seconds=2.0))
     desk.clock.advance(2)
     job = desk.job(sent.id)
-    assert (job.state, job.rate, job.eta, job.age) == ("running", 25.0, 12.0, 2.0)
+    assert (job.state, job.bytes, job.eta, job.age) == ("running", 100, 12.0, 2.0)
     desk.said(a, desk.part(a, sent, "done", chunks=8, chunks_total=8, bytes=400, seconds=4.0))
     desk.clock.advance(3)
     job = desk.job(sent.id)
@@ -271,6 +271,59 @@ def test_a_part_that_nobody_tells_of_is_waited_for_a_while() -> None:
     job = desk.job("j1")
     assert (job.state, job.instances, len(job.parts)) == ("failed", 3, 1)
     assert job.reason == "2 of 3 instances told nothing of it in 10 s"
+
+
+def test_an_answer_that_comes_late_does_not_set_a_part_back() -> None:
+    """It may wait for a link behind what the instance has told since."""
+    desk = Desk()
+    a, b = desk.instance("a", 1, 1), desk.instance("b", 2, 1)
+    sent = desk.begun("clear", 1)
+    for stub in (a, b):
+        desk.said(stub, desk.part(stub, sent[stub.name], "running", chunks=1))
+        desk.said(stub, desk.part(stub, sent[stub.name], "done", chunks=1))
+    desk.answer(a, sent["a"], "queued")
+    desk.said(b, desk.part(b, sent["b"], "running"))
+    assert desk.job(sent["a"].id).state == "done"
+    assert desk.table._open == {}
+    again = desk.part(a, sent["a"], "queued", attempt=2)
+    desk.said(a, again)
+    assert desk.job(sent["a"].id).state == "running"  # of both together
+    desk.said(a, replace(again, state="cancelled"))
+    desk.tell(a, (Leave(1), ()))
+    a = desk.instance("a", 9)
+    desk.said(a, replace(again, state="queued", attempt=1))  # another life of it
+    assert desk.job(sent["a"].id).state == "running"
+
+
+def test_a_part_whose_end_was_told_and_not_heard_does_not_run_for_ever() -> None:
+    """The instance remembers its last ended jobs only: who was cut off for a while may miss it."""
+    desk = Desk()
+    a, b = desk.instance("a", 1, 1), desk.instance("b", 2, 1)
+    sent = desk.begun("clear", 1)
+    for stub in (a, b):
+        desk.answer(stub, sent[stub.name], "running")
+    for _ in range(3):
+        desk.wait(19, a, b)
+        desk.said(a, desk.part(a, sent["a"], "running"))
+    assert desk.job(sent["a"].id).state == "running"
+    desk.wait(5, a, b)
+    job = desk.job(sent["a"].id)
+    assert [(part.instance, part.state) for part in job.parts] == [
+        ("b", "failed"),
+        ("a", "running"),
+    ]
+    assert job.code == "instance_gone" and "tells nothing more of it" in job.reason
+    desk.said(b, desk.part(b, sent["b"], "done"))
+    assert {part.state for part in desk.job(sent["a"].id).parts} == {"done", "running"}
+
+
+def test_silence_while_the_controller_stood_still_is_nobodys() -> None:
+    desk = Desk()
+    a = desk.instance("a", 1, 1)
+    desk.answer(a, desk.begun("pin", 1, owner="o", id="p")["a"], "running")
+    desk.clock.advance(70)
+    desk.registry.tick()
+    assert {record.state for record in desk.table._jobs.values()} == {"running"}
 
 
 def test_what_had_ended_before_is_no_event() -> None:
@@ -434,6 +487,20 @@ def test_nobody_can_retry_what_was_of_one_that_left() -> None:
     refused = one(desk.hear(CLIENT, AskJob(6, sent.id, "retry")))
     assert isinstance(refused, Refused) and refused.code == "unavailable"
     assert "submit it again" in refused.message
+
+
+def test_a_retry_that_nobody_takes_is_refused_though_one_of_them_has_left() -> None:
+    desk = Desk()
+    a, b = desk.instance("a", 1, 1), desk.instance("b", 2, 1)
+    sent = desk.begun("clear", 1)
+    for stub in (a, b):
+        desk.answer(stub, sent[stub.name], "running")
+        desk.said(stub, desk.part(stub, sent[stub.name], "failed"))
+    desk.tell(a, (Leave(1), ()))
+    [(_, retry, _)] = desk.hear(CLIENT, AskJob(6, sent["a"].id, "retry"))
+    lost = Refused("unknown_job", "job j.. is not known here", request=retry.request)
+    refused = one(desk.hear(desk.connection(b), lost))
+    assert isinstance(refused, Refused) and (refused.code, refused.request) == ("unknown_job", 6)
 
 
 # ------------------------------------------------------------------ prompts, pins

@@ -29,11 +29,11 @@ def test_every_operation_is_in_the_table() -> None:
 def test_both_forms_ask_for_the_same(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Submit] = []
 
-    def submitted(controller: str, message: Submit, kind: Any, *arrays: bytes) -> JobInfo:
+    def ask(controller: str, message: Submit, *_: Any, **__: Any) -> JobInfo:
         asked.append(message)
         return JobInfo(1, JobState("j1", row.operation, "done"))
 
-    monkeypatch.setattr(operations, "submitted", submitted)
+    monkeypatch.setattr(operations, "ask", ask)
     ran = CliRunner().invoke(app, row.typed("once upon a time"))
     assert ran.exit_code == 0, ran.output
     [message] = asked

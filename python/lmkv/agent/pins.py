@@ -65,10 +65,12 @@ class Pins:
         epoch: Callable[[], int],
         clock: Clock,
         refused: Callable[[str], None] = lambda sentence: None,
+        lookup: Callable[[bytes], int] | None = None,
     ) -> None:
         """`slot_bytes` are those of a full slot in all ranks; `refused` hears of requests whose
-        pins do not fit."""
+        pins do not fit; `lookup` is the table's, or in its place."""
         self._refused = refused
+        self._lookup = lookup or table.lookup
         self._table = table
         self._share = share
         self._instance = instance
@@ -109,13 +111,13 @@ class Pins:
     def add(self, name: str, keys: Sequence[bytes]) -> int:
         """Pin those that are readable; how many. Raises Full: then none of them is."""
         pin, added = self._pins[name], 0
-        fresh = {key: found for key in keys if key not in pin.slots and (found := self._find(key))}
+        fresh = {key: found for key in keys if key not in pin.slots and (found := self.find(key))}
         more = sum(found[0][4] for key, found in fresh.items() if not self.holds(key))
         if self.granules + more > self.allowed:
             raise Full(self.full(more))
         for key in fresh:
-            if self._table.pin(key):
-                place, counter, _ = self._table.places(key)
+            place, counter, pinned = self._table.pin(key)
+            if pinned:
                 pin.slots[key] = place, counter
                 pin.granules += place[4]
                 self.granules += 0 if self.holds(key) else place[4]
@@ -132,9 +134,9 @@ class Pins:
             f"and {more / GRANULES_A_SLOT:g} more are asked for"
         )
 
-    def _find(self, key: bytes) -> Slot | None:
+    def find(self, key: bytes) -> Slot | None:
         """Where it is; what was retired for room is taken back."""
-        if not self._table.lookup(key):
+        if not self._lookup(key):
             return None
         place, counter, found = self._table.places(key)
         return (place, counter) if found else None

@@ -101,6 +101,10 @@ class Stream:
         """Whether the controller is there and may be asked."""
         return self._welcome is not None and self._clock() - self._heard < SILENCE
 
+    def lacks(self, frames: Frames | None) -> bool:
+        """Whether this message waits, or all that waited was dropped."""
+        return self._deaf or any(each is frames for each in self.outbox)
+
     @property
     def state(self) -> str:
         """One of `core/metrics.py`'s."""

@@ -2,9 +2,9 @@
 
 Nothing here is kept that is not told again: a job is its parts, one of each instance, and a
 controller that has just begun hears of them all. `add` puts in what this controller has sent and
-not been told of yet. tick() ends the parts of instances that are gone, so that no job waits for
-them. Bounded: of more than `KEPT` jobs those that ended first are forgotten. No sockets; the clock
-is given.
+not been told of yet. tick() ends the parts of instances that are gone, or tell no more of them, so
+that no job waits for them. Bounded: of more than `KEPT` jobs those that began first, and have
+ended, are forgotten. No sockets; the clock is given.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from lmkv.core.clock import Clock
 from lmkv.core.messages import (
     ENDED,
     MOVING,
+    OPEN,
     STATES,
     Jobs,
     JobsInfo,
@@ -35,19 +36,27 @@ KEPT = 1024  # jobs
 PARTS = 1 << 16  # of all of them
 LISTED = 16  # parts of each job of a page, those that failed first
 PAGE = 250
-UNHEARD = 10.0  # seconds after which a part that nobody tells of has failed
+UNHEARD = 10.0  # seconds after which a part that nobody tells of has failed,
+SILENT = 60.0  # and one of which its instance, which is there, tells no more: it tells each 20 s
+STILL = 5.0  # between two ticks: this process was stopped, and nobody could be heard
 REASON, WORD, WORDS = 512, 64, 16  # characters of a reason and of a word; kinds of skipped chunks
 
 
 @dataclass
 class Told:
     """A part, of which life of its instance, and when that was so. `heard`: the instance said it
-    itself."""
+    itself; `lost`: until it seemed to be gone."""
 
     part: Part
     epoch: int
     at: float
     heard: bool
+    lost: bool = False
+
+    def outruns(self, epoch: int, part: Part) -> bool:
+        """Whether this was said after that, which has only been longer on its way."""
+        same = self.heard and not self.lost and self.epoch == epoch
+        return same and _progress(self.part) > _progress(part)
 
 
 @dataclass
@@ -75,6 +84,7 @@ class JobTable:
         self._jobs: dict[str, Record] = {}
         self._open: dict[str, Record] = {}  # those that have not ended
         self._parts = 0  # of all jobs
+        self._ticked = self._hears_since = clock()
         self.ended: Counter[str] = Counter()  # that ended here, by state
         self.bytes: Counter[str] = Counter()  # by operation
 
@@ -126,6 +136,8 @@ class JobTable:
             record = Record(part.id, part.operation, now - part.age)
             self._jobs[part.id] = self._open[part.id] = record
         old = record.parts.get(part.instance)
+        if old is not None and heard and old.outruns(epoch, part):
+            return
         if old is None:
             if not self._room(parts=1, but=record):
                 return
@@ -177,6 +189,10 @@ class JobTable:
     # ------------------------------------------------------------ who is gone
 
     def tick(self, instances: Mapping[str, Instance]) -> None:
+        now = self._clock()
+        if now - self._ticked > STILL:
+            self._hears_since = now
+        self._ticked = now
         for record in list(self._open.values()):
             for name, told in list(record.parts.items()):
                 if told.part.state not in ENDED:
@@ -191,11 +207,13 @@ class JobTable:
             why = f"instance {name!r} was started anew, and does not remember it"
         elif instance.state == "dead":
             why = f"instance {name!r} died before it had ended"
+        elif told.heard and self._clock() - max(told.at, self._hears_since) > SILENT:
+            why = f"instance {name!r} tells nothing more of it; what became of it is not known here"
         else:
             return
         part = replace(told.part, state="failed", code="instance_gone", reason=why)
         part.age += self._clock() - told.at
-        record.parts[name] = Told(part, told.epoch, self._clock(), told.heard)
+        record.parts[name] = Told(part, told.epoch, self._clock(), told.heard, lost=True)
         record.at = self._clock()
 
     # ------------------------------------------------------------ out
@@ -276,6 +294,12 @@ def _bounded(part: Part) -> Part:
         reason=printable(part.reason[:REASON]),
         command=part.command[:WORD],
     )
+
+
+def _progress(part: Part) -> tuple[int, int, int]:
+    """It only grows, whatever a part tells."""
+    state = min(STATES.index(part.state), len(OPEN))  # an end is an end
+    return part.attempt, state, part.chunks
 
 
 def _state(record: Record, now: float) -> str:

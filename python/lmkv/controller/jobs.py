@@ -226,13 +226,14 @@ class JobDesk:
             self._table.take(instance, told)
 
         def end(wrong: list[Refused]) -> list[Out]:
-            if len(wrong) == len(fitting):
+            if wrong and len(wrong) == len(asked):
                 return say(msgspec.structs.replace(wrong[0], request=message.request))
             return say(self._info(message.request, record.id))
 
         if message.action == "cancel":
             self._withdraw(record)
             targets = deque(each for each in targets if _open(record, each))
+        asked = list(targets)
         sent = Command("", message.action, arguments={"job": record.id})
         return self._send(
             _Sending(sent, [], targets, True, taken, lambda instance, answer: None, end)

@@ -3,8 +3,9 @@
 A client sends `Submit` to a controller. It makes the keys, chooses the instances, and sends each of
 them a `Command` of the job's id (`core/messages/operations.py`); an instance answers `Done` with
 its `Part` as soon as it has taken it, and tells `Job` to all its controllers at each change, at
-most once a second while it runs, and again to each controller that welcomes it. So a controller
-keeps nothing that it is not told again, and a job goes on without the one that took it.
+most once a second while it runs, every 20 s until it has ended, and again to each controller that
+welcomes it. So a controller keeps nothing that it is not told again, and a job goes on without the
+one that took it.
 """
 
 from __future__ import annotations
