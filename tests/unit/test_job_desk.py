@@ -165,10 +165,12 @@ def test_what_the_only_one_refuses_is_no_job() -> None:
         said = one(desk.hear(desk.connection(a), replace(answer, request=sent.request)))
         assert isinstance(said, Refused)
         assert (said.code, said.request, len(desk.table)) == (code, 5, 0)
-    sent = desk.begun("pin", 1, owner="o")["a"]
-    garbage = Done(sent.request, sent.id, b"garbage")
-    said = one(desk.hear(desk.connection(a), garbage))
-    assert isinstance(said, Refused) and "no part of a job" in said.message
+    of_another = msgspec.msgpack.encode(Part("j9", "pin", "a", "running"))
+    for garbage, why in ((b"garbage", "no part of a job"), (of_another, "that is of job 'j9'")):
+        sent = desk.begun("pin", 1, owner="o")["a"]
+        said = one(desk.hear(desk.connection(a), Done(sent.request, sent.id, garbage)))
+        assert isinstance(said, Refused) and why in said.message
+        assert len(desk.table) == 0
 
 
 def test_one_that_does_not_answer_but_has_taken_it() -> None:
