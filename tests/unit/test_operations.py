@@ -95,6 +95,20 @@ def test_absent_chunks_are_counted_and_a_prefix_that_is_not_here_at_all_fails():
     assert a.pins == ["j1"]
 
 
+@pytest.mark.parametrize(("left", "end"), [(1, ("done", 3, {"absent": 2})), (0, ("failed", 0, {}))])
+def test_what_goes_while_a_pin_looks_at_it_is_absent(left: int, end: object):
+    cluster = Cluster("a")
+    a = cluster["a"]
+    keys = a.hold(0, 3)
+    cluster.take("pin", "a", keys, ttl="9")
+    while a.part().state == "queued":
+        cluster.tick()
+    a.agent.table.retire(a.keys(left, 3), False)
+    assert outcome(cluster.ended("a")) == end
+    assert len(a.pins) == (left > 0)
+    assert list(cluster.at_rest()) == []
+
+
 def test_a_pin_beyond_the_share_of_the_pool_pins_nothing_and_names_the_numbers():
     cluster = Cluster("a", pin_share=0.25)
     a = cluster["a"]
