@@ -114,21 +114,32 @@ def one(out: list[Any]) -> Message:
 def test_a_job_and_its_answer() -> None:
     desk = Desk()
     a = desk.instance("a", 1, 1, 2)
-    sent = desk.begun("pin", 1, 2, 3, ttl=60.0, asked_by="ops")["a"]
-    assert sent.arguments["ttl"] == "60.0" and sent.arguments["parts"] == "1"
+    sent = desk.begun("compress", 1, 2, 3, asked_by="ops")["a"]
+    assert sent.arguments["asked_by"] == "ops" and sent.arguments["parts"] == "1"
     info = one(desk.answer(a, sent))
     assert isinstance(info, JobInfo)
     assert (info.request, info.new, info.job.state, info.job.instances) == (5, True, "queued", 1)
     desk.said(a, desk.part(a, sent, "running", chunks=2, chunks_total=8, bytes=100, seconds=2.0))
     desk.clock.advance(2)
     job = desk.job(sent.id)
-    assert (job.state, job.rate, job.eta, job.age) == ("running", 25.0, 12.0, 2.0)
+    assert (job.state, job.bytes, job.eta, job.age) == ("running", 100, 12.0, 2.0)
     desk.said(a, desk.part(a, sent, "done", chunks=8, chunks_total=8, bytes=400, seconds=4.0))
     desk.clock.advance(3)
     job = desk.job(sent.id)
     assert (job.state, job.chunks, job.rate, job.eta, job.ended_age) == ("done", 8, 100, 0, 3)
-    assert desk.events() == [("a", "pin runs", sent.id), ("a", "pin is done", sent.id)]
-    assert desk.table.bytes == {"pin": 400}
+    assert desk.events() == [("a", "compress runs", sent.id), ("a", "compress is done", sent.id)]
+    assert desk.table.bytes == {"compress": 400}
+
+
+def test_what_moves_no_bytes_has_no_rate() -> None:
+    desk = Desk()
+    a = desk.instance("a", 1, 1)
+    sent = desk.begun("pin", 1, ttl=60.0)["a"]
+    assert sent.arguments["ttl"] == "60.0"
+    desk.answer(a, sent)
+    desk.said(a, desk.part(a, sent, "done", chunks=1, bytes=100, seconds=2.0))
+    job = desk.job(sent.id)
+    assert (job.bytes, job.rate) == (100, 0.0)
 
 
 def test_every_holder_of_a_chunk_has_its_part() -> None:
@@ -187,6 +198,21 @@ def test_one_that_does_not_answer_but_has_taken_it() -> None:
     desk.said(a, desk.part(a, sent, "running"))
     again = one(desk.submit("pin", 1, owner="o", id="mine"))
     assert isinstance(again, JobInfo) and not again.new and again.job.id == sent.id
+
+
+def test_a_job_that_was_sent_to_an_old_connection_is_sent_to_the_new_one() -> None:
+    """As after a hang of the controller: it hears of the job before its instance registers anew."""
+    desk = Desk()
+    a = desk.instance("a", 1, 1)
+    sent = desk.begun("pin", 1, owner="o", id="mine")["a"]
+    desk.clock.advance(1.0)
+    desk.connection = lambda stub: b"new"  # type: ignore[method-assign]
+    desk.join(a)
+    [(to, again, frames)] = desk.commands.tick()
+    assert (to, again, frames) == (b"new", replace(sent, deadline=4.0), (keys(1),))
+    info = one(desk.answer(a, again))
+    assert isinstance(info, JobInfo) and (info.job.id, info.job.state) == (sent.id, "queued")
+    assert len(desk.commands) == 0
 
 
 def test_an_idempotency_key_at_a_controller_that_only_heard() -> None:

@@ -137,6 +137,21 @@ def test_cancel_gives_back_what_it_holds_and_twice_is_refused():
     assert world.at_rest()
 
 
+def test_a_command_that_comes_once_more_acts_once():
+    """As when its answer went to a connection that a controller does not hear any more."""
+    world = Jobs()
+    world.part("wait")
+    for _ in range(2):
+        assert world.part("cancel", "c1", job="j1").state == "cancelled"
+    assert world.closed == ["j1"]
+    for _ in range(2):
+        assert world.part("retry", "r1", job="j1").attempt == 2
+        world.turn()
+    assert world.refused("retry", "r2", job="j1").code == "conflict"
+    assert world.part("cancel", "c2", job="j1").state == "cancelled"
+    assert world.at_rest()
+
+
 def test_retry_runs_it_again_with_counts_from_zero():
     world = Jobs()
     world.part("fail")

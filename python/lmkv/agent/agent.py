@@ -334,6 +334,9 @@ class Agent:
             return
         state.trace.loading()
         load = self.reader.load(state, tables, tokens)
+        if self.events is not None:
+            for number, chunk in self.reader.own(state):
+                self.events.met(request, chunk.group, number, chunk.key, chunk.place)
         self._step.loads.append(load)
         self._step.blocks += [b for chunk in load.chunks for b in chunk.blocks if b != SKIPPED]
 

@@ -153,6 +153,7 @@ class _Job:
     began: float = 0.0
     ended: float = 0.0
     soon: float = 0.0  # when its next step is due, at the latest
+    acted: str = ""  # id of the last command that cancelled or retried it
 
 
 class Jobs:
@@ -224,16 +225,21 @@ class Jobs:
 
     def cancel(self, command: Command, frames: Frames, until: Deadline) -> tuple[Part, Frames]:
         job = self._named(command)
+        if job.acted == command.id:
+            return self._now(job), []
         if job.part.state in ENDED:
             age = self._clock() - job.ended
             text = f"job {job.part.id} is {job.part.state} since {age:.0f} s"
             raise Failed("ended", text, "job")
+        job.acted = command.id
         self._end(job, "cancelled", "cancelled", "cancelled by an operator")
         return self._now(job), []
 
     def retry(self, command: Command, frames: Frames, until: Deadline) -> tuple[Part, Frames]:
         job = self._named(command)
         part = job.part
+        if job.acted == command.id:
+            return self._now(job), []
         if part.state == "done":
             raise Failed("ended", f"job {part.id} is done: there is nothing to try again", "job")
         if part.state not in ENDED:
@@ -253,7 +259,8 @@ class Jobs:
             reason="",
             attempt=part.attempt + 1,
         )
-        job.epoch, job.began, job.ended = self._agent.epoch, 0.0, 0.0
+        job.acted, job.epoch = command.id, self._agent.epoch
+        job.began, job.ended = 0.0, 0.0
         self._tell(job)
         return self._now(job), []
 

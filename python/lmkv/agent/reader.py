@@ -276,6 +276,12 @@ class Reader:
                 chunk.peer = peers.index(state.chunk_peers[i])
         return Load(state.id, state.chunks, [state.peer_ranks[peer] for peer in peers])
 
+    def own(self, state: RequestState) -> Iterator[tuple[int, LoadChunk]]:
+        """Those of a load that come from the own pool, by their numbers."""
+        for number, chunk, peer in zip(self._numbers(state), state.chunks, state.chunk_peers):
+            if not peer:
+                yield number, chunk
+
     def _numbers(self, state: RequestState) -> Iterable[int]:
         """Those of the chunks that are loaded."""
         return range(state.first, state.end)

@@ -23,6 +23,7 @@ from lmkv.controller.instance import Instance
 from lmkv.core.clock import Clock
 from lmkv.core.messages import (
     ENDED,
+    MOVING,
     OPEN,
     OPERATIONS,
     STATES,
@@ -435,8 +436,9 @@ def _ran(told: Told, now: float) -> float:
 
 
 def _rate(parts: Iterable[Told], now: float) -> float:
-    """Bytes a second, of all these while they ran."""
-    return sum(told.part.bytes / ran for told in parts if (ran := _ran(told, now)) > 0)
+    """Bytes a second, of all these while they ran; 0 where none are moved."""
+    moving = (told for told in parts if told.part.operation in MOVING)
+    return sum(told.part.bytes / ran for told in moving if (ran := _ran(told, now)) > 0)
 
 
 def _eta(running: Iterable[Told], now: float) -> float:

@@ -19,6 +19,7 @@ from lmkv.core.messages.base import U32, U64, Message, Name, Seconds
 from lmkv.core.messages.state import Register
 
 OPERATIONS = ("pin", "unpin", "copy", "move", "clear", "compress", "decompress")
+MOVING = ("copy", "move", "compress", "decompress")  # bytes; the others only look at slots
 STATES = ("queued", "running", "done", "failed", "cancelled")
 OPEN, ENDED = STATES[:2], STATES[2:]
 SKIPPED = ("absent", "pinned", "present", "unchanged", "incompatible", "limit")
@@ -117,8 +118,8 @@ class Submit(Message, tag="submit"):
 
 
 class JobState(msgspec.Struct, omit_defaults=True):
-    """A job as a controller sees it: its parts together. `rate` is bytes a second, `eta` seconds
-    (0: not known)."""
+    """A job as a controller sees it: its parts together. `rate` is bytes a second (of `MOVING`),
+    `eta` seconds (0: not known)."""
 
     id: str
     operation: str
