@@ -249,7 +249,12 @@ def test_a_move_does_not_give_up_the_source_for_what_is_wrong_here():
     b.worker.holds[granule] += 1  # its digests do not hold
     part = cluster.do("move", "b", a.keys(0, 2), source="a")
     assert (part.state, part.code) == ("failed", "digest")
-    assert a.has(0, 2) == [0]
+    assert part.reason.startswith("1 chunks that were here did not have their digests")
+    assert (a.has(0, 2), b.has(0, 2)) == ([0], [1])
+    cluster.ask("retry", "b", name="r1", job="j1")
+    assert cluster.ended("b").state == "done"
+    assert (a.has(0, 2), b.has(0, 2)) == ([], [0, 1])
+    assert list(cluster.at_rest()) == []
 
 
 def test_a_whole_instance_is_copied_and_moved_and_no_more_than_there_is_room_for():
