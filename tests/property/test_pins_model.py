@@ -174,3 +174,21 @@ def test_a_look_at_what_requests_want_is_short_and_none_is_passed_over(monkeypat
         clock.advance(LOOK_EVERY)
         looks += 1
     assert looks == 3  # two of them in each
+
+
+def test_a_key_whose_slot_was_given_up_and_stored_anew_counts_by_its_slots():
+    table = make(SLOTS)
+    pins = Pins(table, 1.0, "us", 16, lambda: 7, ManualClock())
+    for name, size in (("one", 16), ("two", 5)):
+        room = table.reserve(keys(1), 0.0, bytes([size]))
+        assert room is not None and table.admit(*room) == 1
+        pins.begin(name, "team", 0.0)
+        assert pins.add(name, [keys(1)]) == 1
+        table.retire(keys(1), False)  # its bytes were wrong
+    assert pins.granules == table.granules()["pinned"] == 21
+    pins.release("one")
+    assert pins.granules == table.granules()["pinned"] == 5
+    assert pins.holds(keys(1))
+    pins.release("two")
+    assert pins.granules == table.granules()["pinned"] == 0
+    assert not pins.holds(keys(1))
