@@ -113,7 +113,8 @@ class Background:
     def due(self) -> float:
         """Seconds until a turn has something to do of itself."""
         longest = BUSY if self._agent.pulls.open else LONGEST
-        return min(longest, self._agent.streams.due(), self._agent.jobs.due())
+        agent = self._agent
+        return min(longest, agent.streams.due(), agent.jobs.due(), agent.pins.due())
 
     def _wait(self, woken: socket.socket) -> None:
         poller = zmq.Poller()

@@ -27,6 +27,7 @@ WANTED = 600.0  # seconds for which they are
 LOOK_EVERY = 0.25  # seconds between two looks whether they are there,
 LOOKED = 1 << 13  # keys in each, or a little more
 AT_ONCE = 64  # slots that the table is asked about in one call
+A_TURN = 16 * AT_ONCE  # slots of pins that have ended which one turn unpins
 READABLE = 1  # as the table says it
 
 Slot = tuple[bytes, bytes]  # place, counter
@@ -78,6 +79,7 @@ class Pins:
         self._epoch = epoch
         self._clock = clock
         self._pins: dict[str, _Pin] = {}  # the oldest first
+        self._ended: deque[_Pin] = deque()  # whose slots are still to be unpinned
         self._held: Counter[bytes] = Counter()  # pins by key,
         self._slots: Counter[Slot] = Counter()  # and by slot: a key may have had several
         self._next_end = float("inf")  # of a pin, or before
@@ -153,25 +155,37 @@ class Pins:
         self._version += 1
 
     def release(self, name: str) -> int:
-        """Unpin its chunks; how many there were."""
+        """Unpin its chunks; how many there are. Those of a long one go in the turns that follow."""
         pin = self._pins.pop(name, None)
         if pin is None:
             return 0
-        slots = list(pin.slots.items())
-        for end in range(len(slots), 0, -AT_ONCE):  # the tail first: a prefix ages from there
-            batch = slots[max(0, end - AT_ONCE) : end]
-            places, counters = zip(*(slot for _, slot in batch))
-            self._table.unpin(b"".join(places), b"".join(counters))
-        for key, slot in slots:
-            self._held[key] -= 1
-            if not self._held[key]:
-                del self._held[key]
-            self._slots[slot] -= 1
-            if not self._slots[slot]:
-                del self._slots[slot]
-                self.granules -= slot[0][4]
+        chunks = len(pin.slots)
         self._version += pin.told
-        return len(slots)
+        self._ended.append(pin)
+        self._unpin()
+        return chunks
+
+    def _unpin(self) -> None:
+        left = A_TURN
+        while self._ended and left > 0:
+            slots = self._ended[0].slots
+            # The tail first: a prefix ages from there.
+            batch = [slots.popitem() for _ in range(min(AT_ONCE, len(slots)))][::-1]
+            self._table.unpin(
+                b"".join(place for _, (place, _) in batch),
+                b"".join(counter for _, (_, counter) in batch),
+            )
+            for key, slot in batch:
+                self._held[key] -= 1
+                if not self._held[key]:
+                    del self._held[key]
+                self._slots[slot] -= 1
+                if not self._slots[slot]:
+                    del self._slots[slot]
+                    self.granules -= slot[0][4]
+            left -= AT_ONCE
+            if not slots:
+                self._ended.popleft()
 
     def within(self, keys: Collection[bytes] | None, owner: str) -> list[str]:
         """Pins, of that owner where one is given, all of whose chunks are among these keys; None:
@@ -231,8 +245,13 @@ class Pins:
 
     # ------------------------------------------------------------ turns
 
+    def due(self) -> float:
+        """Seconds until a turn has something to do of itself, where it is not to wait."""
+        return 0.0 if self._ended else float("inf")
+
     def turn(self) -> None:
         now = self._clock()
+        self._unpin()
         if now >= self._next_end:
             for name in [pin.name for pin in self._pins.values() if now >= pin.ends]:
                 self.release(name)
