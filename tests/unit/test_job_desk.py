@@ -230,6 +230,17 @@ def test_an_idempotency_key_at_a_controller_that_only_heard() -> None:
     assert len(other.table) == 2  # without a key each is its own
 
 
+def test_while_warming_only_those_are_asked_who_know_themselves_what_they_have() -> None:
+    desk = Desk()
+    desk.instance("a"), desk.instance("b")
+    assert desk.registry.state == "warming"
+    for more in ({"operation": "pin", "owner": "o"}, {"operation": "copy", "source": "b"}):
+        assert set(desk.begun(more.pop("operation"), 1, instance="a", **more)) == {"a"}
+    for operation in ("copy", "move"):
+        refused = one(desk.submit(operation, 1, instance="a"))
+        assert isinstance(refused, Refused) and refused.code == "warming"
+
+
 # ------------------------------------------------------------------ who is gone
 
 

@@ -29,7 +29,7 @@ STORED = 10.0  # seconds that a chunk which is being stored here is waited for
 CHECKED = 10.0  # seconds that ranks have to digest a batch
 NAMED = 4  # times that a source is told which slots to give up: it may have compressed them
 ANNOUNCED = 5.0  # seconds that announcements have to leave
-READABLE, RESERVED = 1, 2  # as the table says it
+RESERVED = 2  # as the table says it
 
 
 def needs_a_source(arguments: Mapping[str, str], whole: bool) -> None:
