@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lmkv.agent")
 
-LONGEST = 1.0  # seconds between turns at rest,
-WAITING = 0.25  # while chunks are waited for that are to be pinned,
-BUSY = 0.02  # and while pulls are open
+LONGEST, BUSY = 1.0, 0.02  # seconds between turns at rest, and while pulls are open
 ATTACH_EVERY = 1.0  # until a worker has answered
 REPLACE_EVERY = 1.0  # until a mover has gone
 
@@ -110,10 +108,9 @@ class Background:
 
     def due(self) -> float:
         """Seconds until a turn has something to do of itself."""
-        longest = WAITING if self._agent.pins.waiting else LONGEST
-        if self._agent.pulls.open:
-            longest = BUSY
-        return min(longest, self._agent.streams.due(), self._agent.jobs.due())
+        longest = BUSY if self._agent.pulls.open else LONGEST
+        agent = self._agent
+        return min(longest, agent.streams.due(), agent.jobs.due(), agent.pins.due())
 
     def _wait(self, waker: Waker) -> None:
         poller = zmq.Poller()

@@ -93,7 +93,6 @@ class Run:
         self.keys = keys
         self.arguments = arguments
         self.clock = clock
-        self.epoch = agent.epoch
         self._pace = pace
 
     def count(self, chunks: int = 0, bytes: int = 0, skipped: str = "") -> None:  # noqa: A002
