@@ -7,7 +7,6 @@ import select
 import threading
 
 import pytest
-
 from lmkv.core.waker import Waker
 
 

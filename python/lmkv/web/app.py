@@ -83,11 +83,13 @@ def _health(view: ClusterView, hub: Hub, controller_pid: int) -> APIRouter:
     silent: rest.Errors = {503: rest.ERRORS[503]}
     router = APIRouter(responses=silent)
 
+    @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz", summary="Whether the controller answers")
     async def healthz() -> models.Health:
         await view.status(HEALTH_DEADLINE)
         return models.Health(status="ok")
 
+    @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", summary="Whether it knows who holds what: not while warming or ending")
     async def readyz() -> models.Health:
         if hub.closed:
