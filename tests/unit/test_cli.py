@@ -26,6 +26,7 @@ from lmkv.core.config import ControllerConfig, load
 from lmkv.core.messages import HeartbeatOk, InstanceState, LookupInfo, StatusInfo, Welcome
 from typer.testing import CliRunner
 
+from tests.ports import free_port
 from tests.stub_instance import NAMESPACE, StubInstance
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -88,12 +89,6 @@ def address() -> Iterator[str]:
         stop.set()
         thread.join(DEADLINE)
         server.close()
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 # ------------------------------------------------------------------ data
