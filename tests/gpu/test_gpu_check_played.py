@@ -46,7 +46,7 @@ def test_all_of_it_on_a_card_that_is_played(tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", CHECK, str(tmp_path)],
         cwd=gpu_check.ROOT,
-        env=build.environment() | played,
+        env=os.environ | played,
         capture_output=True,
         text=True,
         timeout=800,
