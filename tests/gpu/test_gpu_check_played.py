@@ -1,5 +1,6 @@
 """`make gpu-check` from its first line to its last, on the fake driver as the machine's own: all
-that it runs on a card is run here, by a torch and a CuPy that say they have a GPU (played/)."""
+that it runs on a card is run here, by a torch and a CuPy that say they have a GPU, and without what
+such a machine may lack (played/)."""
 
 from __future__ import annotations
 
