@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -10,7 +12,10 @@ from lmkv.controller import job_table, jobs
 from lmkv.controller.commands import Commands
 from lmkv.controller.jobs import JobDesk
 from lmkv.controller.texts import Texts
+from lmkv.core import wire
 from lmkv.core.messages import (
+    OPEN,
+    STATES,
     AskJob,
     Command,
     Done,
@@ -29,6 +34,7 @@ from lmkv.core.messages import (
     PinsInfo,
     PinState,
     Refused,
+    Status,
     Submit,
     Subscribe,
     TextResult,
@@ -170,10 +176,12 @@ def test_what_the_only_one_refuses_is_no_job() -> None:
         said = one(desk.hear(desk.connection(a), replace(answer, request=sent.request)))
         assert isinstance(said, Refused)
         assert (said.code, said.request, len(desk.table)) == (code, 5, 0)
-    sent = desk.begun("pin", 1, owner="o")["a"]
-    garbage = Done(sent.request, sent.id, b"garbage")
-    said = one(desk.hear(desk.connection(a), garbage))
-    assert isinstance(said, Refused) and "no part of a job" in said.message
+    of_another = msgspec.msgpack.encode(Part("j9", "pin", "a", "running"))
+    for garbage, why in ((b"garbage", "no part of a job"), (of_another, "that is of job 'j9'")):
+        sent = desk.begun("pin", 1, owner="o")["a"]
+        said = one(desk.hear(desk.connection(a), Done(sent.request, sent.id, garbage)))
+        assert isinstance(said, Refused) and why in said.message
+        assert len(desk.table) == 0
 
 
 def test_one_that_does_not_answer_but_has_taken_it() -> None:
@@ -220,6 +228,17 @@ def test_an_idempotency_key_at_a_controller_that_only_heard() -> None:
         assert isinstance(clash, Refused) and (clash.code, clash.field) == ("conflict", "id")
     other.hear(CLIENT, Submit(5, "pin", owner="o"), keys(1))
     assert len(other.table) == 2  # without a key each is its own
+
+
+def test_while_warming_only_those_are_asked_who_know_themselves_what_they_have() -> None:
+    desk = Desk()
+    desk.instance("a"), desk.instance("b")
+    assert desk.registry.state == "warming"
+    for more in ({"operation": "pin", "owner": "o"}, {"operation": "copy", "source": "b"}):
+        assert set(desk.begun(more.pop("operation"), 1, instance="a", **more)) == {"a"}
+    for operation in ("copy", "move"):
+        refused = one(desk.submit(operation, 1, instance="a"))
+        assert isinstance(refused, Refused) and refused.code == "warming"
 
 
 # ------------------------------------------------------------------ who is gone
@@ -306,7 +325,7 @@ def test_a_part_whose_end_was_told_and_not_heard_does_not_run_for_ever() -> None
         desk.wait(19, a, b)
         desk.said(a, desk.part(a, sent["a"], "running"))
     assert desk.job(sent["a"].id).state == "running"
-    desk.wait(5, a, b)
+    desk.wait(9, a, b)
     job = desk.job(sent["a"].id)
     assert [(part.instance, part.state) for part in job.parts] == [
         ("b", "failed"),
@@ -450,6 +469,75 @@ def test_a_thousand_that_cannot_be_asked() -> None:
     assert isinstance(info, JobInfo)
     assert (info.job.state, info.job.code, len(desk.commands)) == ("failed", "unavailable", 0)
     assert "(and 999 more)" in info.job.reason
+
+
+def test_what_a_job_adds_up_is_what_its_parts_say() -> None:
+    desk = Desk()
+    dice = random.Random(4)
+    stubs = [desk.instance(f"i{n}", n + 1) for n in range(6)]
+    said: dict[str, Part] = {}
+    for _ in range(400):
+        stub = dice.choice(stubs)
+        before = said.get(stub.name)
+        attempt = before.attempt if before is not None else 1
+        part = Part(
+            "j1", "copy", stub.name, dice.choice(STATES), "", *dice.choices(range(99), k=4),
+            {word: dice.randrange(9) for word in dice.sample(["absent", "pinned", "limit"], 2)},
+            parts=6, attempt=attempt + 1,
+        )  # fmt: skip
+        said[stub.name] = part
+        desk.said(stub, part)
+        job = desk.job("j1")
+        for word in ("chunks", "chunks_total", "bytes", "bytes_total"):
+            assert getattr(job, word) == sum(getattr(each, word) for each in said.values())
+        skipped = Counter[str]()
+        for each in said.values():
+            skipped.update(each.skipped)
+        assert job.skipped == {word: n for word, n in skipped.items() if n}
+        assert {each.instance: each.state for each in job.parts} == {
+            name: each.state for name, each in said.items()
+        }
+        assert (job.attempt, desk.table._parts) == (
+            max(each.attempt for each in said.values()), len(said)
+        )  # fmt: skip
+        waits = {name for name, each in said.items() if each.state in OPEN}
+        assert set(desk.table._waits) == waits
+    for stub in stubs:
+        desk.said(stub, replace(said[stub.name], state="done", bytes=7, attempt=999))
+    desk.table.drop("j1")  # they have told of it
+    assert (desk.job("j1").state, desk.job("j1").bytes, desk.table._waits) == ("done", 42, {})
+
+
+def test_numbers_that_no_message_holds_are_cut() -> None:
+    desk = Desk()
+    most = (1 << 64) - 1
+    for name, epoch in (("a", 1), ("b", 2)):
+        stub = desk.instance(name, epoch)
+        for bytes_ in (0, most):
+            desk.said(stub, Part("j1", "copy", name, "running", bytes=bytes_, chunks=bytes_,
+                                 skipped={"x" * 999: most}))  # fmt: skip
+    job = desk.job("j1")
+    assert (job.bytes, job.chunks, job.skipped) == (most, most, {"x" * 64: most})
+    encoded = [wire.encode(JobInfo(1, job)), wire.encode(desk.ask(Status()))]
+    assert [wire.decode(each)[0] is not None for each in encoded] == [True, True]
+
+
+def test_a_tick_looks_at_no_part_of_those_who_are_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand instances may have their part of a job."""
+    desk = Desk()
+    stubs = [desk.instance(f"i{n}", n + 1) for n in range(9)]
+    for stub in stubs:
+        desk.said(stub, Part("j1", "clear", stub.name, "running", parts=9))
+    looked: list[str] = []
+    look = desk.table._look
+    monkeypatch.setattr(
+        desk.table, "_look", lambda *given: [looked.append(given[1].part.instance), look(*given)]
+    )
+    desk.wait(4, *stubs)
+    assert looked == []
+    desk.wait(6, *stubs[1:])
+    assert "i0" in looked and looked.count("i1") <= 2  # every few seconds, whether they are silent
+    assert desk.job("j1").parts[0].reason.startswith("instance 'i0' died")
 
 
 # ------------------------------------------------------------------ cancel, retry

@@ -15,6 +15,7 @@ from lmkv.agent.slots import retire
 from lmkv.agent.stream import Stream
 from lmkv.core import wire
 from lmkv.core.messages import Command, HeartbeatOk, ProbeOk
+from lmkv.sim.worker import _slots
 
 from tests.fake_links import World
 from tests.job_cluster import Cluster
@@ -92,6 +93,35 @@ def test_what_a_pin_takes_back_is_no_chunk_that_is_just_being_stored():
     assert [store.key for store in stores] == [key]
     assert table.contains(key) == b"\2"
     assert table.pins == 0
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_a_chunk_that_a_request_brings_meanwhile_is_moved_like_the_others(comes: bool):
+    cluster = Cluster("a", "b")
+    a, b = cluster["a"], cluster["b"]
+    keys, table = a.hold(0, 3), b.agent.table
+    room: list[Any] = []
+
+    def asked() -> None:
+        room.append(table.reserve(b.keys(1, 2), cluster.times.clock()))
+
+    b.agent.table = Meanwhile(table, "contains", asked)  # type: ignore[assignment]
+    cluster.take("move", "b", keys, source="a")
+    while not room or b.part().chunks < 2:
+        cluster.tick()
+    b.agent.table = table
+    cluster.run(50)
+    assert b.part().state == "running"  # it waits for that one
+    if comes:
+        b.worker.holds |= dict(_slots(*room[0]))
+        table.admit(*room[0])
+    else:
+        table.abort(*room[0])
+    part = cluster.ended("b")
+    assert (part.state, part.chunks) == ("done", 3)
+    assert part.skipped == {"present" if comes else "absent": 1}
+    assert (a.has(0, 3), b.has(0, 3)) == (([], [0, 1, 2]) if comes else ([1], [0, 2]))
+    assert list(cluster.at_rest()) == []
 
 
 # ---------------------------------------------------------------- two moves

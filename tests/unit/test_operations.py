@@ -95,6 +95,20 @@ def test_absent_chunks_are_counted_and_a_prefix_that_is_not_here_at_all_fails():
     assert a.pins == ["j1"]
 
 
+@pytest.mark.parametrize(("left", "end"), [(1, ("done", 3, {"absent": 2})), (0, ("failed", 0, {}))])
+def test_what_goes_while_a_pin_looks_at_it_is_absent(left: int, end: object):
+    cluster = Cluster("a")
+    a = cluster["a"]
+    keys = a.hold(0, 3)
+    cluster.take("pin", "a", keys, ttl="9")
+    while a.part().state == "queued":
+        cluster.tick()
+    a.agent.table.retire(a.keys(left, 3), False)
+    assert outcome(cluster.ended("a")) == end
+    assert len(a.pins) == (left > 0)
+    assert list(cluster.at_rest()) == []
+
+
 def test_a_pin_beyond_the_share_of_the_pool_pins_nothing_and_names_the_numbers():
     cluster = Cluster("a", pin_share=0.25)
     a = cluster["a"]
@@ -235,7 +249,12 @@ def test_a_move_does_not_give_up_the_source_for_what_is_wrong_here():
     b.worker.holds[granule] += 1  # its digests do not hold
     part = cluster.do("move", "b", a.keys(0, 2), source="a")
     assert (part.state, part.code) == ("failed", "digest")
-    assert a.has(0, 2) == [0]
+    assert part.reason.startswith("1 chunks that were here did not have their digests")
+    assert (a.has(0, 2), b.has(0, 2)) == ([0], [1])
+    cluster.ask("retry", "b", name="r1", job="j1")
+    assert cluster.ended("b").state == "done"
+    assert (a.has(0, 2), b.has(0, 2)) == ([], [0, 1])
+    assert list(cluster.at_rest()) == []
 
 
 def test_a_whole_instance_is_copied_and_moved_and_no_more_than_there_is_room_for():

@@ -93,7 +93,6 @@ class Run:
         self.keys = keys
         self.arguments = arguments
         self.clock = clock
-        self.epoch = agent.epoch
         self._pace = pace
 
     def count(self, chunks: int = 0, bytes: int = 0, skipped: str = "") -> None:  # noqa: A002
@@ -283,6 +282,8 @@ class Jobs:
 
     def due(self) -> float:
         """Seconds until a step is due at the latest."""
+        if not self._jobs:
+            return float("inf")
         now = self._clock()
         if self._next() is not None:
             return 0.0
@@ -290,6 +291,8 @@ class Jobs:
 
     def turn(self) -> None:
         """A step of each job that runs, and the next ones begin."""
+        if not self._jobs:
+            return
         for job in list(self._jobs.values()):
             if job.epoch != self._agent.epoch and job.part.state not in ENDED:
                 text = "the instance's caches were reset meanwhile"

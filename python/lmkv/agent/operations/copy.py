@@ -29,7 +29,7 @@ STORED = 10.0  # seconds that a chunk which is being stored here is waited for
 CHECKED = 10.0  # seconds that ranks have to digest a batch
 NAMED = 4  # times that a source is told which slots to give up: it may have compressed them
 ANNOUNCED = 5.0  # seconds that announcements have to leave
-READABLE, RESERVED = 1, 2  # as the table says it
+RESERVED = 2  # as the table says it
 
 
 def needs_a_source(arguments: Mapping[str, str], whole: bool) -> None:
@@ -52,9 +52,11 @@ class _Copy:
     run: Run
     move: bool
     room: int = 0  # slots that it may still take
-    wrong: int = 0  # chunks without their digests
+    wrong: int = 0  # chunks without their digests at the source,
+    wrong_here: int = 0  # and here
     came: int = 0  # chunks that were copied, or were here
     differs: str = ""  # where only instances that differ have a chunk
+    others: list[bytes] = field(default_factory=list)  # the batch's that somebody else brings here
     sources: dict[bytes, Source] = field(default_factory=dict)  # of the batch's chunks
     epochs: dict[str, int] = field(default_factory=dict)  # of those who have them
 
@@ -94,6 +96,9 @@ class _Copy:
         if self.wrong:
             text = f"{self.wrong} chunks did not have their digests at the source: not taken"
             raise Failed("digest", text)
+        if self.wrong_here:
+            text = f"{self.wrong_here} chunks that were here did not have their digests: they are "
+            raise Failed("digest", text + "given up, and their source keeps its own; try again")
         if not self.came and self.differs:
             text = f"only instances of another {self.differs} have these chunks"
             raise Failed("incompatible", text)
@@ -106,7 +111,7 @@ class _Copy:
     def _batch(self, keys: Sequence[bytes], known: Found | None) -> Steps:
         """`known`: where they are, if it is."""
         run, table = self.run, self.run.agent.table
-        self.sources = {}
+        self.sources, self.others = {}, []
         left = yield from self._not_here(keys)
         present = [key for key in keys if key not in left]
         run.count(len(present), skipped="present")
@@ -124,12 +129,13 @@ class _Copy:
                 left = []
             except _PeerFailed as failed:
                 left = [key for key in failed.left if not table.contains(key)[0]]
-                run.count(len(failed.left) - len(left), skipped="present")  # by another way
+                self.others += [key for key in failed.left if key not in left]
                 good += failed.good
                 failure = failed
                 if run.part.source or attempt == HOLDERS - 1:
                     raise Failed(failed.code, failed.sentence) from None
                 run.agent.fetches.failed(failed.peer)
+        present += yield from self._brought()
         self.came += len(present) + len(good)
         if self.move:
             yield from self._give_up(good, present, known)
@@ -140,6 +146,13 @@ class _Copy:
         while RESERVED in table.contains(b"".join(keys)) and not until.over:
             yield POLL
         return [key for key in keys if not self.run.agent.lookup(key)]
+
+    def _brought(self) -> Generator[float, None, list[bytes]]:
+        """Those that somebody else has brought, or computed."""
+        missing = yield from self._not_here(self.others)
+        self.run.count(len(missing), skipped="absent")
+        self.run.count(len(self.others) - len(missing), skipped="present")
+        return [key for key in self.others if key not in missing]
 
     def _find(self, keys: Sequence[bytes]) -> Generator[float, None, Found]:
         fetches, source = self.run.agent.fetches, self.run.part.source
@@ -183,7 +196,7 @@ class _Copy:
         for key in chunks:
             result = results.get(key)
             if result is None:  # a request had begun to bring it
-                run.count(1, skipped="present")
+                self.others.append(key)
             elif result == PullResult.GONE:
                 run.count(1, skipped="absent")
             elif result == PullResult.DIGEST:
@@ -226,13 +239,15 @@ class _Copy:
 
     def _digested(self, slots: Sequence[Slot]) -> Generator[float, None, list[bytes]]:
         """Those that every rank has found to have their digests."""
-        run, sure = self.run, list[bytes]()
+        run, table, sure = self.run, self.run.agent.table, list[bytes]()
         for at in range(0, len(slots), BATCH):
             batch = slots[at : at + BATCH]
             until = Deadline(CHECKED, run.clock)
             good = yield from run.agent.checks.digested(batch, run.agent.epoch, until)
             sure += [key for (key, *_), fine in zip(batch, good) if fine]
-            self.wrong += good.count(False)
+            for (key, *slot), fine in zip(batch, good):
+                if not fine and [*table.places(key)[:2]] == slot:
+                    self.wrong_here += table.retire(key, revivable=False)
         return sure
 
     def _announced(self) -> Steps:

@@ -41,7 +41,10 @@ def pin(run: Run) -> Steps:
             pins.add(name, keys)
             yield
         chunks, size = pins.size(name)
+        if not chunks:
+            raise Failed("unknown_prefix", "these chunks went before they were pinned")
         run.count(chunks, size)
+        run.count(max(0, known - chunks), skipped="absent")
         pins.commit(name)
         kept = True
     except Full as full:
