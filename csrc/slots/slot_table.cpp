@@ -14,7 +14,8 @@ namespace {
 constexpr std::uint32_t kNone = KeyIndex::kNone;
 constexpr std::size_t kChangeSlots = 4096;  // one message's worth (messages.MAX_KEYS)
 constexpr std::size_t kAhead = 16;          // keys whose cache lines are asked for at once
-constexpr std::uint32_t kNumbers = 4;       // slots of either kind, times the capacity
+// Slots of either kind, a frame: the shortest ones, and nearly as many that are to be retracted.
+constexpr std::uint32_t kNumbers = 2 * kGranulesPerSlot;
 
 void make_room(SlotArrays& out, std::size_t slots) {
   out.places.reserve(slots);
