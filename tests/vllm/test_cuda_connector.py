@@ -181,7 +181,7 @@ class Engine:
         self.send(Attach(self.name, EPOCH, 1))
         while True:
             state = self.hear()
-            if isinstance(state, WorkerState) and state.info.usable_segments:
+            if isinstance(state, WorkerState) and state.info.share_socket:
                 return PullPeer(self.name, EPOCH, state.data_version, state.info)
 
     def stored(self) -> tuple[int, bool]:
