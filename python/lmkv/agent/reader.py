@@ -303,7 +303,7 @@ class Reader:
         if result.good < len(state.chunks):
             peer = state.chunk_peers[result.good]
             state.miss = PullResult.CAUSES[result.result]
-            if not peer and result.result == PullResult.DIGEST:
+            if not peer and result.result in (PullResult.DIGEST, PullResult.GONE):  # it was pinned
                 bad = state.chunks[result.good]
             unmapped = peer and result.result == PullResult.INCOMPATIBLE
             if unmapped and state.transfer == "auto" and self._transfers.cannot_map(peer):
