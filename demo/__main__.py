@@ -63,6 +63,7 @@ def run(arguments: argparse.Namespace, run_dir: Path) -> int:
         show(measured, report)
         if arguments.keep:
             print(f"controller  {cluster.controller}")
+            print(f"dashboard   {cluster.dashboard}")
             for name, client in (("router", cluster.router), ("A", cluster.a), ("B", cluster.b)):
                 print(f"{name:11} http://127.0.0.1:{client.port}/v1")
             print("ctrl-C ends them all", flush=True)

@@ -10,8 +10,9 @@ from lmkv import _native
 from lmkv.core.messages import Leave, Left
 
 from tests import http_client
-from tests.contract.test_controller import Controller, Instance, free_port, until
+from tests.contract.test_controller import Controller, Instance, until
 from tests.http_client import Answer
+from tests.ports import free_port
 from tests.stub_instance import HOST_B, NAMESPACE, StubInstance
 
 TOKENS = list(range(40))  # two chunks of 16, and a tail

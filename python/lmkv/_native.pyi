@@ -592,6 +592,10 @@ class Directory:
     def __len__(self) -> int:
         """Visible keys."""
     @property
+    def lacking(self) -> bool:
+        """Memory for what is expected is still being made by a thread: what is announced now may
+        have to wait for the system itself."""
+    @property
     def bytes(self) -> int:
         """Memory held by the tables."""
     @property

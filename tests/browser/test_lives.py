@@ -12,8 +12,9 @@ from lmkv.core import tokens
 
 from tests import http_client
 from tests.browser.browser import tab as new_tab
-from tests.contract.test_controller import Instance, free_port, until
+from tests.contract.test_controller import Instance, until
 from tests.contract.test_controllers import Instance as Agent
+from tests.ports import free_port
 from tests.scripted_jobs import Worker
 from tests.stub_instance import StubInstance
 from tests.web import Web

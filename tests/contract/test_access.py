@@ -30,8 +30,9 @@ from lmkv.core.messages import (
 )
 
 from tests import certificate
-from tests.contract.test_controller import DEADLINE, Controller, free_port, until
+from tests.contract.test_controller import DEADLINE, Controller, until
 from tests.contract.test_controllers import Instance as AgentInstance
+from tests.ports import free_port
 from tests.scripted_jobs import KEYS, Worker
 from tests.stub_instance import StubInstance
 from tests.web import TOKENS, Web

@@ -10,8 +10,9 @@ import pytest
 from lmkv.core import cluster
 from lmkv.core.client import Client
 
-from tests.contract.test_controller import DEADLINE, Controller, free_port, until
+from tests.contract.test_controller import DEADLINE, Controller, until
 from tests.contract.test_controllers import Instance
+from tests.ports import free_port
 from tests.web import Web
 
 

@@ -17,9 +17,10 @@ from lmkv.cli.top import rates
 from lmkv.core.messages import InstanceState, StatusInfo
 from typer.testing import CliRunner
 
-from tests.contract.test_controller import DEADLINE, Instance, free_port, until
+from tests.contract.test_controller import DEADLINE, Instance, until
 from tests.contract.test_controllers import Instance as Agent
 from tests.contract.test_controllers import knows
+from tests.ports import free_port
 from tests.stub_instance import HOST_B, NAMESPACE, StubInstance, keys
 from tests.web import TOKENS, Web, leave, prompt_keys, store
 

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -45,6 +44,7 @@ from lmkv.core.messages import (
 )
 from typing_extensions import Self
 
+from tests.ports import free_port
 from tests.stub_instance import HOST_B, Sent, StubInstance, keys
 
 DEADLINE = 60.0  # of anything that is waited for
@@ -71,21 +71,6 @@ class Controller:
         finally:
             self.process.kill()
         return self.process.returncode, said
-
-
-def free_port(count: int = 2) -> int:
-    """A port that is free, and so are the next ones."""
-    while True:
-        with ExitStack() as stack:
-            port = 0
-            try:
-                for i in range(count):
-                    taken = stack.enter_context(socket.socket())
-                    taken.bind(("127.0.0.1", port + i if port else 0))
-                    port = port or int(taken.getsockname()[1])
-            except (OSError, OverflowError):
-                continue
-            return port
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ from lmkv.core.client import Client, Unreachable
 from lmkv.core.config import InstanceConfig, load
 from lmkv.core.messages import HostIdentity, RankInfo, Status, StatusInfo
 
-from tests.contract.test_controller import DEADLINE, Controller, free_port, until
+from tests.contract.test_controller import DEADLINE, Controller, until
+from tests.ports import free_port
 from tests.stub_instance import LAYOUT, NAMESPACE
 
 CHUNK, SLOTS = 4, 64

@@ -13,7 +13,7 @@ import pytest
 from lmkv import _native
 from lmkv._native import GpuMemory, GpuPool, SlotStatus
 
-from tests.fakecuda.build import ROOT, environment
+from tests.fakecuda.build import ROOT
 from tests.gpu.cards import Card, OnFake, OnReal
 from tests.kernels.bodies import Case, World
 from tests.kernels.cases import CASES, kv
@@ -163,7 +163,7 @@ def test_a_pool_of_another_process_is_read_where_it_is(
     kind = "fake" if isinstance(device, OnFake) else "real"
     words = [sys.executable, "-c", HOLDER, kind, str(SIZE), str(len(slots))]
     ends = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(words, cwd=ROOT, env=environment(), **ends) as holder:  # type: ignore[call-overload]
+    with subprocess.Popen(words, cwd=ROOT, **ends) as holder:  # type: ignore[call-overload]
         holder.stdin.write(slots)
         holder.stdin.flush()
         handle = bytes.fromhex(holder.stdout.readline().decode())

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.contract.test_controller import Controller, free_port, until
+from tests.contract.test_controller import Controller, until
 from tests.contract.test_controllers import SLOTS, Instance
 from tests.contract.test_lookup_text import Reader, Tokeniser
+from tests.ports import free_port
 from tests.web import Web
 
 PROMPT = list(range(16))  # four chunks of 4

@@ -11,7 +11,8 @@ import pytest
 from lmkv.core.client import Client, Unreachable
 from lmkv.core.messages import AskJob, JobInfo, JobState, Pins, PinsInfo, Refused, Submit
 
-from tests.contract.test_controller import DEADLINE, Controller, free_port, until
+from tests.contract.test_controller import DEADLINE, Controller, until
+from tests.ports import free_port
 from tests.scripted_jobs import Worker
 from tests.stub_instance import keys
 

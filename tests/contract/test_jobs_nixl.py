@@ -31,8 +31,9 @@ from lmkv.core.messages import (
 from lmkv.core.messages.jobs import ENDED
 from lmkv.core.steps import Load, LoadChunk, StepPlan
 
-from tests.contract.test_controller import Controller, free_port, until
+from tests.contract.test_controller import Controller, until
 from tests.contract.test_worker import Rank, key
+from tests.ports import free_port
 
 CHUNKS = 6
 NAMESPACE, SPECS = "model=m\n", ["kind=full\n"]

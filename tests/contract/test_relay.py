@@ -25,9 +25,10 @@ from lmkv.core.messages import (
 )
 from msgspec.structs import replace
 
-from tests.contract.test_controller import DEADLINE, Controller, free_port, until
+from tests.contract.test_controller import DEADLINE, Controller, until
 from tests.contract.test_controller import Instance as Stub
 from tests.contract.test_controllers import Instance, knows
+from tests.ports import free_port
 from tests.stub_instance import StubInstance, keys
 
 PROMPT = list(range(8))  # two chunks of 4

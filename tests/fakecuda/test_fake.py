@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 
-from tests.fakecuda.build import ROOT, environment
+from tests.fakecuda.build import ROOT
 from tests.fakecuda.fake import FakeCuda
 from tests.fakecuda.raw import FUNCTIONS, NUMBERS, Driver, IpcHandle
 from tests.kernels.bodies import aligned
@@ -217,7 +217,7 @@ def test_another_process_opens_an_allocation(fake: FakeCuda, driver: Driver) -> 
     """It is the same memory, until the process that has it is gone: then nothing opens it."""
     words = [sys.executable, "-c", EXPORTER]
     ends = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(words, cwd=ROOT, env=environment(), **ends) as exporter:
+    with subprocess.Popen(words, cwd=ROOT, **ends) as exporter:
         assert exporter.stdout is not None
         handle = IpcHandle.from_buffer_copy(bytes.fromhex(exporter.stdout.readline()))
         lazy = NUMBERS["IPC_LAZY_PEER_ACCESS"]

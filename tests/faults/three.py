@@ -46,7 +46,7 @@ class Three:
         self._ports = [PORT] * 3
         try:
             if self.networks is None:
-                from tests.contract.test_controller import free_port
+                from tests.ports import free_port
 
                 self._ports = [free_port() for _ in range(3)]
             for i in range(2 if late else 3):

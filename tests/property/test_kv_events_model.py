@@ -49,8 +49,8 @@ class KvEventsMachine(RuleBasedStateMachine):
     @rule(names=SOME)
     def load(self, names: list[int]) -> None:
         for name in names:
-            if self.table.pin(keys(name)):
-                place, counter, _ = self.table.places(keys(name))
+            place, counter, pinned = self.table.pin(keys(name))
+            if pinned:
                 self.events.met("r", 0, name, keys(name), place)
                 self.table.unpin(place, counter)
 

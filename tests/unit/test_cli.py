@@ -17,7 +17,7 @@ import pytest
 import typer
 import zmq
 from lmkv import __version__, _native
-from lmkv.cli import common, tables
+from lmkv.cli import common, job_tables, tables
 from lmkv.cli.main import app
 from lmkv.controller import texts
 from lmkv.controller.server import Server
@@ -26,6 +26,7 @@ from lmkv.core.config import ControllerConfig, load
 from lmkv.core.messages import HeartbeatOk, InstanceState, LookupInfo, StatusInfo, Welcome
 from typer.testing import CliRunner
 
+from tests.ports import free_port
 from tests.stub_instance import NAMESPACE, StubInstance
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -88,12 +89,6 @@ def address() -> Iterator[str]:
         stop.set()
         thread.join(DEADLINE)
         server.close()
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 # ------------------------------------------------------------------ data
@@ -174,6 +169,19 @@ def test_lookup_as_a_table(address: str) -> None:
     assert "has the first" not in salted and "-" in salted.split()
     short = lmkv("lookup", "--tokens", "1", "--controller", address)
     assert short == (DONE, "", "shorter than a chunk of 16 tokens\n")
+
+
+def test_a_narrow_terminal_leaves_out_columns_and_cuts_no_id() -> None:
+    job = ["j" + "0" * 32, "compress", "done", "a to b", "9/16", "5 MiB", "-", "-", "8 s ago", "me"]
+    for room, shown in ((100, 9), (60, 4)):
+        made = tables.table(job_tables.COLUMNS, [job], room)
+        names = [name.lstrip(">") for name in job_tables.COLUMNS]
+        headers = [column.header for column in made.columns]
+        assert headers == [name for name in names if name in headers]
+        assert (len(headers), headers[0], made.columns[0].no_wrap) == (shown, "job", True)
+    made = tables.table(("key", ">tokens", "holders"), [["0" * 32, "512", "a, " * 90]], 60)
+    assert [column.header for column in made.columns] == ["key", "tokens", "holders"]
+    assert not made.columns[2].no_wrap
 
 
 class Asked:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.contract.test_controller import free_port
+from tests.ports import free_port
 from tests.vllm.engine import Engine, Output, Zygote
 
 READY_S = 180.0

@@ -12,7 +12,8 @@ from lmkv.core import keyfiles
 from lmkv.core.client import Client, Unreachable
 from lmkv.core.messages import Status, StatusInfo
 
-from tests.contract.test_controller import Controller, free_port
+from tests.contract.test_controller import Controller
+from tests.ports import free_port
 from tests.vllm.cluster import MAPPED, NIXL, Cluster, hits
 from tests.vllm.engine import Engine
 from tests.vllm.models import prompt

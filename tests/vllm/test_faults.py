@@ -15,8 +15,7 @@ import pytest
 from lmkv.core.client import Client
 from lmkv.core.messages import Status, StatusInfo
 
-from tests.contract.test_controller import free_port
-from tests.ports import busy_ports
+from tests.ports import busy_ports, free_port
 from tests.vllm.cluster import MAPPED, NIXL, Cluster, hits, misses
 from tests.vllm.engine import Engine
 from tests.vllm.models import prompt

@@ -282,6 +282,8 @@ class Jobs:
 
     def due(self) -> float:
         """Seconds until a step is due at the latest."""
+        if not self._jobs:
+            return float("inf")
         now = self._clock()
         if self._next() is not None:
             return 0.0
@@ -289,6 +291,8 @@ class Jobs:
 
     def turn(self) -> None:
         """A step of each job that runs, and the next ones begin."""
+        if not self._jobs:
+            return
         for job in list(self._jobs.values()):
             if job.epoch != self._agent.epoch and job.part.state not in ENDED:
                 text = "the instance's caches were reset meanwhile"

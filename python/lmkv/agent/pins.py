@@ -247,7 +247,9 @@ class Pins:
 
     def due(self) -> float:
         """Seconds until a turn has something to do of itself, where it is not to wait."""
-        return 0.0 if self._ended else float("inf")
+        if self._ended:
+            return 0.0
+        return LOOK_EVERY if self._asked or self._wants else float("inf")
 
     def turn(self) -> None:
         now = self._clock()

@@ -255,7 +255,6 @@ class Stream:
 
     def hear(self, message: AnyMessage, frames: list[bytes]) -> None:
         """Take one message; what must be answered at once is first in the outbox."""
-        epoch = self._register().epoch
         self.said_at = self._clock()
         if isinstance(message, Refused):
             self._refusal(message)
@@ -272,10 +271,10 @@ class Stream:
             self._told_news = [0] * len(self._news)
             self._begin_sync(message.sync, message.reason)
         elif isinstance(message, Probe):
-            self.outbox.appendleft(wire.encode(ProbeOk(epoch)))
+            self.outbox.appendleft(wire.encode(ProbeOk(self._register().epoch)))
         elif isinstance(message, HeartbeatOk):
             self._beat_answered(message)
-        elif isinstance(message, Touched) and message.epoch == epoch:
+        elif isinstance(message, Touched) and message.epoch == self._register().epoch:
             self._touched(frames)
 
     def _welcomed(self, message: Welcome) -> None:

@@ -21,8 +21,8 @@ from lmkv.core.messages import Register
 from lmkv.core.metrics import CONTROLLER_STATES
 
 QUIET = 5.0  # seconds after which people are told that a controller does not answer
-STANDSTILL = 1.0  # between two turns: the process was stopped, or nearly
-A_TURN = 0.5  # of it, as much may be between any two
+STANDSTILL = 1.25  # between two turns: the process was stopped, or nearly
+A_TURN = 1.0  # of it, as much may be between any two
 
 
 class Streams:

@@ -94,7 +94,7 @@ def events(
                     shown = True
     except KeyboardInterrupt:
         return
-    if not shown:
+    if not shown and output == "table":
         typer.echo("no events", err=True)
 
 
