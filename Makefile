@@ -10,8 +10,8 @@ help:  ## this list
 setup:  ## make .venv with all that demo, tests and benches need (again: a second)
 	@$(PYTHON) tools/setup.py
 
-demo: setup  ## two vLLM servers share a prompt; KEEP=1 leaves them running
-	@$(BIN)/python -m demo $(if $(KEEP),--keep)
+demo:  ## two vLLM servers share a prompt, on a GPU where PYTHON has vLLM for it; KEEP=1 leaves them running
+	@$(PYTHON) tools/run_demo.py $(if $(KEEP),--keep)
 
 test: setup  ## all tests: csrc under sanitizers, python, real vLLM engines
 	@$(BIN)/python tools/test.py $(if $(ONLY),--only $(ONLY))

@@ -14,14 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from demo.manuals import Manual, manuals
-from demo.model import make_model
+from demo.model import MODEL, make_model
 from demo.processes import Processes
 from demo.report import PULLED_SHARE, make_report, show
 from demo.scenes import Measured, with_lmkv, without_lmkv
 from demo.servers import ROOT, start_cluster
 
 WORK = ROOT / ".demo"
-MODEL = WORK / "model"
 REPORT = ROOT / "demo-report.json"
 TOKENS = 4110
 PER_ROW = 3
@@ -64,6 +63,7 @@ def run(arguments: argparse.Namespace, run_dir: Path) -> int:
         show(measured, report)
         if arguments.keep:
             print(f"controller  {cluster.controller}")
+            print(f"dashboard   {cluster.dashboard}")
             for name, client in (("router", cluster.router), ("A", cluster.a), ("B", cluster.b)):
                 print(f"{name:11} http://127.0.0.1:{client.port}/v1")
             print("ctrl-C ends them all", flush=True)

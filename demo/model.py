@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+MODEL = Path(__file__).resolve().parents[1] / ".demo" / "model"
+
 CONVERT = """
 import importlib.util, pathlib, sys
 import torch

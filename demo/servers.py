@@ -29,13 +29,15 @@ class Cluster:
     router: Client
     processes: list[Process]
     controller: str | None = None
+    dashboard: str | None = None
 
 
-def start_controller(processes: Processes, run_dir: Path) -> tuple[Process, str]:
+def start_controller(processes: Processes, run_dir: Path) -> tuple[Process, str, str]:
+    """With the addresses of its state socket and of its pages."""
     port = free_ports(3)  # state, query, HTTP
     words = [str(BIN / "lmkv"), "controller", "--port", str(port)]
     process = processes.start("controller", words, {"LMKV_RUN_DIR": str(run_dir)})
-    return process, f"tcp://127.0.0.1:{port}"
+    return process, f"tcp://127.0.0.1:{port}", f"http://127.0.0.1:{port + 2}/"
 
 
 def device_words(on_gpu: bool) -> list[str]:
@@ -79,10 +81,10 @@ def start_server(
 def start_cluster(processes: Processes, model: Path, run_dir: Path, lmkv: bool) -> Cluster:
     """Start all and wait until the router answers."""
     started: list[Process] = []
-    controller = None
+    controller = dashboard = None
     tag = "lmkv" if lmkv else "plain"
     if lmkv:
-        process, controller = start_controller(processes, run_dir)
+        process, controller, dashboard = start_controller(processes, run_dir)
         started.append(process)
     cores = sorted(os.sched_getaffinity(0))
     clients = []
@@ -103,4 +105,4 @@ def start_cluster(processes: Processes, model: Path, run_dir: Path, lmkv: bool) 
     started.append(router)
     front = Client(ports)
     router.wait_until(front.healthy, 60)
-    return Cluster(clients[0], clients[1], front, started, controller)
+    return Cluster(clients[0], clients[1], front, started, controller, dashboard)

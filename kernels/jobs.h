@@ -69,7 +69,7 @@ LMKV_HOST_DEVICE uint32_t widest_piece(uint64_t bits) {
 // One launch of gather, scatter, verify or audit: `chunks` chunks of `layers` x `heads` segments.
 // Segment (l, h) is number first_segment + l*slot_heads + h in its slot, which lets a reader take
 // some heads or layers of a holder's slots: then `pages.layers` begins at its first layer, and
-// `head_offset` is that of its first head. A gather and an audit have all segments of their slots.
+// `head_offset` is that of its first head. A gather has all segments of its slots.
 struct CopyJob {
   PagedKv pages;
   const uint32_t* chunk_blocks;  // [chunk][pages.blocks]

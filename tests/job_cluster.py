@@ -115,7 +115,7 @@ class Controller:
 class Instance:
     def __init__(self, name: str, cluster: Cluster, slots: int, **settings: Any) -> None:
         self.name, self.cluster = name, cluster
-        rates = Rates(pull=cluster.rate, copy=1e9, latency=0.0)
+        rates = Rates(pull=cluster.rate, copy=cluster.rate, latency=0.0)
         self.worker = Worker(
             name,
             CHUNK_BYTES,
@@ -139,7 +139,11 @@ class Instance:
         self.agent.background.open()
 
     def _connect(self, address: str) -> Any:
-        return self.worker.link(address.partition("?")[0]) or self.cluster.connect(address)
+        link = self.worker.link(address.partition("?")[0])
+        if link is None:
+            return self.cluster.connect(address)
+        link.address = address
+        return link
 
     def keys(self, first: int, last: int) -> bytes:
         chain = _native.KeyHasher(NAMESPACE, SPECS, 4).chain()
@@ -154,6 +158,13 @@ class Instance:
         self.worker.holds |= dict(_slots(*room))
         assert self.agent.table.admit(*room) == last - first
         return keys
+
+    def room(self, first: int, last: int) -> bool:
+        """Whether there is some for these chunks."""
+        room = self.agent.table.reserve(self.keys(first, last), self.cluster.times.clock())
+        if room is not None:
+            self.agent.table.abort(*room)
+        return room is not None
 
     def has(self, first: int, last: int) -> list[int]:
         """Those of the common prompt's chunks that are readable here."""
@@ -188,6 +199,7 @@ class Instance:
             "reserved": slots["reserved"],
             "limbo": slots["limbo"],
             "pulls": self.agent.pulls.open,
+            "rewrites": self.agent.rewrites.open,
             "jobs": self.agent.jobs.open,
             "links": links,
         }
@@ -198,7 +210,7 @@ class Instance:
 
 
 class Cluster:
-    """`rate` is bytes per second of a pull: a chunk has 1,000."""
+    """`rate` is bytes per second of a pull, or of compressing: a chunk has 1,000."""
 
     def __init__(
         self,

@@ -6,13 +6,13 @@ tests that are marked `gpu`, part by part, each in a process of its own, so that
 hangs leaves the others their say; then rates (tests/gpu/rates.py): one table and gpu-report.json.
 The last lines say of each part what failed in it. When every test of the kernels' parts ran and
 passed and no bytes were wrong, tests/gpu/certified.json names the card. Each step has a deadline.
+Where this Python has vLLM too, the demo comes last (tools/run_demo.py), in minutes of its own.
 
 Only Python's own library is used here; what is missing is said in a sentence.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -21,11 +21,12 @@ import subprocess
 import sys
 import sysconfig
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from tools import certified
-from tools.gpu_here import no_gpu, why_not
+from tools.gpu_here import no_gpu
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build/gpu-check"
@@ -40,8 +41,10 @@ PARTS = {  # of what is certified
 }
 NIXL = "tests/gpu/test_gpu_nixl.py"  # where the wheel allows; its skip says why it does not
 MODULES = ("nanobind", "numpy", "torch", "cupy", "pytest", "hypothesis")
-BUILD_S, TESTS_S, RATES_S = 170, 125, 175  # 470 s in all
+LOOK_S, BUILD_S, TESTS_S, RATES_S = 45, 150, 120, 160  # 475 s in all
 PART_S = 70  # of TESTS_S, at most
+BEGIN_S = 25  # of RATES_S: torch's import, the worlds, and what a measurement has begun
+DEMO_S = 900
 
 
 def missing() -> list[str]:
@@ -49,27 +52,49 @@ def missing() -> list[str]:
     if sentence := no_gpu():
         return [sentence]
     lacks = [
-        f"{name} is missing in {sys.executable}"
-        for name in MODULES
-        if importlib.util.find_spec(name) is None
+        f"{name} is missing in {sys.executable}" for name in MODULES if find_spec(name) is None
     ]
-    if not lacks and (sentence := why_not()):
+    if not lacks and (sentence := torch_lacks()):
         lacks.append(sentence)
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
         lacks.append(f"Python.h is missing for {sys.executable}")
-    if shutil.which("cmake") is None:
+    if shutil.which("cmake", path=search_path()) is None:
         lacks.append("cmake is missing")
     if shutil.which("g++") is None and shutil.which("c++") is None:
         lacks.append("a C++ compiler is missing")
     return lacks
 
 
-def step(name: str, deadline_s: float, *commands: list[str]) -> bool:
-    """Runs them in turn; all that they have started ends at the deadline."""
+def torch_lacks() -> str | None:
+    """By a process of its own: where nothing of torch was read yet, its import may take long."""
+    words = [sys.executable, "-m", "tools.gpu_here"]
+    try:
+        ran = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=LOOK_S)
+    except subprocess.TimeoutExpired:
+        return f"torch does not say within {LOOK_S:g} s whether it finds a GPU"
+    if ran.returncode == 0:
+        return None
+    said = (ran.stdout + ran.stderr).strip().splitlines() or ["nothing"]
+    return f"torch cannot use the GPU: {said[-1]}"
+
+
+def search_path() -> str:
+    """With this Python's own programs, as pip installs cmake and ninja, even when it is called by
+    its path."""
+    folders = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    return os.pathsep.join(folders)
+
+
+def step(name: str, deadline_s: float, *commands: list[str], here: bool = True) -> bool:
+    """Runs them in turn; all that they have started ends at the deadline. `here`: with SITE."""
     print(f"==== {name} (at most {deadline_s:g} s)", flush=True)
     begin = time.monotonic()
-    folders = [str(SITE), str(ROOT), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
+    environment = os.environ | {"PATH": search_path()}
+    if here:
+        folders = [str(SITE), str(ROOT), os.environ.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
+        # Plugins of whatever else is installed cost seconds, and may fail.
+        environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     for words in commands:
         with subprocess.Popen(words, cwd=ROOT, env=environment, start_new_session=True) as process:
             try:
@@ -90,7 +115,7 @@ def build() -> bool:
     shutil.rmtree(SITE, ignore_errors=True)
     ours = shutil.ignore_patterns("*.so", "__pycache__", "kernels")
     shutil.copytree(ROOT / "python/lmkv", SITE / "lmkv", ignore=ours)
-    ninja = ["-G", "Ninja"] if shutil.which("ninja") else []
+    ninja = ["-G", "Ninja"] if shutil.which("ninja", path=search_path()) else []
     python = ["-Unanobind_DIR", f"-DPython_EXECUTABLE={sys.executable}"]
     good = step(
         "build",
@@ -130,6 +155,7 @@ def part(name: str, path: str, deadline_s: float) -> list[str]:
     results = BUILD / f"{name.replace(' ', '-')}.xml"
     results.unlink(missing_ok=True)
     words = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-rs", "--tb=short"]
+    words += ["-W", "ignore::pytest.PytestConfigWarning"]  # of plugins' settings
     ended = step(name, deadline_s, [*words, f"--junitxml={results}", path])
     if not results.exists():
         return ["its process ended, or was ended, without results"]
@@ -145,10 +171,18 @@ def test() -> dict[str, list[str]]:
     return found
 
 
-def rates() -> bool:
-    deadline = str(RATES_S - 15)  # so that the table is there in any case
+def rates(*more: str) -> bool:
+    REPORT.unlink(missing_ok=True)
+    deadline = str(RATES_S - BEGIN_S)  # so that the table is there in any case
     words = [sys.executable, "-m", "tests.gpu", "--report", str(REPORT), "--deadline", deadline]
-    return step("rates", RATES_S, words)
+    return step("rates", RATES_S, [*words, *more])
+
+
+def demo() -> bool | None:
+    """None: without vLLM there is none."""
+    if find_spec("vllm") is None:
+        return None
+    return step("demo", DEMO_S, [sys.executable, "tools/run_demo.py"], here=False)
 
 
 def main() -> int:
@@ -159,10 +193,13 @@ def main() -> int:
         return 1
     found = test()  # rates are of use beside a red test, too
     right = rates()
+    shown = demo()
     print("\n==== summary")
     for name, wrong in found.items():
         print("\n    ".join([f"{name}: {'passed' if not wrong else wrong[0]}", *wrong[1:]]))
     print(f"rates: {'measured' if right else 'not all measured, or wrong bytes: see above'}")
+    if shown is not None:
+        print(f"demo: {'answers equal, chunks pulled' if shown else 'failed: see above'}")
     good = right and not any(found[name] for name in PARTS)
     if good:
         report = json.loads(REPORT.read_text())
@@ -171,11 +208,8 @@ def main() -> int:
     else:
         print("not certified: a part above failed, was skipped or did not end", file=sys.stderr)
     print(certified.told(certified.load(), certified.digest()))
-    return (
-        0
-        if good and not any(line.startswith(("failure", "error")) for line in found["NIXL"])
-        else 1
-    )
+    failed = any(line.startswith(("failure", "error")) for line in found["NIXL"])
+    return 0 if good and not failed and shown is not False else 1
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
-"""Whether this machine has a GPU that tests can use, or why not, in a sentence."""
+"""Whether this machine has a GPU that tests can use, or why not, in a sentence.
+
+`python -m tools.gpu_here` says it, and returns 1 then.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import sys
 
 
 def no_gpu(library: str = "libcuda.so.1") -> str | None:
@@ -30,3 +34,7 @@ def why_not() -> str | None:
     except ImportError as error:
         return f"torch is missing: {error}"
     return None if torch.cuda.is_available() else f"torch {torch.__version__} finds no GPU"
+
+
+if __name__ == "__main__":
+    sys.exit(why_not())

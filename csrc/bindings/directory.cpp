@@ -121,6 +121,7 @@ void bind_directory(nb::module_& m) {
           "key"_a)
       .def("sweep", &Directory::sweep, "entries"_a)
       .def("__len__", &Directory::size)
+      .def_prop_ro("lacking", &Directory::lacking)
       .def_prop_ro("bytes", &Directory::bytes)
       .def_prop_ro("moved", &Directory::moved);
 }

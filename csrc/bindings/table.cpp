@@ -42,11 +42,12 @@ void on_slots(SlotTable& table, const nb::bytes& places, const nb::bytes& counte
   unlocked([&] { (table.*Method)(slots.places, slots.counters); });
 }
 
-// A method that takes keys and returns how many it was.
-template <std::size_t (SlotTable::*Method)(SlotTable::Keys)>
-std::size_t on_keys(SlotTable& table, const nb::bytes& keys) {
+// A method that takes keys and returns (places, counters, n).
+template <SlotArrays (SlotTable::*Method)(SlotTable::Keys)>
+nb::tuple on_keys(SlotTable& table, const nb::bytes& keys) {
   const auto raw = view_keys(keys);
-  return unlocked([&] { return (table.*Method)(raw); });
+  const auto found = unlocked([&] { return (table.*Method)(raw); });
+  return nb::make_tuple(bytes_of(found.places), bytes_of(found.counters), found.places.size());
 }
 
 using Reserve = std::optional<SlotArrays> (SlotTable::*)(SlotTable::Keys, double, SlotTable::Sizes);
@@ -122,15 +123,7 @@ void bind_table(nb::module_& m) {
             return bytes_of(unlocked([&] { return table.contains(raw); }));
           },
           "keys"_a)
-      .def(
-          "places",
-          [](SlotTable& table, const nb::bytes& keys) {
-            const auto raw = view_keys(keys);
-            const auto found = unlocked([&] { return table.places(raw); });
-            return nb::make_tuple(bytes_of(found.places), bytes_of(found.counters),
-                                  found.places.size());
-          },
-          "keys"_a)
+      .def("places", &on_keys<&SlotTable::places>, "keys"_a)
       .def("reserve", &reserve<&SlotTable::reserve>, "keys"_a, "now"_a,
            "granules"_a = nb::bytes(""))
       .def("reserve_again", &reserve<&SlotTable::reserve_again>, "keys"_a, "now"_a, "granules"_a)

@@ -62,21 +62,19 @@ std::size_t Directory::retract(int number, Keys keys, Places places, Counters co
   live(number);
   require_equal(keys.size(), places.size(), counters.size());
   std::size_t removed = 0;
-  table_.walk(keys, [&](std::size_t i, std::uint64_t hash, Entry* entry) {
-    if (!entry) return true;
+  table_.walk_all(keys, [&](std::size_t i, std::uint64_t hash, Entry* entry) {
+    if (!entry) return;
     const std::span<Holder> holders = lists_.of(entry->holder);
     const std::size_t at = seek(holders, static_cast<std::uint16_t>(number));
-    if (at == holders.size() || holders[at].instance != number || !visible(holders[at]))
-      return true;
+    if (at == holders.size() || holders[at].instance != number || !visible(holders[at])) return;
     const Place place{places[i].first, places[i].granules, places[i].tier};
-    if (holders[at].place() != place || holders[at].counter != counters[i]) return true;
+    if (holders[at].place() != place || holders[at].counter != counters[i]) return;
     lose(keys[i], holders[at]);
     if (entry->holder.kind == Holder::many)
       lists_.remove(entry->holder, at);
     else
       table_.erase(keys[i], hash);
     ++removed;
-    return true;
   });
   return removed;
 }
@@ -108,10 +106,12 @@ Differing Directory::sync_slice(int number, std::uint32_t first, std::uint32_t l
   const auto note = [&](std::size_t& n, std::vector<Key>& shown, const Key& key) {
     if (n++ < Differing::kShown) shown.push_back(key);
   };
-  put_all(number, keys, places, counters, [&](std::size_t i, Put how) {
-    if (how == Put::added) note(out.missing, out.missing_keys, keys[i]);
-    if (how == Put::moved) note(out.moved, out.moved_keys, keys[i]);
-  });
+  std::vector<Put> found(keys.size());
+  put_all(number, keys, places, counters, [&](std::size_t i, Put how) { found[i] = how; });
+  for (std::size_t i = 0; i < keys.size(); ++i) {
+    if (found[i] == Put::added) note(out.missing, out.missing_keys, keys[i]);
+    if (found[i] == Put::moved) note(out.moved, out.moved_keys, keys[i]);
+  }
   const std::uint64_t coming = instances_[number].coming;
   set_coming(instances_[number], coming - std::min<std::uint64_t>(coming, out.missing));
   return out;
@@ -215,12 +215,11 @@ template <typename Each>
 void Directory::put_all(int number, Keys keys, Places places, Counters counters, Each each) {
   const std::uint16_t stamp = live(number).stamp;
   require_equal(keys.size(), places.size(), counters.size());
-  table_.walk(keys, [&](std::size_t i, std::uint64_t hash, Entry* entry) {
+  table_.walk_all(keys, [&](std::size_t i, std::uint64_t hash, Entry* entry) {
     const Place& place = places[i];
     each(i, put(keys[i], hash, entry,
                 {place.first, counters[i], static_cast<std::uint16_t>(number), stamp,
                  place.granules, place.tier, Holder::one, 0}));
-    return true;
   });
 }
 

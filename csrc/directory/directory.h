@@ -62,6 +62,8 @@ class Directory {
                  bool sparse = false);
   std::vector<int> holders(const Key& key);
   bool sweep(std::size_t entries);
+  // Who can wait announces nothing for now: the table's memory is still being made.
+  bool lacking() { return table_.lacking(); }
   std::size_t size();
   std::size_t bytes();
   std::size_t moved() const { return table_.moved(); }
@@ -93,9 +95,9 @@ class Directory {
   }
   void gain(const Key& key, const Holder& holder);
   void lose(const Key& key, const Holder& holder);
-  enum class Put { added, moved, same };
+  enum class Put : std::uint8_t { added, moved, same };
   Put put(const Key& key, std::uint64_t hash, Entry* entry, const Holder& holder);
-  template <typename Each>  // each(i, Put) for every key
+  template <typename Each>  // each(i, Put) for every key, in any order
   void put_all(int instance, Keys keys, Places places, Counters counters, Each each);
   bool drop_hidden(Entry& entry);  // false: nothing is left of it
   void restamp(int instance);

@@ -6,6 +6,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "check.h"
 
@@ -41,6 +42,13 @@ constexpr std::size_t kLeap = 4;  // times its size, for keys that are expected
 
 std::size_t fullest(std::size_t pages) { return pages * KeyTable::kPageEntries * 95 / 100; }
 
+// Entries at which sub-table `number` grows already if it will more than double: an eighth of what
+// it can hold for the first, nearly all for the last. Else all would do so in the same few slices
+// of a sync.
+std::size_t early(std::size_t pages, std::size_t number) {
+  return fullest(pages) * (1 + 7 * number / KeyTable::kSubTables) / 8;
+}
+
 // The next size of sub-table `number`. Each has a ladder of its own, from 1 to kStep by its number,
 // so that at any time some are just grown and some are nearly full: all in all the load is about
 // 0.85 at every size.
@@ -59,11 +67,28 @@ std::size_t pages_for(std::size_t entries, std::size_t pages, std::size_t number
 
 }  // namespace
 
-void KeyTable::want_tags(std::span<const Key> keys, std::uint64_t* hashes) const {
-  for (std::size_t i = 0; i < keys.size(); ++i) {
-    hashes[i] = hash(keys[i]);
-    const SubTable& sub = subs_[hashes[i] >> 55];
-    if (sub.groups) __builtin_prefetch(tags(sub, home(sub, hashes[i])));
+void KeyTable::hash_all(std::span<const Key> keys, std::uint64_t* hashes) {
+  for (std::size_t i = 0; i < keys.size(); ++i) hashes[i] = hash(keys[i]);
+}
+
+void KeyTable::sort(std::span<const Key> keys, std::vector<std::uint64_t>& hashes,
+                    std::vector<std::uint32_t>& from) {
+  std::vector<std::uint64_t> as_they_came(keys.size());
+  hash_all(keys, as_they_came.data());
+  std::uint32_t begins[kSubTables + 1] = {};
+  for (const std::uint64_t hash : as_they_came) ++begins[(hash >> 55) + 1];
+  std::partial_sum(begins, begins + kSubTables, begins);
+  for (std::uint32_t i = 0; i < as_they_came.size(); ++i) {
+    const std::uint32_t at = begins[as_they_came[i] >> 55]++;
+    hashes[at] = as_they_came[i];
+    from[at] = i;
+  }
+}
+
+void KeyTable::want_tags(std::span<const std::uint64_t> hashes) const {
+  for (const std::uint64_t hash : hashes) {
+    const SubTable& sub = subs_[hash >> 55];
+    if (sub.groups) __builtin_prefetch(tags(sub, home(sub, hash)));
   }
 }
 
@@ -96,7 +121,7 @@ Entry* KeyTable::find(const Key& key, std::uint64_t hash) const {
 
 Entry& KeyTable::insert(const Key& key, std::uint64_t hash) {
   SubTable& sub = sub_of(subs_, hash);
-  if (sub.used >= fullest(sub.pages.size())) grow(sub);
+  if (sub.used >= sub.look) grow_if_due(sub);
   Entry& entry = place(sub, key, hash);
   ++sub.used, ++size_;
   return entry;
@@ -173,6 +198,7 @@ void KeyTable::rebuild(SubTable& sub, std::size_t pages) {
   for (std::size_t i = 0; i < pages; ++i) fresh.pages.push_back(new_page());
   fresh.groups = static_cast<std::uint32_t>(pages * kPageGroups);
   fresh.used = sub.used;
+  fresh.look = static_cast<std::uint32_t>(early(pages, &sub - &subs_[0]));
   // Groups fill from lane 0 on. How far is counted apart: neighbours go to the same group one after
   // the other, and loading tags right after storing one of them would stall each time.
   std::vector<std::uint8_t> filled(fresh.groups, 0);
@@ -195,11 +221,13 @@ void KeyTable::rebuild(SubTable& sub, std::size_t pages) {
   sub = std::move(fresh);
 }
 
-// By a step, or for what is expected.
-void KeyTable::grow(SubTable& sub) {
+// By a step when it is full, or earlier for what is expected.
+void KeyTable::grow_if_due(SubTable& sub) {
   const std::size_t number = &sub - &subs_[0], pages = sub.pages.size();
-  const std::size_t next = next_pages(pages, number);
   const std::size_t share = expected_ / kSubTables;
+  sub.look = static_cast<std::uint32_t>(fullest(pages));
+  if (sub.used < sub.look && sub.used + share < 2 * fullest(pages)) return;
+  const std::size_t next = next_pages(pages, number);
   const std::size_t wanted = pages_for(sub.used + share + share / 128, pages, number);
   // Not to just below what it will be: that would move nearly everything once more.
   const std::size_t leap = kLeap * std::max<std::size_t>(pages, 2);

@@ -68,7 +68,7 @@ void Slabs::ready(std::size_t slabs) {
   std::vector<void*> surplus;
   {
     std::lock_guard lock(mutex_);
-    wanted_ = std::min(slabs, kMostReady);
+    wanted_ = std::min(slabs, std::max(kMostReady, taken_.size()));
     for (; ready_.size() > wanted_; ready_.pop_back()) surplus.push_back(ready_.back());
   }
   changed_.notify_one();
@@ -84,6 +84,11 @@ void Slabs::ready(std::size_t slabs) {
     wanted_ = 0;
   }
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+bool Slabs::lacking() {
+  std::lock_guard lock(mutex_);
+  return ready_.size() < std::min(wanted_, kEnough);
 }
 
 std::size_t Slabs::bytes() {

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "check.h"
+#include "memory/pages_for_good.h"
 
 namespace lmkv {
 namespace {
@@ -49,7 +50,7 @@ PullEngine::PullEngine(Transport& transport, const PoolRange& pool, std::unique_
       slots_(std::move(slots)),
       scratch_(pages_for_good(kScratchBytes)),
       event_fd_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)),
-      rooms_(transport) {
+      rooms_(transport, *slots_, pool.tier()) {
   if (event_fd_ < 0) throw SystemError("eventfd");
   transport_.register_memory(reinterpret_cast<std::uint64_t>(scratch_), kScratchBytes);
   engine_ = std::thread([this] { run(); });
@@ -80,8 +81,6 @@ void PullEngine::pull(std::uint64_t id, std::vector<PullSource> sources, const S
   REQUIRE(!chunks.empty(), "pull ", id, ": no chunks");
   REQUIRE(!sources.empty(), "pull ", id, ": no peer");
   const bool parts = sources.size() > 1 || sources[0].part;
-  REQUIRE(!parts || pool_.tier() == Tier::host, "pull ", id,
-          ": parts of slots, and ours are in a GPU's memory");
   if (parts) check_parts(id, sources, layout);
   const auto fit = [id](const SlotLayout& slots, std::uint64_t granule) {
     REQUIRE(slots.used_bytes() <= granule * kGranulesPerSlot, "pull ", id, ": slots of ",
@@ -278,10 +277,8 @@ void PullEngine::resolve(Task& task, std::size_t chunk, PullResult result) {
   task.states[chunk] = State::resolved;
   job.results[chunk] = worse(job.results[chunk], result);
   if (--job.left[chunk] != 0) return;
-  if (task.part && job.results[chunk] == PullResult::good) {
-    const PullChunk& done = job.chunks[chunk];
-    seal_slot(pool_.slot(done.own), job.layout, done.key, done.ours, job.tables[chunk]);
-  }
+  if (task.part && job.results[chunk] == PullResult::good && !seal(job, chunk))
+    job.results[chunk] = PullResult::mover_down;
   if (--job.unresolved == 0) report(job);
 }
 
@@ -319,7 +316,18 @@ void PullEngine::emit(PullEvent event) {
   tell();
 }
 
-// False: they cannot be reached, and the mover's end is near.
+// False, of this and the next: they cannot be reached, and the mover's end is near.
+bool PullEngine::seal(const Job& job, std::size_t chunk) {
+  const PullChunk& done = job.chunks[chunk];
+  try {
+    slots_->seal(pool_.slot(done.own), job.layout, done.key, done.ours, job.tables[chunk]);
+    return true;
+  } catch (const std::exception& error) {
+    lose(error.what());
+    return false;
+  }
+}
+
 bool PullEngine::clear(std::span<std::byte* const> slots) {
   try {
     slots_->clear(slots);

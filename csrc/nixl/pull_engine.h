@@ -103,8 +103,8 @@ class PullEngine {
   void pull(std::uint64_t job, PullPeer peer, const SlotLayout& layout,
             std::vector<PullChunk> chunks, double deadline);
   // From several ranks, or parts: `layout` is ours. std::invalid_argument, too, for parts that are
-  // not all of a slot, each segment once, and for own slots in a GPU's memory. Where segments of a
-  // compressed slot lie only its table tells, so those are incompatible.
+  // not all of a slot, each segment once. Where segments of a compressed slot lie only its table
+  // tells, so those are incompatible.
   void pull(std::uint64_t job, std::vector<PullSource> sources, const SlotLayout& layout,
             std::vector<PullChunk> chunks, double deadline);
   // Connect ahead of need: the first READ from a peer costs some 10 ms more.
@@ -203,6 +203,7 @@ class PullEngine {
   void report(Job& job);
   void retire(const std::string& agent);
   void forget_idle();
+  bool seal(const Job& job, std::size_t chunk);
   bool clear(std::span<std::byte* const> slots);
   void lose(const std::string& error);
   void emit(PullEvent event);

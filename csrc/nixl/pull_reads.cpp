@@ -288,8 +288,8 @@ void PullEngine::run_checks() {
     std::byte* own = pool_.slot(chunk.own);
     try {
       const std::optional<SlotPart>& part = task.part;
-      check.result = PullResult(part ? check_part(check.room, own, *part, chunk.key, chunk.theirs,
-                                                  job.tables[check.chunk])
+      check.result = PullResult(part ? slots_->check(check.room, own, *part, chunk.key,
+                                                     chunk.theirs, job.tables[check.chunk])
                                      : slots_->adopt(own, job.layout, chunk.key, chunk.theirs,
                                                      chunk.ours, task.read_bytes(check.chunk)));
     } catch (const std::exception& error) {

@@ -1,12 +1,11 @@
 #include "nixl/transport.h"
 
-#include <sys/mman.h>
-
 #include <chrono>
 #include <cstring>
 #include <thread>
 
 #include "check.h"
+#include "memory/pages_for_good.h"
 
 namespace lmkv {
 
@@ -135,12 +134,6 @@ void Transport::self_test(Transport& serve, double deadline_seconds) {
   if (std::memcmp(ours, theirs, kBytes) != 0)
     throw std::runtime_error("a READ from oneself brought other bytes");
   forget(peer);
-}
-
-std::byte* pages_for_good(std::size_t bytes) {
-  void* pages = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (pages == MAP_FAILED) throw SystemError("mmap");
-  return static_cast<std::byte*>(pages);
 }
 
 }  // namespace lmkv

@@ -86,9 +86,6 @@ class Transport {
   std::uint64_t next_ = 1;
 };
 
-// Zeroed pages that are never given back: a READ may land in them until the process ends.
-std::byte* pages_for_good(std::size_t bytes);
-
 // `library` is the path of libnixl_capi.so; `progress`: a thread answers peers while nobody polls.
 std::unique_ptr<Transport> make_nixl_transport(const std::string& name, const std::string& library,
                                                bool progress);

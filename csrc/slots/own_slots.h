@@ -2,9 +2,12 @@
 // (cuda/gpu_slots.h).
 #pragma once
 
+#include <cstddef>
 #include <span>
 
+#include "memory/pages_for_good.h"
 #include "slots/slot_format.h"
+#include "slots/slot_part.h"
 
 namespace lmkv {
 
@@ -22,6 +25,15 @@ class OwnSlots {
   // header. Not GOOD: the slot is cleared. `room` is its place's, in bytes.
   virtual SlotStatus adopt(std::byte* slot, const SlotLayout& layout, const Key& key,
                            std::uint64_t theirs, std::uint64_t ours, std::uint64_t room) = 0;
+
+  // Of slots that come in parts: memory of the same kind for headers and tables, as long as READs
+  // may land in it; check_part() of slot_part.h for each part; then seal_slot().
+  virtual std::byte* memory(std::size_t bytes) = 0;
+  virtual SlotStatus check(const std::byte* header, std::byte* own, const SlotPart& part,
+                           const Key& key, std::uint64_t theirs,
+                           std::span<std::uint64_t> table) = 0;
+  virtual void seal(std::byte* slot, const SlotLayout& layout, const Key& key, std::uint64_t ours,
+                    std::span<const std::uint64_t> table) = 0;
 };
 
 class HostSlots final : public OwnSlots {
@@ -32,6 +44,15 @@ class HostSlots final : public OwnSlots {
   SlotStatus adopt(std::byte* slot, const SlotLayout& layout, const Key& key, std::uint64_t theirs,
                    std::uint64_t ours, std::uint64_t room) override {
     return adopt_slot(slot, layout, key, theirs, ours, room);
+  }
+  std::byte* memory(std::size_t bytes) override { return pages_for_good(bytes); }
+  SlotStatus check(const std::byte* header, std::byte* own, const SlotPart& part, const Key& key,
+                   std::uint64_t theirs, std::span<std::uint64_t> table) override {
+    return check_part(header, own, part, key, theirs, table);
+  }
+  void seal(std::byte* slot, const SlotLayout& layout, const Key& key, std::uint64_t ours,
+            std::span<const std::uint64_t> table) override {
+    seal_slot(slot, layout, key, ours, table);
   }
 };
 

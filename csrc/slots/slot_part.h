@@ -25,6 +25,7 @@ class SlotPart {
   std::uint32_t our_first() const { return our_first_; }
   std::uint32_t their_first() const { return their_first_; }
   std::uint32_t their_heads() const { return their_heads_; }  // of a layer of their slots
+  std::uint32_t our_heads() const { return our_heads_; }
   std::uint64_t run_bytes() const { return heads_ * theirs_.segment_bytes; }
   // Header, table and the segments that are read.
   std::uint64_t read_bytes() const { return theirs_.payload_offset() + layers_ * run_bytes(); }

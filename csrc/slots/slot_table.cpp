@@ -100,12 +100,7 @@ std::vector<std::uint8_t> SlotTable::contains(Keys keys) {
 SlotArrays SlotTable::places(Keys keys) {
   std::lock_guard lock(mutex_);
   find_prefix(keys, false);
-  SlotArrays out;
-  for (const std::uint32_t slot : found_) {
-    out.places.push_back(place_of(slot));
-    out.counters.push_back(slots_[slot].counter);
-  }
-  return out;
+  return found();
 }
 
 std::optional<SlotArrays> SlotTable::reserve(Keys keys, double now, Sizes granules) {
@@ -251,7 +246,7 @@ void SlotTable::end_limbo(Places places, Counters counters) {
   }
 }
 
-std::size_t SlotTable::pin(Keys keys) {
+SlotArrays SlotTable::pin(Keys keys) {
   std::lock_guard lock(mutex_);
   find_prefix(keys, false);
   for (const std::uint32_t slot : found_) {
@@ -261,7 +256,7 @@ std::size_t SlotTable::pin(Keys keys) {
     }
   }
   pins_ += found_.size();
-  return found_.size();
+  return found();
 }
 
 void SlotTable::unpin(Places places, Counters counters) {
@@ -296,7 +291,9 @@ std::size_t SlotTable::retire(Keys keys, bool revivable) {
   std::size_t retired = 0;
   for (std::size_t i = keys.size(); i-- > 0;) {
     const std::uint32_t slot = find(KeyIndex::hash(keys[i]), keys[i]);
-    if (slot == kNone || slots_[slot].state != State::readable) continue;
+    if (slot == kNone) continue;
+    if (slots_[slot].state == State::retired && !revivable) forget_name(slot);
+    if (slots_[slot].state != State::readable) continue;
     if (slots_[slot].pins == 0) {
       remove(recent_, slot);
       set_retired(slot, std::numeric_limits<double>::quiet_NaN());
@@ -448,6 +445,15 @@ void SlotTable::find_prefix(Keys keys, bool retired_too) {
       found_.push_back(slot);
     }
   }
+}
+
+SlotArrays SlotTable::found() const {
+  SlotArrays out;
+  for (const std::uint32_t slot : found_) {
+    out.places.push_back(place_of(slot));
+    out.counters.push_back(slots_[slot].counter);
+  }
+  return out;
 }
 
 void SlotTable::require_new(Keys keys) const {

@@ -83,7 +83,7 @@ class SlotTable {
   std::size_t admit(Places places, Counters counters, bool front);
   void abort(Places places, Counters counters, bool limbo);
   void end_limbo(Places places, Counters counters);
-  std::size_t pin(Keys keys);
+  SlotArrays pin(Keys keys);  // what it has pinned; without keys
   void unpin(Places places, Counters counters);
   void touch(Places places, Counters counters);
   std::size_t retire(Keys keys, bool revivable = true);
@@ -141,6 +141,7 @@ class SlotTable {
   std::uint32_t find(std::uint64_t hash, const Key& key) const;
   std::uint32_t match(const Place& place, std::uint32_t counter) const;
   void find_prefix(Keys keys, bool retired_too);  // into found_
+  SlotArrays found() const;                       // without keys
   void require_new(Keys keys) const;
   void name(std::uint32_t slot, const Key& key);
   void forget_name(std::uint32_t slot);

@@ -500,15 +500,17 @@ class SlotTable:
     def abort(self, places: bytes, counters: bytes, limbo: bool = False) -> None:
         """Give reserved slots up: free, or in limbo until `end_limbo`."""
     def end_limbo(self, places: bytes, counters: bytes) -> None: ...
-    def pin(self, keys: bytes) -> int:
-        """Pin the longest readable prefix; returns its length. Counted; see `unpin`."""
+    def pin(self, keys: bytes) -> tuple[bytes, bytes, int]:
+        """Pin the longest readable prefix: (places, counters, n) of what `unpin` is to be given, as
+        another thread may retire it at once. Counted."""
     def unpin(self, places: bytes, counters: bytes) -> None:
         """One pin less for each slot, matched by place and counter. Unknown ones are ignored."""
     def touch(self, places: bytes, counters: bytes) -> None:
         """Uses by peers, as the controller tells."""
     def retire(self, keys: bytes, revivable: bool = True) -> int:
         """Take readable slots out of use; returns how many. A pinned one keeps its bytes until its
-        last pin goes, and is not revived; nor is any where the bytes are not `revivable`: wrong."""
+        last pin goes, and is not revived; nor is any that is not to be `revivable`, as its bytes are
+        wrong or nobody wants them, and neither are those that were retired before."""
     def take_changes(self) -> list[tuple[bool, bytes, bytes, bytes]]:
         """What must be announced (True) or retracted (False) since the last call, as (announce,
         keys, places, counters) of at most 4,096 slots, in the order in which to send them. It is
@@ -589,6 +591,10 @@ class Directory:
         made for keys that did not come; True when nothing is left to do."""
     def __len__(self) -> int:
         """Visible keys."""
+    @property
+    def lacking(self) -> bool:
+        """Memory for what is expected is still being made by a thread: what is announced now may
+        have to wait for the system itself."""
     @property
     def bytes(self) -> int:
         """Memory held by the tables."""

@@ -60,7 +60,7 @@ def _watch(worker: Any, vllm_config: Any) -> None:
         return  # the connector says it
     if config.gpu_pool_gib is None or vllm_config.model_config.enable_sleep_mode:
         return
-    from lmkv.worker.gpu_room import MOVER_BYTES, sized_around
+    from lmkv.worker.gpu_room import sized_around
 
     opened = config.pool_device == "cuda" and config.gpu_pulls != "never"  # by the mover too
     worker.determine_available_memory = functools.partial(
@@ -68,7 +68,7 @@ def _watch(worker: Any, vllm_config: Any) -> None:
         worker,
         config.gpu_pool_gib,
         worker.determine_available_memory,
-        MOVER_BYTES if opened else 0,
+        opened,
     )
 
 

@@ -78,6 +78,7 @@ def main() -> int:
     web = Web()
     web.up()
     lively = Lively(web.state)
+    lively.begin()
     try:
         time.sleep(given.seconds)
         best = web.ask("/v1/instances?sort=hit_tokens&descending=true").json

@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 from lmkv.core import tokens
 from lmkv.core.messages import Command
+from lmkv.sim.trace import tokens as prompt_of
 
 from tests.browser.browser import Tab
 from tests.browser.browser import tab as new_tab
+from tests.browser.lively import Pair
 from tests.browser.test_pages import open_at
 from tests.contract.test_command_lines import lmkv
 from tests.contract.test_controller import until
@@ -260,18 +262,71 @@ def test_a_click_counts_though_the_table_is_drawn_anew_meanwhile(
     tab.see("lmkv describe instance a")
 
 
-def test_an_instance_is_cleared_on_its_page(
-    web: Web, pair: tuple[Worker, Worker], tab: Tab
+@pytest.mark.parametrize(
+    ("act", "fields", "word", "command", "arguments"),
+    [
+        ("Pin", {"For": "2h", "Owner": "ann"}, "",
+         ["--instance", "a", "--ttl", "7200s", "--owner", "ann"],
+         {"ttl": "7200.0", "owner": "ann"}),
+        ("Unpin", {"Owner": "ann"}, "", ["--instance", "a", "--owner", "ann"], {"owner": "ann"}),
+        ("Copy", {"To": "b"}, "", ["--from", "a", "--to", "b"], {"source": "a"}),
+        ("Move", {"To": "b"}, "a", ["--from", "a", "--to", "b"], {"source": "a"}),
+        ("Clear", {}, "a", ["--instance", "a"], {}),
+        ("Compress", {}, "", ["--instance", "a"], {}),
+        ("Decompress", {}, "", ["--instance", "a"], {}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_each_act_on_an_instance_on_its_page(
+    web: Web,
+    pair: tuple[Worker, Worker],
+    tab: Tab,
+    act: str,
+    fields: dict[str, str],
+    word: str,
+    command: list[str],
+    arguments: dict[str, str],
 ) -> None:
+    pulls = act in ("Copy", "Move")
+    worker, other = reversed(pair) if pulls else pair
     open_at(tab, web, "/instances/a")
-    opened(tab, "Clear")
-    tab.see("To go on, type a:")
-    fill(tab, "Its name, to go on", "a")
-    job = started(tab, "Clear")
+    opened(tab, act)
+    tab.see(f"{act}: all of a")
+    offered = tab.page.locator(".act input").evaluate_all(
+        "fields => fields.filter(f => f.checkVisibility()).map(f => f.ariaLabel)"
+    )
+    assert offered == [*fields, *(["Its name, to go on"] if word else [])]
+    if pulls:
+        tab.page.locator(".act").get_by_label("To", exact=True).click()
+        tab.page.get_by_role("option").first.wait_for()
+        assert tab.page.get_by_role("option").all_inner_texts() == ["b"]  # not where it comes from
+        tab.page.locator(".act h2").click()
+        tab.page.get_by_role("option").first.wait_for(state="hidden")
+    for field, value in fields.items():
+        (choose if field == "To" else fill)(tab, field, value)
+    wanted = ["lmkv", act.lower(), *command, "--whole"]
+    until(lambda: lines(tab)[0] == wanted)
+    request = lines(tab)[1]
+    if word:
+        press(tab, act, ".act")
+        tab.see(f"name '': to go on it must be '{word}'")
+        assert jobs_of(*pair) == []
+        fill(tab, "Its name, to go on", word)
+    job = started(tab, act)
     tab.see("done")
-    [sent] = commands(pair[0], job)
-    assert (sent.operation, sent.arguments["whole"]) == ("clear", "1")
-    assert commands(pair[1], job) == []
+    [sent] = commands(worker, job)
+    assert commands(other, job) == []
+    assert (sent.arguments["whole"], sent.arguments["asked_by"]) == ("1", "dashboard")
+    assert {name: sent.arguments.get(name) for name in arguments} == arguments
+    # The request and the command that were shown do the same.
+    again = web.ask("/v1/jobs", json.loads(request[request.index("-d") + 1]))
+    assert again.status == 202, again
+    more = ["--yes"] if act == "Clear" else []
+    said, _ = lmkv(*wanted[1:], *more, "--controller", web.http, "-o", "json")
+    drop = {"asked_by": "", "command": ""}
+    for name in again.json["id"], json.loads(said)["id"]:
+        [same] = commands(worker, name)
+        assert same.arguments | drop == sent.arguments | drop
 
 
 def test_the_cluster_is_cleared_by_its_name(
@@ -345,6 +400,46 @@ def test_a_real_agent_pins_unpins_and_clears(web: Web, tab: Tab) -> None:
         assert set(us.agent.pending.values()) == {0}
     finally:
         us.agent.close()
+
+
+def test_simulated_agents_do_all_of_it(web: Web, tab: Tab) -> None:
+    """Every act on the pages of two instances, one after the other: what its job says, and who
+    holds the prompt then."""
+    first, second = "sim-00000", "sim-00001"
+    tokens = prompt_of(Pair.PROMPT)
+    pair = Pair(web.state)
+    pair.begin()
+
+    def holders() -> list[str]:
+        answer = web.ask("/v1/lookup", {"tokens": tokens})
+        return answer.json["holders"][-1] if answer.status == 200 else [answer.json]
+
+    try:
+        until(lambda: holders() == [first])
+        for act, at, fields, word, said, left in (
+            ("Pin", first, {"Owner": "ann"}, "", "5 of 5 chunks · 5.0 MiB", [first]),
+            ("Compress", first, {}, "", "5 pinned", [first]),
+            ("Unpin", first, {"Owner": "ann"}, "", "5 of 5 chunks", [first]),
+            ("Compress", first, {}, "", "5 of 5 chunks · 1.2 MiB", [first]),
+            ("Copy", first, {"To": second}, "", "5 of 5 chunks · 3.8 MiB", [first, second]),
+            ("Decompress", second, {}, "", "5 of 5 chunks · 1.2 MiB", [first, second]),
+            ("Compress", second, {}, "", "5 of 5 chunks · 1.2 MiB", [first, second]),
+            ("Move", first, {"To": second}, first, "5 present", [second]),
+            ("Clear", second, {}, second, "5 of 5 chunks", []),
+        ):
+            open_at(tab, web, f"/instances/{at}")
+            opened(tab, act)
+            for field, value in fields.items():
+                (choose if field == "To" else fill)(tab, field, value)
+            if word:
+                fill(tab, "Its name, to go on", word)
+            started(tab, act)
+            tab.see("done")
+            assert said in tab.text(), act
+            until(lambda: holders() == left)  # noqa: B023
+        assert [set(each.agent.pending.values()) for each in pair.world.instances] == [{0}, {0}]
+    finally:
+        pair.end()
 
 
 # ------------------------------------------------------------------ jobs
@@ -464,7 +559,9 @@ def test_who_may_not_act_sees_no_act(browser: Any, tmp_path: Path) -> None:
                     assert whole == (scope == "admin")
                     open_at(tab, web, "/instances/a")
                     tab.see("Its pins")
-                    assert tab.page.get_by_role("button", name="Clear").count() == offered
+                    for act in ("Pin", "Copy", "Move", "Clear"):
+                        shown = tab.page.get_by_role("button", name=act, exact=True)
+                        assert shown.count() == offered
                     open_at(tab, web, LOOKUP)
                     tab.see("2 chunks of 16")
                     assert tab.page.get_by_role("button", name="Pin", exact=True).count() == offered

@@ -77,6 +77,16 @@ def test_no_page_complains_or_asks_another_host(
         assert tab.asked == {web.http.removeprefix("http://")}
 
 
+@pytest.mark.parametrize("path", PAGES)
+def test_a_narrow_page_scrolls_no_more_than_its_tables(
+    web: Web, pair: tuple[Instance, Instance], tab: Tab, path: str
+) -> None:
+    tab.page.set_viewport_size({"width": 420, "height": 800})
+    open_at(tab, web, path)
+    tab.page.wait_for_function("!document.querySelector('.w') || document.querySelector('td')")
+    assert tab.page.evaluate("document.documentElement.scrollWidth") == 420
+
+
 def test_the_overview_counts_and_moves(web: Web, pair: tuple[Instance, Instance], tab: Tab) -> None:
     open_at(tab, web, "/")
     tab.see("No drift, no digest mismatch")

@@ -311,9 +311,15 @@ def test_the_cli_by_tls_and_token(guarded: tuple[Web, dict[str, str]], tmp_path:
     web, given = guarded
     token = given["read"].removeprefix("Bearer ")
     assert lmkv("status", "--controller", web.http, LMKV_TOKEN=token).returncode == 0
-    for wrong in ({}, {"LMKV_TOKEN": "x"}):
+    for wrong, why in (
+        ({}, "a token is wanted"),
+        ({"LMKV_TOKEN": "x"}, "this token is not known there"),
+    ):
         ended = lmkv("status", "--controller", web.http, **wrong)
-        assert ended.returncode == REFUSED and ended.stderr.count("\n") == 1
+        said = f"lmkv: {web.http}: {why} (LMKV_TOKEN)\n"
+        assert (ended.returncode, ended.stderr) == (REFUSED, said)
+    ended = lmkv("status", "--controller", web.http.replace("http", "https"), LMKV_TOKEN=token)
+    assert ended.returncode == 1 and "is it http://?" in ended.stderr
     assert lmkv("status", "--controller", web.http, LMKV_TOKEN="a b").returncode == 2
     cert, key = certificate.make(tmp_path)
     port = free_port(3)
@@ -329,7 +335,8 @@ def test_the_cli_by_tls_and_token(guarded: tuple[Web, dict[str, str]], tmp_path:
         until(lambda: lmkv(*asked, **trusted).returncode == 0)
         ended = lmkv("--cacert", str(cert), *asked, LMKV_TOKEN=token)
         assert json.loads(ended.stdout)["cluster"] == "default"
-        assert "certificate" in lmkv(*asked, LMKV_TOKEN=token).stderr
+        ended = lmkv(*asked, LMKV_TOKEN=token)
+        assert ended.returncode == 1 and "its certificate is not trusted: " in ended.stderr
         ended = lmkv("--cacert", "/nowhere", *asked, LMKV_TOKEN=token)
         assert ended.returncode == 2 and "/nowhere" in ended.stderr
         # A certificate is renewed without a restart.
@@ -353,6 +360,10 @@ def test_the_cli_by_keys(locked: Controller, keys: Path, tmp_path: Path) -> None
     keyfiles.make(tmp_path / "others")
     ended = lmkv(*asked, LMKV_KEYS=str(tmp_path / "others"))
     assert ended.returncode == 3 and "does not accept these keys" in ended.stderr
+    file = tmp_path / "instance.yaml"  # an instance here would have its keys
+    file.write_text(f"keys: {keys}\n")
+    ended = lmkv("doctor", "--config", str(file), "--controller", locked.state)
+    assert f"at {locked.state}, cluster default" in ended.stdout
     ended = lmkv(*asked, LMKV_KEYS="/nowhere")
     assert ended.returncode == 2 and "/nowhere/client.key" in ended.stderr
 
@@ -362,6 +373,10 @@ def test_the_commands_that_make_keys(tmp_path: Path) -> None:
     assert "server.key" in lmkv("keys", "init", folder).stdout
     ended = lmkv("keys", "init", folder)
     assert ended.returncode == 1 and "nothing is overwritten" in ended.stderr
+    words = ("keys", "token", "--name", "b", "--scope", "read", "--keys", folder, "-o", "json")
+    made = json.loads(lmkv(*words).stdout)
+    assert (made["name"], made["scope"]) == ("b", "read")
+    assert tokens.digest(made["token"]) in tokens.read(tmp_path / "keys" / "tokens")
     words = ("keys", "token", "--name", "a", "--scope", "admin", "--keys", folder)
     token = lmkv(*words).stdout.strip()
     assert tokens.read(tmp_path / "keys" / "tokens")[tokens.digest(token)].scope == "admin"

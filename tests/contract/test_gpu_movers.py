@@ -13,20 +13,16 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 from lmkv import _native
+from lmkv.core import geometry
 from lmkv.core.messages import GpuSegment, LimboEnded, PullResult
-from mover_instance import LAYOUT, SLOTS, Instance, payload, pulled, stop
+from mover_instance import LAYOUT, SLOTS, TEXT, Instance, payload, pulled, stop
 
 from tests.fakecuda import build
 from tests.fakecuda.fake import FakeCuda, needs_compiler
 from tests.gpu.cards import FATBIN
 
 pytestmark = [needs_compiler, pytest.mark.nixl]
-GOOD, GONE, DIGEST, INCOMPATIBLE = (
-    PullResult.GOOD,
-    PullResult.GONE,
-    PullResult.DIGEST,
-    PullResult.INCOMPATIBLE,
-)
+GOOD, GONE, DIGEST = PullResult.GOOD, PullResult.GONE, PullResult.DIGEST
 SIZE = 4 << 20
 PROBE = bytes(range(16))
 Make = Callable[..., Instance]
@@ -40,7 +36,9 @@ class OnGpu(Instance):
         self.gpu = _native.Gpu(0, str(fake.path))
         self.gpu.load(FATBIN)
         self.memory = _native.GpuMemory(self.gpu, SIZE)
-        pool = _native.GpuPool(self.memory, LAYOUT.granule_bytes, SLOTS)
+        heads = changes.get("heads") or geometry.rank_heads(TEXT)
+        layout = geometry.slot_layout(geometry.with_heads(TEXT, heads))  # type: ignore[arg-type]
+        pool = _native.GpuPool(self.memory, layout.granule_bytes, SLOTS)
         self.memory.write(SLOTS * pool.slot_bytes, PROBE)
         told = {
             "handle": self.memory.handle(),
@@ -67,7 +65,11 @@ def make(run_dir: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     with FakeCuda() as fake:
 
         def make(name: str, on_gpu: bool = True, **changes: object) -> Instance:
-            made = OnGpu(name, run_dir, fake, **changes) if on_gpu else Instance(name, run_dir)
+            made = (
+                OnGpu(name, run_dir, fake, **changes)
+                if on_gpu
+                else Instance(name, run_dir, **changes)  # type: ignore[arg-type]
+            )
             begun.append(made)
             return made.__enter__()
 
@@ -130,10 +132,23 @@ def test_a_read_that_timed_out_is_limbo_until_it_has_ended(make: Make) -> None:
     assert ctypes.c_uint64.from_address(b.at(3)).value == 0  # whatever has landed
 
 
-def test_ranks_with_other_heads_are_refused_by_name(make: Make) -> None:
-    a, b = make("a", on_gpu=False), make("b")
-    b.pull(1, a.peer(heads=[(0, 4)], granule_bytes=4 * LAYOUT.granule_bytes), [(0, 0, 1)], [(3, 1)])
-    assert pulled(b, 1)[1] == [INCOMPATIBLE]
+@pytest.mark.parametrize("on_gpu", [True, False], ids=["from a GPU", "from the host"])
+def test_a_chunk_is_put_together_from_ranks_with_other_heads(make: Make, on_gpu: bool) -> None:
+    one, first = make("one"), make("two", on_gpu, heads=(0, 1))
+    second = make("two", on_gpu, heads=(1, 1), rank=1, epoch=first.epoch)
+    for slot in range(3):
+        first.write(slot, slot, counter=5)
+        second.write(slot, slot, counter=5)
+    second.bytes_of(1)[12345] ^= 1
+    chunks, own = [(0, 0, 5), (1, 1, 5), (2, 2, 4)], [(7, 1), (6, 1), (5, 1)]
+    one.pull(1, first.peer(), chunks, own, others=[second.peer()])
+    assert pulled(one, 1)[1] == [GOOD, DIGEST, GONE]
+    assert np.array_equal(one.bytes_of(7), payload(0))
+    assert [one.check(*slot, counter=1) for slot in ((7, 0), (6, 1), (5, 2))] == [GOOD, GONE, GONE]
+    if on_gpu:  # and back: a rank takes its head of a slot that has both
+        second.pull(1, one.peer(), [(0, 7, 1)], [(3, 2)])
+        assert pulled(second, 1)[1] == [GOOD]
+        assert np.array_equal(second.bytes_of(3), second.payload(0))
 
 
 @pytest.mark.parametrize(

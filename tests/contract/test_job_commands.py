@@ -130,7 +130,7 @@ def test_no_wait_list_and_cancel(web: Web, address: str, a: Worker) -> None:
         (["clear", "--tokens", "7," * 32, "--yes"], 1, "no instance holds a chunk of it"),
         (["jobs", "show", "j0"], 1, "job 'j0' is not known here"),
         (["jobs", "show", ""], 2, "JOB: allowed is a job's id"),
-        (["jobs", "list", "--state", "gone"], 1, "state"),
+        (["jobs", "list", "--state", "gone"], 2, "state"),
     ],
     ids=lambda value: " ".join(value[:4])[:40] if isinstance(value, list) else str(value)[:20],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -119,7 +120,8 @@ def test_cancel_and_retry(web: Web, a: Worker) -> None:
     assert (cancelled.status, cancelled.json["state"]) == (200, "cancelled"), cancelled
     twice = web.ask(f"/v1/jobs/{name}/cancel", method="POST")
     assert (twice.status, twice.error["code"], twice.error["field"]) == (409, "ended", "id")
-    assert twice.error["message"] == f"job {name} has ended 0 s ago: it is cancelled"
+    said = rf"job {name} has ended \d+ s ago: it is cancelled"
+    assert re.fullmatch(said, twice.error["message"])
     a.release()
     again = web.ask(f"/v1/jobs/{name}/retry", method="POST")
     assert (again.status, again.json["attempt"]) == (200, 2)
@@ -199,12 +201,14 @@ def test_the_clusters_events_have_it(web: Web, a: Worker) -> None:
     ("body", "status", "field", "words"),
     [
         ({}, 400, "operation", "required"),
-        ({"operation": "sink"}, 400, "operation", "'pin', 'unpin'"),
+        ({"operation": "sink"}, 400, "operation",
+         "operation = 'sink': Input should be 'pin', 'unpin'"),
         ({"operation": "pin"}, 400, "tokens", "as tokens, text, messages, keys or whole"),
         ({"operation": "pin", "tokens": TOKENS, "keys": ["0" * 32]}, 400, "keys", "given once"),
         ({"operation": "pin", "tokens": TOKENS, "whole": True}, 400, "whole", "given once"),
         ({"operation": "pin", "tokens": TOKENS}, 400, "ttl_s", "give ttl, or owner"),
-        ({"operation": "pin", "tokens": TOKENS, "ttl_s": -1}, 400, "ttl_s", "greater than"),
+        ({"operation": "pin", "tokens": TOKENS, "ttl_s": -1}, 400, "ttl_s",
+         "ttl_s = -1: Input should be greater"),
         ({"operation": "pin", "tokens": TOKENS, "ttl_s": 1e10}, 400, "ttl_s", "less than"),
         ({"operation": "pin", "tokens": TOKENS, "ttl_s": "1h"}, 400, "ttl_s", "number"),
         ({"operation": "pin", "whole": True, "ttl_s": 1}, 400, "instance", "needs one"),

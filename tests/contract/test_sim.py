@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from lmkv.core import keyfiles
 from lmkv.core.client import Client
-from lmkv.core.messages import Jobs, JobsInfo, Submit
+from lmkv.core.messages import ENDED, AskJob, JobInfo, Jobs, JobsInfo, JobState, Submit
 from lmkv.sim.controllers import ControllerProcess
-from lmkv.sim.instance import CHUNK, Shape
+from lmkv.sim.instance import CHUNK, Instance, Shape
 from lmkv.sim.simulation import Plan, Simulation
 from lmkv.sim.trace import Asked, read
 from lmkv.sim.worker import Rates
@@ -87,6 +89,46 @@ def test_simulated_instances_do_jobs(controllers: list[ControllerProcess]) -> No
     assert isinstance(told, JobsInfo)
     assert [(job.state, job.chunks) for job in told.jobs] == [("done", 5)]
     assert target.agent.table.lookup(keys) == 5
+    assert not any(n for each in world.instances for n in each.agent.pending.values())
+    world.close()
+
+
+def test_simulated_instances_compress(controllers: list[ControllerProcess]) -> None:
+    """Compressed, pulled compressed, and full again."""
+    world = simulation(controllers, 2, 64)
+    world.ask(Asked(0.0, 5 * CHUNK + 1, (1, 2, 3)))
+    world.settle()
+    until(lambda: world.run_for(0.05) or world.whole(5))
+    holder, target = sorted(world.instances, key=lambda each: -each.agent.table.sums()[0])
+    keys, _, _ = holder.agent.table.slice(0, 64 * 16)
+
+    def job(operation: str, **more: Any) -> JobState:
+        """From its submission to its end."""
+        with Client(controllers[0].address, DEADLINE) as client:
+            told, _ = client.ask(Submit(1, operation, **more), keys)
+            while isinstance(told, JobInfo) and told.job.state not in ENDED:
+                told, _ = client.ask(AskJob(2, told.job.id))
+                time.sleep(0.01)
+        assert isinstance(told, JobInfo), told
+        return told.job
+
+    def do(operation: str, **more: Any) -> tuple[str, int, int]:
+        with ThreadPoolExecutor(1) as others:
+            answer = others.submit(job, operation, **more)
+            until(lambda: world.run_for(0.05) or answer.done())
+        found = answer.result()
+        return found.state, found.chunks, found.bytes
+
+    def granules(instance: Instance) -> list[int]:
+        return list(instance.agent.table.places(keys)[0][4::8])
+
+    assert do("compress", instance=holder.name) == ("done", 5, 5 * 4 << 16)
+    assert granules(holder) == [12] * 5
+    assert do("copy", instance=target.name) == ("done", 5, 5 * 12 << 16)
+    assert granules(target) == [12] * 5
+    assert do("decompress", instance=target.name) == ("done", 5, 5 * 4 << 16)
+    assert (granules(holder), granules(target)) == ([12] * 5, [16] * 5)
+    assert [each.agent.table.lookup(keys) for each in world.instances] == [5, 5]
     assert not any(n for each in world.instances for n in each.agent.pending.values())
     world.close()
 

@@ -146,8 +146,8 @@ def test_a_load_in_flight_keeps_its_slots(store: Store) -> None:
     job = store.begin(1, 2)
     for rank in range(RANKS):
         store.report(job, rank)
-    assert store.table.pin(keys(1, 2)) == 2
-    places, counters, _ = store.table.places(keys(1, 2))
+    places, counters, pinned = store.table.pin(keys(1, 2))
+    assert pinned == 2
     for name in range(10, 20):
         other = store.begin(name)
         assert other is not None

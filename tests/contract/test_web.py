@@ -27,6 +27,9 @@ from tests.web import TOKENS, Web, leave, prompt_keys, store
 def test_health_and_version(web: Web) -> None:
     assert web.http in web.line
     assert web.ask("/healthz").json == {"status": "ok"}
+    for path in ("/healthz", "/readyz"):  # as load balancers may ask
+        head = web.ask(path, method="HEAD")
+        assert (head.status, head.text) == (200, "")
     assert web.ask("/readyz").json == {"status": "ready"}
     about = web.ask("/version").json
     assert (about["version"], about["protocol_max"], about["isa"]) == (

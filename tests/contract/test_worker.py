@@ -561,6 +561,19 @@ def test_stop_leaves_no_socket_and_no_process(start_host, run_dir: str) -> None:
     assert rank.worker.take_finished()["late"].result == PullResult.MOVER_DOWN
 
 
+def test_stop_leaves_no_descriptor(run_dir: str) -> None:
+    def lives(count: int) -> int:
+        for _ in range(count):
+            with contextlib.closing(Rank("a", run_dir, 1)) as rank:
+                rank.ready()
+            del rank
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    once = lives(1)
+    assert lives(2) <= once
+
+
 def test_what_the_host_lacks_is_one_line(
     run_dir: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

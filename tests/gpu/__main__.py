@@ -9,11 +9,12 @@ import argparse
 import json
 import sys
 import time
+import traceback
 from datetime import datetime, timezone
 from pathlib import Path
 
 from tests.gpu.cards import ROOT, OnFake, OnReal, RealCards
-from tests.gpu.rates import Sizes, WrongBytes, rates
+from tests.gpu.rates import SMALL, Sizes, WrongBytes, rates
 from tests.gpu.report import Rate, table, told
 from tools import certified
 from tools.gpu_here import why_not
@@ -22,8 +23,8 @@ REPORT = ROOT / "gpu-report.json"
 
 
 def measured(device: OnFake | OnReal, sizes: Sizes, report: Path, deadline_s: float) -> bool:
-    """Prints and writes what it has. False: not all is there, as bytes were wrong, or it took
-    longer than `deadline_s`."""
+    """Prints and writes what it has. False: not all is there, as bytes were wrong, the driver
+    failed, or it took longer than `deadline_s`."""
     gpu, begin = device.gpu(), time.monotonic()
     found: list[Rate] = []
     wrong = ""
@@ -36,6 +37,9 @@ def measured(device: OnFake | OnReal, sizes: Sizes, report: Path, deadline_s: fl
                 break
     except WrongBytes as error:
         wrong = f"WRONG BYTES: {error}"
+    except (RuntimeError, AssertionError) as error:  # AssertionError: of the launches, by ctypes
+        traceback.print_exc()
+        wrong = f"ended by {error!r}"
     print(f"{gpu.name}, driver for CUDA {gpu.driver_version / 1000:g}; median [min..max]")
     print(table(found))
     print("\n".join(told(found)))
@@ -57,12 +61,14 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.gpu", description=__doc__)
     parser.add_argument("--report", type=Path, default=REPORT)
     parser.add_argument("--deadline", type=float, default=160.0, help="seconds")
+    parser.add_argument("--small", action="store_true", help="sizes for a card that is played")
     options = parser.parse_args(words)
+    sizes = SMALL if options.small else Sizes()
     if why := why_not():
         print(why, file=sys.stderr)
         return 1
     with RealCards().fresh() as device:
-        return 0 if measured(device, Sizes(), options.report, options.deadline) else 1
+        return 0 if measured(device, sizes, options.report, options.deadline) else 1
 
 
 if __name__ == "__main__":

@@ -55,6 +55,21 @@ class Sizes:
         return World(case, chunks)
 
 
+SMALL = Sizes(  # for a card that is played
+    layers=2,
+    heads=2,
+    segment=8 * KIB,
+    chunks=3,
+    runs=(KIB, 8 * KIB),
+    link_runs=(8 * KIB,),
+    multiprocessors=(4, 8),
+    staging=1,
+    rounds=2,
+    link_rounds=2,
+    warm_up_s=0,
+)
+
+
 class WrongBytes(Exception):
     """A copy was not the oracle's; it has no rate."""
 

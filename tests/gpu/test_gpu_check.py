@@ -107,12 +107,13 @@ def test_each_part_has_its_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_all_of_its_time_is_under_8_minutes() -> None:
-    assert gpu_check.BUILD_S + gpu_check.TESTS_S + gpu_check.RATES_S < 480
+    steps = (gpu_check.LOOK_S, gpu_check.BUILD_S, gpu_check.TESTS_S, gpu_check.RATES_S)
+    assert sum(steps) < 480
 
 
 def test_every_test_of_a_card_is_in_a_part() -> None:
     here = {f"tests/gpu/{path.name}" for path in Path(__file__).parent.glob("test_*.py")}
-    alone = {"tests/gpu/test_gpu_check.py", "tests/gpu/test_gpu_rates.py"}  # need no card
+    alone = {f"tests/gpu/test_gpu_{name}.py" for name in ("check", "check_played", "rates")}
     assert here - alone <= {*gpu_check.PARTS.values(), gpu_check.NIXL}
 
 
@@ -129,6 +130,7 @@ def test_what_is_certified(
         "build": lambda: True,
         "test": lambda: right,
         "rates": lambda: True,
+        "demo": lambda: None,
     }.items():
         monkeypatch.setattr(gpu_check, name, value)
     monkeypatch.setattr(gpu_check.certified, "record", lambda *what: recorded.append(what))
@@ -150,6 +152,35 @@ def test_what_is_certified(
     monkeypatch.setattr(gpu_check, "rates", lambda: False)
     assert gpu_check.main() == 1
     assert len(recorded) == 3
+    monkeypatch.setattr(gpu_check, "rates", lambda: True)
+    monkeypatch.setattr(gpu_check, "demo", lambda: False)
+    assert gpu_check.main() == 1  # the kernels are certified all the same
+    assert len(recorded) == 4
+
+
+def test_the_demo_comes_where_vllm_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[tuple[object, ...]] = []
+    monkeypatch.setattr(gpu_check, "step", lambda *words, here: ran.append((*words, here)) or True)
+    monkeypatch.setattr(gpu_check, "find_spec", lambda name: None)
+    assert gpu_check.demo() is None
+    monkeypatch.setattr(gpu_check, "find_spec", lambda name: name == "vllm")
+    assert gpu_check.demo() is True
+    words = [sys.executable, "tools/run_demo.py"]
+    assert ran == [("demo", gpu_check.DEMO_S, words, False)]
+
+
+def test_what_torch_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho warning\necho no GPU at all >&2\nexit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(gpu_check.sys, "executable", str(python))
+    assert gpu_check.torch_lacks() == "torch cannot use the GPU: no GPU at all"
+    python.write_text("#!/bin/sh\nexit 0\n")
+    assert gpu_check.torch_lacks() is None
+    python.write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(gpu_check, "LOOK_S", 0.5)
+    said = "torch does not say within 0.5 s whether it finds a GPU"
+    assert gpu_check.torch_lacks() == said
 
 
 BARE = """

@@ -12,31 +12,17 @@ from tests.fakecuda.build import COMPILER
 from tests.gpu import rates as measuring
 from tests.gpu.__main__ import measured
 from tests.gpu.cards import FakeCards
-from tests.gpu.rates import KIB, Sizes, WrongBytes
+from tests.gpu.rates import KIB, SMALL, WrongBytes
 from tests.gpu.report import Rate, table, told
 
 needs_fake = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler for the fake driver")
-
-SIZES = Sizes(
-    layers=2,
-    heads=2,
-    segment=8 * KIB,
-    chunks=3,
-    runs=(KIB, 8 * KIB),
-    link_runs=(8 * KIB,),
-    multiprocessors=(4, 8),
-    staging=1,
-    rounds=2,
-    link_rounds=2,
-    warm_up_s=0,
-)
 
 
 @needs_fake
 def test_every_rate_is_taken_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = tmp_path / "gpu-report.json"
     with FakeCards().fresh() as device:
-        assert measured(device, SIZES, report, 100)
+        assert measured(device, SMALL, report, 100)
     found = json.loads(report.read_text())
     rows = [
         (row["slots"], row["run"], row["multiprocessors"], row["copy"]) for row in found["rates"]
@@ -54,7 +40,7 @@ def test_it_ends_at_its_deadline_with_what_it_has(
 ) -> None:
     report = tmp_path / "gpu-report.json"
     with FakeCards().fresh() as device:
-        assert not measured(device, SIZES, report, 0)
+        assert not measured(device, SMALL, report, 0)
     assert "stopped after 0 s" in capsys.readouterr().err
     assert len(json.loads(report.read_text())["rates"]) == 1
 
@@ -68,7 +54,7 @@ def test_wrong_bytes_have_no_rate(
 
     monkeypatch.setattr(measuring, "equal", fail)
     with FakeCards().fresh() as device:
-        assert not measured(device, SIZES, tmp_path / "gpu-report.json", 100)
+        assert not measured(device, SMALL, tmp_path / "gpu-report.json", 100)
     assert "WRONG BYTES: gather on the card" in capsys.readouterr().err
 
 

@@ -107,8 +107,17 @@ def test_a_reader_of_some_layers_and_heads() -> None:
         holder.slots[0][at] ^= 1
         assert scatter() == [SlotStatus.DIGEST if segment in read else SlotStatus.GOOD], segment
         holder.slots[0][at] ^= 1
+    # The pages have it now: header and table alone are enough to judge them by.
+    holder.slots[0][holder.layout.payload_offset :] = 0
+    audit = lambda: reader.copy("audit", [[4, 0]], heads=slice(1, 3), **which)  # noqa: E731
+    assert audit() == [SlotStatus.GOOD]
+    reader.kv[0, 1, 4, 2, 3, 63] ^= 1
+    assert audit() == [SlotStatus.DIGEST]
+    reader.kv[0, 1, 4, 2, 3, 63] ^= 1
+    reader.kv[0, 1, 4, 0] ^= 1  # a head that is not in it
+    assert audit() == [SlotStatus.GOOD]
     holder.slots[0][64] ^= 1  # segment 0 is not read, but the table is not the header's any more
-    assert scatter() == [SlotStatus.DIGEST]
+    assert audit() == scatter() == [SlotStatus.DIGEST]
 
 
 def test_every_verdict(small: World) -> None:

@@ -32,15 +32,27 @@ class KvEventsMachine(RuleBasedStateMachine):
         self.believed: set[int] = set()  # hashes
         self.now = 0.0
 
-    @rule(target=jobs, names=SOME)
-    def reserve(self, names: list[int]) -> tuple[bytes, bytes]:
+    @rule(target=jobs, names=SOME, brought=st.booleans())
+    def reserve(self, names: list[int], brought: bool) -> tuple[bytes, bytes]:
         there = self.table.contains(keys(*names))
         names = [name for name, state in zip(names, there) if not state]
         self.now += 0.07
         got = self.table.reserve(keys(*names), self.now)
         for i, name in enumerate(names if got is not None else ()):
-            self.events.reserved("r", 0, name, keys(name), got[0][8 * i : 8 * i + 8])  # type: ignore[index]
+            place = got[0][8 * i : 8 * i + 8]  # type: ignore[index]
+            if brought:
+                self.events.brought(keys(name), place)
+            else:
+                self.events.reserved("r", 0, name, keys(name), place)
         return got or (b"", b"")
+
+    @rule(names=SOME)
+    def load(self, names: list[int]) -> None:
+        for name in names:
+            place, counter, pinned = self.table.pin(keys(name))
+            if pinned:
+                self.events.met("r", 0, name, keys(name), place)
+                self.table.unpin(place, counter)
 
     @rule(job=consumes(jobs), front=st.booleans())
     def admit(self, job: tuple[bytes, bytes], front: bool) -> None:
@@ -81,12 +93,13 @@ class KvEventsMachine(RuleBasedStateMachine):
     @invariant()
     def what_is_kept_is_bounded(self) -> None:
         sizes = self.events.sizes()
-        assert max(sizes["slots"], sizes["told"]) <= CAPACITY
+        assert max(sizes["slots"], sizes["strange"], sizes["told"]) <= CAPACITY
         assert sizes["pending"] <= 2 * CAPACITY
         assert not self.alarms
 
     def teardown(self) -> None:
         self.turn()
+        self.load(list(range(13)))
         self.take()
         there = self.table.contains(keys(*range(13)))
         readable = {2 * n + i for n, state in enumerate(there) if state == 1 for i in (0, 1)}

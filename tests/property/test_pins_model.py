@@ -11,7 +11,7 @@ from collections import Counter
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from lmkv.agent.pins import LOOK_EVERY, WANTED, Full, Pins
+from lmkv.agent.pins import A_TURN, LOOK_EVERY, WANTED, Full, Pins
 from lmkv.core.clock import ManualClock
 from lmkv.core.messages import PinsHeld
 
@@ -174,3 +174,42 @@ def test_a_look_at_what_requests_want_is_short_and_none_is_passed_over(monkeypat
         clock.advance(LOOK_EVERY)
         looks += 1
     assert looks == 3  # two of them in each
+
+
+def test_a_long_pin_ends_in_several_turns_and_its_prefix_ages_from_its_tail():
+    table = make(3000, retired_share=0.0)
+    room = table.reserve(keys(*range(3000)), 0.0)
+    assert room is not None
+    table.admit(*room)
+    pins = Pins(table, 1.0, "us", 16, lambda: 7, ManualClock())
+    pins.begin("all", "team", 0.0)
+    pins.add("all", [keys(n) for n in range(3000)])
+    pins.commit("all")
+    assert pins.release("all") == 3000
+    left = []
+    while pins.due() == 0.0:
+        left.append(table.pins)
+        pins.turn()
+    assert left == [3000 - A_TURN, 3000 - 2 * A_TURN]
+    assert (table.pins, pins.granules, pins.holds(keys(0))) == (0, 0, False)
+    assert [len(message.pins) for _, message in pins.news(0)] == [0]  # type: ignore[attr-defined]
+    table.reserve(keys(*range(5000, 5100)), 1.0)
+    assert table.lookup(keys(*range(3000)), False) == 2900
+
+
+def test_a_key_whose_slot_was_given_up_and_stored_anew_counts_by_its_slots():
+    table = make(SLOTS)
+    pins = Pins(table, 1.0, "us", 16, lambda: 7, ManualClock())
+    for name, size in (("one", 16), ("two", 5)):
+        room = table.reserve(keys(1), 0.0, bytes([size]))
+        assert room is not None and table.admit(*room) == 1
+        pins.begin(name, "team", 0.0)
+        assert pins.add(name, [keys(1)]) == 1
+        table.retire(keys(1), False)  # its bytes were wrong
+    assert pins.granules == table.granules()["pinned"] == 21
+    pins.release("one")
+    assert pins.granules == table.granules()["pinned"] == 5
+    assert pins.holds(keys(1))
+    pins.release("two")
+    assert pins.granules == table.granules()["pinned"] == 0
+    assert not pins.holds(keys(1))

@@ -204,7 +204,9 @@ class SlotTableMachine(RuleBasedStateMachine):
     @rule(target=pinnings, names=SOME_KEYS)
     def pin(self, names: list[int]) -> list[tuple[bytes, bytes]]:
         pinned = [self.readable[n] for n in self.prefix(names)]
-        assert self.table.pin(raw(names)) == len(pinned)
+        places, counters, _ = self.table.pin(raw(names))
+        assert places == b"".join(place for place, _ in pinned)
+        assert counters == b"".join(counter for _, counter in pinned)
         for slot in pinned:
             self.pins[slot] = self.pins.get(slot, 0) + 1
         return pinned

@@ -17,11 +17,14 @@ import pytest
 import typer
 import zmq
 from lmkv import __version__, _native
-from lmkv.cli import common, tables
+from lmkv.cli import common, job_tables, tables
+from lmkv.cli.main import app
+from lmkv.controller import texts
 from lmkv.controller.server import Server
 from lmkv.core.client import Client
 from lmkv.core.config import ControllerConfig, load
-from lmkv.core.messages import HeartbeatOk, InstanceState, StatusInfo, Welcome
+from lmkv.core.messages import HeartbeatOk, InstanceState, LookupInfo, StatusInfo, Welcome
+from typer.testing import CliRunner
 
 from tests.ports import free_port
 from tests.stub_instance import NAMESPACE, StubInstance
@@ -95,6 +98,7 @@ def test_version_loads_neither_sockets_nor_tables() -> None:
     status, out, err = lmkv("version")
     assert (status, err) == (DONE, "")
     assert out.startswith(f"lmkv {__version__}, protocol 1-1")
+    assert lmkv("--version") == (DONE, out, "")
     script = (
         "import sys; from lmkv.cli.main import app; app(['version'], standalone_mode=False); "
         "heavy = ('zmq', 'yaml', 'torch', 'vllm', 'lmkv.controller'); "
@@ -167,6 +171,45 @@ def test_lookup_as_a_table(address: str) -> None:
     assert short == (DONE, "", "shorter than a chunk of 16 tokens\n")
 
 
+def test_a_narrow_terminal_leaves_out_columns_and_cuts_no_id() -> None:
+    job = ["j" + "0" * 32, "compress", "done", "a to b", "9/16", "5 MiB", "-", "-", "8 s ago", "me"]
+    for room, shown in ((100, 9), (60, 4)):
+        made = tables.table(job_tables.COLUMNS, [job], room)
+        names = [name.lstrip(">") for name in job_tables.COLUMNS]
+        headers = [column.header for column in made.columns]
+        assert headers == [name for name in names if name in headers]
+        assert (len(headers), headers[0], made.columns[0].no_wrap) == (shown, "job", True)
+    made = tables.table(("key", ">tokens", "holders"), [["0" * 32, "512", "a, " * 90]], 60)
+    assert [column.header for column in made.columns] == ["key", "tokens", "holders"]
+    assert not made.columns[2].no_wrap
+
+
+class Asked:
+    """A client that keeps what it was asked, and for how long it would have waited."""
+
+    def __init__(self) -> None:
+        self.deadline = 0.0
+
+    def __enter__(self) -> Asked:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def connected(self, seconds: float) -> None:
+        assert seconds < texts.DEADLINE
+
+    def ask(self, *_: object) -> tuple[LookupInfo, list[bytes]]:
+        return LookupInfo(1, 16, [], [], {}), []
+
+
+def test_a_text_has_the_time_that_its_instance_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Asked()
+    monkeypatch.setattr(common, "client_of", lambda _: asked)
+    done = CliRunner().invoke(app, ["lookup", "Once upon a time"])
+    assert (done.exit_code, done.stdout) == (DONE, "")
+    assert asked.deadline > texts.DEADLINE
+
+
 # ------------------------------------------------------------------ 1: failed
 
 
@@ -214,6 +257,16 @@ def test_a_socket_that_is_no_controllers() -> None:
         context.destroy(linger=0)
 
 
+def test_a_full_disk_is_named() -> None:
+    for words in (["version"], ["config", "show"], ["config", "show", "-o", "json"]):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                command(*words), stdout=full, stderr=subprocess.PIPE, text=True, env=environment()
+            )
+        said = "lmkv: what is said cannot be written: No space left on device\n"
+        assert (done.returncode, done.stderr) == (FAILED, said)
+
+
 def test_a_controller_on_a_busy_port() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -236,7 +289,8 @@ def test_a_controller_on_a_busy_port() -> None:
         (["lookup", "--tokens", ","], "there are none"),
         (["lookup", "--tokens", "@/nowhere/tokens"], "No such file"),
         (["status", "-o", "xml"], "allowed is table or json"),
-        (["status", "--controller", "ftp://127.0.0.1:7552"], "is not tcp://HOST:PORT"),
+        (["status", "--controller", "ftp://127.0.0.1:7552"], "is not tcp://HOST:PORT, nor http"),
+        (["status", "--controller", "tcp://127.0.0.1:x"], "has no port from 1 to 65535\n"),
         (["status", "--controller", "http://:7552"], "is not http://HOST:PORT"),
         (["status", "--controller", "http://127.0.0.1:7552/v1"], "is not http://HOST:PORT"),
         (["status", "--controller", "http://127.0.0.1:port"], "could not be cast"),
@@ -266,6 +320,9 @@ def test_a_controller_on_a_busy_port() -> None:
         (["--cacert", "/nowhere", "status", "--controller", "https://127.0.0.1:1"], "'/nowhere'"),
         (["keys", "token", "--name", "a", "--scope", "root"], "--scope 'root': allowed is one of"),
         (["controller", "--cluster", "two words"], "cluster = 'two words'"),
+        (["get", "instances", "-l", "state=alive"], "allowed as a state is live, syncing"),
+        (["get", "jobs", "--state", "over"], "--state 'over': allowed is one of queued, running"),
+        (["config", "init", "router"], "KIND 'router': allowed is instance or controller"),
         (["controller", "--config", "/nowhere/a.yaml"], "No such file"),
         (["controller", "--config", str(EXAMPLES / "instance-a.yaml")], "setting of the instance"),
     ],

@@ -171,6 +171,62 @@ def test_one_that_dies_or_leaves_meanwhile() -> None:
     assert "left before" in refused.message
 
 
+def again(relay: Relay) -> bytes:
+    """The instance registers over another connection, in the same life; it."""
+    new = b"another connection"
+    relay.connection = lambda stub: new  # type: ignore[method-assign]
+    relay.join(relay.a, sync=False)
+    return new
+
+
+def test_a_command_that_went_to_an_old_connection_goes_on_to_the_new_one() -> None:
+    relay = Relay()
+    [(_, sent, _)] = relay.hear(CLIENT, Command("id", "why", "a", {"last": "3"}, 5, 4.0), b"bulk")
+    assert isinstance(sent, Command)
+    assert relay.commands.tick() == []
+    relay.clock.advance(1.0)
+    new = again(relay)
+    [(to, second, frames)] = relay.commands.tick()
+    assert (to, frames) == (new, (b"bulk",))
+    assert second == replace(sent, deadline=3.0)  # what is left of it
+    assert relay.commands.tick() == []
+    assert relay.answer(Done(sent.request, "id", b"result")) == [
+        (CLIENT, Done(5, "id", b"result"), ())
+    ]
+    assert len(relay.commands) == 0
+
+
+def test_one_that_was_dead_meanwhile_is_asked_again_in_the_same_life_only() -> None:
+    for epoch in (1, 2):
+        relay = Relay()
+        sent = relay.ask(5, deadline=100.0)
+        for _ in range(6):
+            relay.clock.advance(1.0)
+            relay.registry.tick()  # commands are looked at once it is there again
+        relay.a.epoch = epoch
+        relay.a.registration = replace(relay.a.registration, epoch=epoch)
+        new = again(relay)
+        [(to, said, _)] = relay.commands.tick()
+        if epoch == 1:
+            assert (to, said) == (new, replace(sent, deadline=94.0))
+            assert relay.answer(Done(sent.request, "id"))[0][0] == CLIENT
+        else:
+            assert (to, said.code) == (CLIENT, "unavailable")
+            assert "left before" in said.message
+        assert len(relay.commands) == 0
+
+
+def test_of_frames_that_are_too_many_to_be_kept_one_is_sent_once_only() -> None:
+    relay = Relay()
+    half = bytes(COMMAND_BYTES - 1000)
+    most = commands.KEPT_BYTES // len(half)
+    for n in range(most + 1):
+        relay.a = relay.join(StubInstance(f"a{n}", n)) if n % commands.EACH == 0 else relay.a
+        relay.hear(CLIENT, Command("id", "why", relay.a.name, request=n), half)
+    kept = [asked.sent is not None for asked in relay.commands._asked.values()]
+    assert kept == [True] * most + [False]
+
+
 def test_too_many_at_once() -> None:
     relay = Relay()
     numbers = [relay.ask(n).request for n in range(commands.EACH)]

@@ -122,6 +122,23 @@ def test_chunks_are_compressed_and_give_their_granules_back():
     assert world.rest() == NOTHING
 
 
+def test_two_jobs_at_the_same_chunks_compress_each_once():
+    world = Compressing()
+    world.hold(0, 3)
+    keys = world.keys(0, 3)
+    for name in ("j1", "j2"):
+        world.ask("compress", keys, name)
+    for _ in range(200):
+        world.step()
+    ended = [world.part(name) for name in ("j1", "j2")]
+    assert [(part.state, part.skipped) for part in ended] == [
+        ("done", {}),
+        ("done", {"unchanged": 3}),
+    ]
+    assert granules(world, keys) == [12, 12, 12]
+    assert world.rest() == NOTHING
+
+
 def test_all_ranks_have_room_for_the_largest_and_one_that_does_not_shrink_counts():
     world = Compressing(ranks=2)
     world.hold(0, 3)

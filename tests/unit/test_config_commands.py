@@ -10,6 +10,7 @@ import pytest
 import yaml
 from lmkv.cli import lmcache
 from lmkv.cli.main import app
+from lmkv.core import config_words
 from lmkv.core.config import ControllerConfig, InstanceConfig, load, names
 from typer.testing import CliRunner, Result
 
@@ -30,6 +31,11 @@ def test_the_first_file_holds_every_setting_at_its_default(whose: str, kind: Any
     assert sorted(settings) == sorted(names(kind))
     config, default = load(kind, file=settings), load(kind)
     assert [getattr(config, n) for n in names(kind)] == [getattr(default, n) for n in names(kind)]
+    words = config_words.INSTANCE if whose == "instance" else config_words.CONTROLLER
+    assert list(words) == names(kind)
+    told = json.loads(lmkv("init", whose, "-o", "json").stdout)
+    assert {name: each["text"] for name, each in told.items()} == words
+    assert all(text.count(f"\n# {line}\n#{name}: ") == 1 for name, line in words.items())
 
 
 def _settings(text: str) -> list[str]:
@@ -65,7 +71,11 @@ def test_every_problem_of_a_file_is_a_line(tmp_path: Path) -> None:
     assert line.startswith("pull_deadline_min = 9.0") and "pull_deadline_max" in line
     for name in ("controller", "instance-a", "instance-b"):
         assert lmkv("check", str(EXAMPLES / f"{name}.yaml")).exit_code == 0
-    assert "No such file" in lmkv("check", str(tmp_path / "b.yaml")).stderr
+    assert "No such file" in lmkv("check", str(tmp_path / "b.yaml")).stdout
+    path.write_text("a: [1,\n")
+    found = lmkv("check", str(path), "-o", "json")
+    [problem] = json.loads(found.stdout)["problems"]
+    assert found.exit_code == 1 and "is not YAML" in problem
     assert lmkv("check", str(path), "--for", "router").exit_code == 2
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import struct
+import time
 from array import array
 from random import Random
 
 import pytest
 from lmkv._native import Directory, SlotTable
+from lmkv.core.clock import Deadline
 
 
 def keys(*numbers: int) -> bytes:
@@ -187,6 +189,32 @@ def test_a_table_grows_at_once_for_what_is_expected() -> None:
         moved.append(directory.moved)
     assert moved[0] > 2 * 250 * 4096  # by steps each key moves more than twice
     assert moved[1] <= 250 * 4096 / 2
+
+
+def test_no_slice_waits_for_the_growth_of_the_whole_table() -> None:
+    n, slices = 4096, many(500)
+    directory, (a,) = make(0)
+    directory.expect(a, 1200 * n)
+    directory.begin_sync(a)
+    most = before = 0
+    for part in slices:
+        directory.sync_slice(a, 0, 16 * n, part, places(*range(n)), counters(*range(n)))
+        most, before = max(most, directory.moved - before), directory.moved
+    assert 0 < most < 8 * n
+    assert directory.moved > 10 * most
+
+
+def test_memory_is_made_ready_for_what_is_expected() -> None:
+    directory, (a,) = make(0)
+    assert not directory.lacking
+    directory.expect(a, 1 << 24)
+    until = Deadline(60.0)
+    while directory.lacking:
+        assert not until.over
+        time.sleep(0.001)
+    assert directory.bytes >= 64 << 21  # what a first slice takes
+    directory.expect(a, 0)
+    assert not directory.lacking
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["never", "dropped"])

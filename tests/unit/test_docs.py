@@ -11,6 +11,8 @@ import typer
 from lmkv.cli.main import app
 from lmkv.core.config import InstanceConfig, load
 
+from tools import settings_page
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*.md")])
 
@@ -57,6 +59,11 @@ def test_the_settings_of_the_readme_have_these_defaults() -> None:
         "gpu_multiprocessors": str(default.gpu_multiprocessors),
         "gpu_staging_mib": str(default.gpu_staging_mib),
     }
+
+
+def test_the_page_of_settings_is_as_it_is_written() -> None:
+    page = settings_page.PAGE.read_text()
+    assert settings_page.text(page) == page
 
 
 def commands(command: Any, words: tuple[str, ...] = ("lmkv",)) -> dict[str, set[str]]:

@@ -114,7 +114,10 @@ def told(*found: InstanceState) -> list[tuple[str, str, str]]:
 
 def test_instances_that_are_well() -> None:
     a = InstanceState("a", 1, "live", pullable=True, version="1.0")
-    assert told(a) == [("instances", OK, "1 live")]
+    assert told(a) == [
+        ("instances", OK, "1 live"),
+        ("fingerprint", OK, "instances of the same model share with one another"),
+    ]
 
 
 def test_instances_that_are_not() -> None:

@@ -178,17 +178,6 @@ def test_a_lost_gpu_is_said_and_the_peer_is_not_to_blame(fake: FakeCuda, when: s
     fake.reset()
 
 
-def test_parts_of_slots_are_not_pulled_into_it(fake: FakeCuda) -> None:
-    world = GpuWorld(fake, False, True)
-    part = _native.SlotPart(LAYOUT, LAYOUT, 1, 0, 0, 2)
-    with pytest.raises(ValueError, match="pull 1: parts of slots, and ours are in a GPU's memory"):
-        world.engine.pull_parts(
-            1, [world.peer], [part], LAYOUT, THEIRS, OURS, key(1), place(0, HOST),
-            struct.pack("<I", 1), place(1, DEVICE), struct.pack("<I", 1), 1.0,
-        )  # fmt: skip
-    world.close()
-
-
 def test_memory_of_two_kinds_is_not_one_read() -> None:
     world, other = World(), _native.Transport("loopback", f"two{next(names)}")
     a, b = world.ours.address, world.theirs.address

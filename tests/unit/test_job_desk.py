@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -10,7 +12,10 @@ from lmkv.controller import job_table, jobs
 from lmkv.controller.commands import Commands
 from lmkv.controller.jobs import JobDesk
 from lmkv.controller.texts import Texts
+from lmkv.core import wire
 from lmkv.core.messages import (
+    OPEN,
+    STATES,
     AskJob,
     Command,
     Done,
@@ -29,6 +34,7 @@ from lmkv.core.messages import (
     PinsInfo,
     PinState,
     Refused,
+    Status,
     Submit,
     Subscribe,
     TextResult,
@@ -108,21 +114,32 @@ def one(out: list[Any]) -> Message:
 def test_a_job_and_its_answer() -> None:
     desk = Desk()
     a = desk.instance("a", 1, 1, 2)
-    sent = desk.begun("pin", 1, 2, 3, ttl=60.0, asked_by="ops")["a"]
-    assert sent.arguments["ttl"] == "60.0" and sent.arguments["parts"] == "1"
+    sent = desk.begun("compress", 1, 2, 3, asked_by="ops")["a"]
+    assert sent.arguments["asked_by"] == "ops" and sent.arguments["parts"] == "1"
     info = one(desk.answer(a, sent))
     assert isinstance(info, JobInfo)
     assert (info.request, info.new, info.job.state, info.job.instances) == (5, True, "queued", 1)
     desk.said(a, desk.part(a, sent, "running", chunks=2, chunks_total=8, bytes=100, seconds=2.0))
     desk.clock.advance(2)
     job = desk.job(sent.id)
-    assert (job.state, job.rate, job.eta, job.age) == ("running", 25.0, 12.0, 2.0)
+    assert (job.state, job.bytes, job.eta, job.age) == ("running", 100, 12.0, 2.0)
     desk.said(a, desk.part(a, sent, "done", chunks=8, chunks_total=8, bytes=400, seconds=4.0))
     desk.clock.advance(3)
     job = desk.job(sent.id)
     assert (job.state, job.chunks, job.rate, job.eta, job.ended_age) == ("done", 8, 100, 0, 3)
-    assert desk.events() == [("a", "pin runs", sent.id), ("a", "pin is done", sent.id)]
-    assert desk.table.bytes == {"pin": 400}
+    assert desk.events() == [("a", "compress runs", sent.id), ("a", "compress is done", sent.id)]
+    assert desk.table.bytes == {"compress": 400}
+
+
+def test_what_moves_no_bytes_has_no_rate() -> None:
+    desk = Desk()
+    a = desk.instance("a", 1, 1)
+    sent = desk.begun("pin", 1, ttl=60.0)["a"]
+    assert sent.arguments["ttl"] == "60.0"
+    desk.answer(a, sent)
+    desk.said(a, desk.part(a, sent, "done", chunks=1, bytes=100, seconds=2.0))
+    job = desk.job(sent.id)
+    assert (job.bytes, job.rate) == (100, 0.0)
 
 
 def test_every_holder_of_a_chunk_has_its_part() -> None:
@@ -159,10 +176,12 @@ def test_what_the_only_one_refuses_is_no_job() -> None:
         said = one(desk.hear(desk.connection(a), replace(answer, request=sent.request)))
         assert isinstance(said, Refused)
         assert (said.code, said.request, len(desk.table)) == (code, 5, 0)
-    sent = desk.begun("pin", 1, owner="o")["a"]
-    garbage = Done(sent.request, sent.id, b"garbage")
-    said = one(desk.hear(desk.connection(a), garbage))
-    assert isinstance(said, Refused) and "no part of a job" in said.message
+    of_another = msgspec.msgpack.encode(Part("j9", "pin", "a", "running"))
+    for garbage, why in ((b"garbage", "no part of a job"), (of_another, "that is of job 'j9'")):
+        sent = desk.begun("pin", 1, owner="o")["a"]
+        said = one(desk.hear(desk.connection(a), Done(sent.request, sent.id, garbage)))
+        assert isinstance(said, Refused) and why in said.message
+        assert len(desk.table) == 0
 
 
 def test_one_that_does_not_answer_but_has_taken_it() -> None:
@@ -181,6 +200,21 @@ def test_one_that_does_not_answer_but_has_taken_it() -> None:
     assert isinstance(again, JobInfo) and not again.new and again.job.id == sent.id
 
 
+def test_a_job_that_was_sent_to_an_old_connection_is_sent_to_the_new_one() -> None:
+    """As after a hang of the controller: it hears of the job before its instance registers anew."""
+    desk = Desk()
+    a = desk.instance("a", 1, 1)
+    sent = desk.begun("pin", 1, owner="o", id="mine")["a"]
+    desk.clock.advance(1.0)
+    desk.connection = lambda stub: b"new"  # type: ignore[method-assign]
+    desk.join(a)
+    [(to, again, frames)] = desk.commands.tick()
+    assert (to, again, frames) == (b"new", replace(sent, deadline=4.0), (keys(1),))
+    info = one(desk.answer(a, again))
+    assert isinstance(info, JobInfo) and (info.job.id, info.job.state) == (sent.id, "queued")
+    assert len(desk.commands) == 0
+
+
 def test_an_idempotency_key_at_a_controller_that_only_heard() -> None:
     desk, other = Desk(), Desk()
     a = desk.instance("a", 1, 1)
@@ -194,6 +228,17 @@ def test_an_idempotency_key_at_a_controller_that_only_heard() -> None:
         assert isinstance(clash, Refused) and (clash.code, clash.field) == ("conflict", "id")
     other.hear(CLIENT, Submit(5, "pin", owner="o"), keys(1))
     assert len(other.table) == 2  # without a key each is its own
+
+
+def test_while_warming_only_those_are_asked_who_know_themselves_what_they_have() -> None:
+    desk = Desk()
+    desk.instance("a"), desk.instance("b")
+    assert desk.registry.state == "warming"
+    for more in ({"operation": "pin", "owner": "o"}, {"operation": "copy", "source": "b"}):
+        assert set(desk.begun(more.pop("operation"), 1, instance="a", **more)) == {"a"}
+    for operation in ("copy", "move"):
+        refused = one(desk.submit(operation, 1, instance="a"))
+        assert isinstance(refused, Refused) and refused.code == "warming"
 
 
 # ------------------------------------------------------------------ who is gone
@@ -245,6 +290,59 @@ def test_a_part_that_nobody_tells_of_is_waited_for_a_while() -> None:
     job = desk.job("j1")
     assert (job.state, job.instances, len(job.parts)) == ("failed", 3, 1)
     assert job.reason == "2 of 3 instances told nothing of it in 10 s"
+
+
+def test_an_answer_that_comes_late_does_not_set_a_part_back() -> None:
+    """It may wait for a link behind what the instance has told since."""
+    desk = Desk()
+    a, b = desk.instance("a", 1, 1), desk.instance("b", 2, 1)
+    sent = desk.begun("clear", 1)
+    for stub in (a, b):
+        desk.said(stub, desk.part(stub, sent[stub.name], "running", chunks=1))
+        desk.said(stub, desk.part(stub, sent[stub.name], "done", chunks=1))
+    desk.answer(a, sent["a"], "queued")
+    desk.said(b, desk.part(b, sent["b"], "running"))
+    assert desk.job(sent["a"].id).state == "done"
+    assert desk.table._open == {}
+    again = desk.part(a, sent["a"], "queued", attempt=2)
+    desk.said(a, again)
+    assert desk.job(sent["a"].id).state == "running"  # of both together
+    desk.said(a, replace(again, state="cancelled"))
+    desk.tell(a, (Leave(1), ()))
+    a = desk.instance("a", 9)
+    desk.said(a, replace(again, state="queued", attempt=1))  # another life of it
+    assert desk.job(sent["a"].id).state == "running"
+
+
+def test_a_part_whose_end_was_told_and_not_heard_does_not_run_for_ever() -> None:
+    """The instance remembers its last ended jobs only: who was cut off for a while may miss it."""
+    desk = Desk()
+    a, b = desk.instance("a", 1, 1), desk.instance("b", 2, 1)
+    sent = desk.begun("clear", 1)
+    for stub in (a, b):
+        desk.answer(stub, sent[stub.name], "running")
+    for _ in range(3):
+        desk.wait(19, a, b)
+        desk.said(a, desk.part(a, sent["a"], "running"))
+    assert desk.job(sent["a"].id).state == "running"
+    desk.wait(9, a, b)
+    job = desk.job(sent["a"].id)
+    assert [(part.instance, part.state) for part in job.parts] == [
+        ("b", "failed"),
+        ("a", "running"),
+    ]
+    assert job.code == "instance_gone" and "tells nothing more of it" in job.reason
+    desk.said(b, desk.part(b, sent["b"], "done"))
+    assert {part.state for part in desk.job(sent["a"].id).parts} == {"done", "running"}
+
+
+def test_silence_while_the_controller_stood_still_is_nobodys() -> None:
+    desk = Desk()
+    a = desk.instance("a", 1, 1)
+    desk.answer(a, desk.begun("pin", 1, owner="o", id="p")["a"], "running")
+    desk.clock.advance(70)
+    desk.registry.tick()
+    assert {record.state for record in desk.table._jobs.values()} == {"running"}
 
 
 def test_what_had_ended_before_is_no_event() -> None:
@@ -373,6 +471,75 @@ def test_a_thousand_that_cannot_be_asked() -> None:
     assert "(and 999 more)" in info.job.reason
 
 
+def test_what_a_job_adds_up_is_what_its_parts_say() -> None:
+    desk = Desk()
+    dice = random.Random(4)
+    stubs = [desk.instance(f"i{n}", n + 1) for n in range(6)]
+    said: dict[str, Part] = {}
+    for _ in range(400):
+        stub = dice.choice(stubs)
+        before = said.get(stub.name)
+        attempt = before.attempt if before is not None else 1
+        part = Part(
+            "j1", "copy", stub.name, dice.choice(STATES), "", *dice.choices(range(99), k=4),
+            {word: dice.randrange(9) for word in dice.sample(["absent", "pinned", "limit"], 2)},
+            parts=6, attempt=attempt + 1,
+        )  # fmt: skip
+        said[stub.name] = part
+        desk.said(stub, part)
+        job = desk.job("j1")
+        for word in ("chunks", "chunks_total", "bytes", "bytes_total"):
+            assert getattr(job, word) == sum(getattr(each, word) for each in said.values())
+        skipped = Counter[str]()
+        for each in said.values():
+            skipped.update(each.skipped)
+        assert job.skipped == {word: n for word, n in skipped.items() if n}
+        assert {each.instance: each.state for each in job.parts} == {
+            name: each.state for name, each in said.items()
+        }
+        assert (job.attempt, desk.table._parts) == (
+            max(each.attempt for each in said.values()), len(said)
+        )  # fmt: skip
+        waits = {name for name, each in said.items() if each.state in OPEN}
+        assert set(desk.table._waits) == waits
+    for stub in stubs:
+        desk.said(stub, replace(said[stub.name], state="done", bytes=7, attempt=999))
+    desk.table.drop("j1")  # they have told of it
+    assert (desk.job("j1").state, desk.job("j1").bytes, desk.table._waits) == ("done", 42, {})
+
+
+def test_numbers_that_no_message_holds_are_cut() -> None:
+    desk = Desk()
+    most = (1 << 64) - 1
+    for name, epoch in (("a", 1), ("b", 2)):
+        stub = desk.instance(name, epoch)
+        for bytes_ in (0, most):
+            desk.said(stub, Part("j1", "copy", name, "running", bytes=bytes_, chunks=bytes_,
+                                 skipped={"x" * 999: most}))  # fmt: skip
+    job = desk.job("j1")
+    assert (job.bytes, job.chunks, job.skipped) == (most, most, {"x" * 64: most})
+    encoded = [wire.encode(JobInfo(1, job)), wire.encode(desk.ask(Status()))]
+    assert [wire.decode(each)[0] is not None for each in encoded] == [True, True]
+
+
+def test_a_tick_looks_at_no_part_of_those_who_are_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand instances may have their part of a job."""
+    desk = Desk()
+    stubs = [desk.instance(f"i{n}", n + 1) for n in range(9)]
+    for stub in stubs:
+        desk.said(stub, Part("j1", "clear", stub.name, "running", parts=9))
+    looked: list[str] = []
+    look = desk.table._look
+    monkeypatch.setattr(
+        desk.table, "_look", lambda *given: [looked.append(given[1].part.instance), look(*given)]
+    )
+    desk.wait(4, *stubs)
+    assert looked == []
+    desk.wait(6, *stubs[1:])
+    assert "i0" in looked and looked.count("i1") <= 2  # every few seconds, whether they are silent
+    assert desk.job("j1").parts[0].reason.startswith("instance 'i0' died")
+
+
 # ------------------------------------------------------------------ cancel, retry
 
 
@@ -408,6 +575,20 @@ def test_nobody_can_retry_what_was_of_one_that_left() -> None:
     refused = one(desk.hear(CLIENT, AskJob(6, sent.id, "retry")))
     assert isinstance(refused, Refused) and refused.code == "unavailable"
     assert "submit it again" in refused.message
+
+
+def test_a_retry_that_nobody_takes_is_refused_though_one_of_them_has_left() -> None:
+    desk = Desk()
+    a, b = desk.instance("a", 1, 1), desk.instance("b", 2, 1)
+    sent = desk.begun("clear", 1)
+    for stub in (a, b):
+        desk.answer(stub, sent[stub.name], "running")
+        desk.said(stub, desk.part(stub, sent[stub.name], "failed"))
+    desk.tell(a, (Leave(1), ()))
+    [(_, retry, _)] = desk.hear(CLIENT, AskJob(6, sent["a"].id, "retry"))
+    lost = Refused("unknown_job", "job j.. is not known here", request=retry.request)
+    refused = one(desk.hear(desk.connection(b), lost))
+    assert isinstance(refused, Refused) and (refused.code, refused.request) == ("unknown_job", 6)
 
 
 # ------------------------------------------------------------------ prompts, pins

@@ -21,8 +21,8 @@ def many(n: int) -> bytes:
 
 
 class Jobs(World):
-    """An instance with the operations `step` (two steps), `wait` (until it is closed), `fail`,
-    `break`."""
+    """An instance with the operations `step` (two steps), `wait` (until it is closed), `pace` (100
+    bytes at a time), `fail`, `break`."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -32,6 +32,7 @@ class Jobs(World):
             "wait": Operation(self._waits, jobs.BYTES),
             "fail": Operation(self._fails),
             "break": Operation(self._breaks),
+            "pace": Operation(self._paced, jobs.BYTES),
         }
         self.agent.jobs._operations = operations
         self.agent.commands._prompt.update(dict.fromkeys(operations, self.agent.jobs.take))
@@ -48,6 +49,11 @@ class Jobs(World):
                 yield 0.5
         finally:
             self.closed.append(run.part.id)
+
+    def _paced(self, run: Run) -> Steps:
+        while True:
+            yield from run.paced(100)
+            run.count(1)
 
     def _fails(self, run: Run) -> Steps:
         yield
@@ -131,6 +137,21 @@ def test_cancel_gives_back_what_it_holds_and_twice_is_refused():
     assert world.at_rest()
 
 
+def test_a_command_that_comes_once_more_acts_once():
+    """As when its answer went to a connection that a controller does not hear any more."""
+    world = Jobs()
+    world.part("wait")
+    for _ in range(2):
+        assert world.part("cancel", "c1", job="j1").state == "cancelled"
+    assert world.closed == ["j1"]
+    for _ in range(2):
+        assert world.part("retry", "r1", job="j1").attempt == 2
+        world.turn()
+    assert world.refused("retry", "r2", job="j1").code == "conflict"
+    assert world.part("cancel", "c2", job="j1").state == "cancelled"
+    assert world.at_rest()
+
+
 def test_retry_runs_it_again_with_counts_from_zero():
     world = Jobs()
     world.part("fail")
@@ -184,6 +205,22 @@ def test_progress_is_told_once_a_second():
     world.turn()
     assert len(world.told()) == 3
     assert world.told()[-1].chunks > 128
+
+
+def test_what_is_open_is_told_again_though_nothing_changes():
+    world = Jobs()
+    for name in ("j1", "j2", "j3"):
+        world.part("wait", name)
+    world.turn()
+    before = [len(world.told(name=name)) for name in ("j1", "j3")]
+    for seconds, more in ((19.0, 0), (2.0, 1), (19.0, 1), (2.0, 2)):
+        world.clock.advance(seconds)
+        world.welcome()  # the controller is there
+        world.turn()
+        told = [len(world.told(name=name)) for name in ("j1", "j3")]
+        assert told == [n + more for n in before]
+    assert [part.state for part in world.told()][-1] == "running"
+    assert [part.state for part in world.told(name="j3")][-1] == "queued"
 
 
 def test_each_controller_that_welcomes_hears_all_jobs_as_they_stand():
@@ -268,11 +305,25 @@ def test_what_cannot_be_a_job_is_refused_by_the_field(frames, arguments, field):
 
 def test_the_pace_holds_for_all_jobs_together():
     world = Jobs(job_bytes_per_second=100)
-    pace = world.agent.jobs._pace
-    assert pace.wait(50) == 0
-    assert pace.wait(10) == 0.5
-    world.clock.advance(0.5)
-    assert pace.wait(200) == 0
-    assert pace.wait(1) == 2.0
-    assert jobs.Pace(0, world.clock).wait(1 << 40) == 0
-    assert jobs.Pace(0, world.clock).wait(1 << 40) == 0
+    pace, now = world.agent.jobs._pace, world.clock()
+    assert [pace.take(50) - now, pace.take(200) - now, pace.take(1) - now] == [0.0, 0.5, 2.5]
+    world.clock.advance(9.0)
+    assert pace.take(50) - now == 9.0  # what nobody moved is not made up for
+    for _ in range(2):
+        assert jobs.Pace(0, world.clock).take(1 << 40) == now + 9.0
+
+
+def test_two_jobs_share_the_pace_and_one_that_is_cancelled_takes_nothing():
+    world = Jobs(job_bytes_per_second=100)
+    for name in ("j1", "j2"):
+        world.part("pace", name)
+    for _ in range(41):
+        world.clock.advance(0.1)
+        world.turn()
+    moved = [world.agent.jobs._jobs[name].part.chunks for name in ("j1", "j2")]
+    assert moved == [3, 2]  # of a second each
+    world.part("cancel", "c", job="j1")
+    for _ in range(31):
+        world.clock.advance(0.1)
+        world.turn()
+    assert world.agent.jobs._jobs["j2"].part.chunks == 5  # what j1 had been given is made up for

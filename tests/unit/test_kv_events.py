@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from lmkv.agent.kv_events import REMOVED_A_TAKE, STORED_A_TAKE, BlockFacts, KvEvents
 from lmkv.core.messages import Announce, PullResult, Retract
+from lmkv.core.steps import LoadResult
 
 from tests.fake_links import CHUNK, CONTROLLER, World
 from tests.slot_tables import keys, make, place, store
@@ -127,6 +128,60 @@ def test_a_pulled_chunk_is_told_by_the_one_that_pulled_it() -> None:
     assert world.alarms() == 0
 
 
+def bring(world: Told, first: int, last: int) -> None:
+    """Chunks come by a job."""
+    keys, events = world.keys(first, last), world.agent.events
+    room = world.agent.table.reserve(keys, world.clock())
+    assert room is not None and events is not None
+    for i in range(last - first):
+        events.brought(keys[16 * i : 16 * i + 16], room[0][8 * i : 8 * i + 8])
+    assert world.agent.table.admit(*room) == last - first
+
+
+def load(world: Told, name: str, chunks: int) -> None:
+    tokens = world.prompt(chunks)
+    world.begin(name, tokens)
+    assert world.match(name, tokens) == chunks * CHUNK
+    world.agent.allocated(name, [range(50)], chunks * CHUNK)
+    world.agent.loaded(name, LoadResult(chunks))
+    world.agent.finished(name)
+
+
+def test_what_a_job_has_brought_is_told_when_a_request_has_loaded_it() -> None:
+    world = Told()
+    bring(world, 0, 3)
+    assert world.take() == ([], [])
+    load(world, "a", 2)
+    assert world.take() == ([], [0, 1])
+    load(world, "b", 3)
+    assert world.take() == ([], [2]), "the others are known"
+    world.agent.table.retire(world.keys(2, 3))
+    assert world.take() == ([2], [])
+    world.agent.table.lookup(world.keys(2, 3))
+    assert world.take() == ([], [2])
+    assert world.alarms() == 0
+
+
+def test_what_a_job_has_brought_back_is_told_as_it_was() -> None:
+    world = Told()
+    bring(world, 0, 1)
+    world.turn()
+    world.agent.table.retire(world.keys(0, 1), revivable=False)
+    assert world.take() == ([], []), "nobody had heard of it"
+    (job,) = world.compute("a", 1)
+    world.stored(job)
+    assert world.take() == ([], [0])
+    world.agent.finished("a")
+    for listened in (False, True):
+        world.agent.table.retire(world.keys(0, 1), revivable=False)
+        assert not listened or world.take() == ([0], [])
+        bring(world, 0, 1)
+        assert world.take() == ([], []), "it was not missed, or is not known any more"
+    load(world, "b", 1)
+    assert world.take() == ([], [0])
+    assert world.alarms() == 0
+
+
 def test_a_chunk_that_cannot_be_described_is_stored_all_the_same_and_counted() -> None:
     world = Told(describe=lambda *_: None)
     (job,) = world.compute("a", 1)
@@ -219,7 +274,7 @@ def test_a_slot_that_is_reserved_again_at_once_speaks_for_nobody_else() -> None:
     events.changed(table.take_changes())
     assert [f.first_token for f in events.take()[1]] == [CHUNK]
     assert (alarms, place(0)) == ([], place(0))
-    assert events.sizes() == {"slots": 1, "told": 1, "pending": 0}
+    assert events.sizes() == {"slots": 1, "strange": 0, "told": 1, "pending": 0}
 
 
 def test_without_vllms_events_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 from lmkv.agent.options import Options
+from lmkv.controller import commands
 from lmkv.core.messages import (
+    OPEN,
     Command,
     Locate,
     Located,
@@ -91,6 +93,20 @@ def test_absent_chunks_are_counted_and_a_prefix_that_is_not_here_at_all_fails():
     part = cluster.do("pin", "a", a.keys(9, 12), name="j2", ttl="9")
     assert (part.state, part.code) == ("failed", "unknown_prefix")
     assert a.pins == ["j1"]
+
+
+@pytest.mark.parametrize(("left", "end"), [(1, ("done", 3, {"absent": 2})), (0, ("failed", 0, {}))])
+def test_what_goes_while_a_pin_looks_at_it_is_absent(left: int, end: object):
+    cluster = Cluster("a")
+    a = cluster["a"]
+    keys = a.hold(0, 3)
+    cluster.take("pin", "a", keys, ttl="9")
+    while a.part().state == "queued":
+        cluster.tick()
+    a.agent.table.retire(a.keys(left, 3), False)
+    assert outcome(cluster.ended("a")) == end
+    assert len(a.pins) == (left > 0)
+    assert list(cluster.at_rest()) == []
 
 
 def test_a_pin_beyond_the_share_of_the_pool_pins_nothing_and_names_the_numbers():
@@ -233,7 +249,12 @@ def test_a_move_does_not_give_up_the_source_for_what_is_wrong_here():
     b.worker.holds[granule] += 1  # its digests do not hold
     part = cluster.do("move", "b", a.keys(0, 2), source="a")
     assert (part.state, part.code) == ("failed", "digest")
-    assert a.has(0, 2) == [0]
+    assert part.reason.startswith("1 chunks that were here did not have their digests")
+    assert (a.has(0, 2), b.has(0, 2)) == ([0], [1])
+    cluster.ask("retry", "b", name="r1", job="j1")
+    assert cluster.ended("b").state == "done"
+    assert (a.has(0, 2), b.has(0, 2)) == ([], [0, 1])
+    assert list(cluster.at_rest()) == []
 
 
 def test_a_whole_instance_is_copied_and_moved_and_no_more_than_there_is_room_for():
@@ -253,6 +274,27 @@ def test_a_whole_instance_is_copied_and_moved_and_no_more_than_there_is_room_for
     assert len(moved) == 8
     assert a.has(0, 12) == [n for n in range(12) if n not in moved]
     assert list(cluster.at_rest()) == []
+
+
+@pytest.mark.parametrize("operation", ["copy", "clear"])
+def test_the_progress_of_a_whole_instance_is_of_all_that_it_has(operation: str):
+    cluster = Cluster("a", "b", slots=300)
+    a, b = cluster["a"], cluster["b"]
+    a.hold(0, 200)
+    cluster.run(3)
+    more = {"source": "a"} if operation == "copy" else {}
+    cluster.take(operation, "b" if more else "a", whole="1", **more)
+    at = b if more else a
+    seen = []
+    while at.part().state in OPEN:
+        seen.append((at.part().chunks, at.part().chunks_total))
+        if len(seen) == 2:
+            a.hold(200, 220)  # requests go on
+        cluster.tick()
+    part = at.part()
+    assert (part.state, part.chunks_total) == ("done", part.chunks)
+    assert len({done for done, _ in seen}) > 3
+    assert all(done <= whole >= 200 for done, whole in seen if done)
 
 
 def test_pages_of_a_source_name_each_slot_once():
@@ -303,6 +345,19 @@ def test_an_unknown_or_silent_source_and_itself():
     cluster.run(450)
     assert cluster.do("copy", "b", keys, name="j3", source="a").code == "unavailable"
     assert cluster.refused("copy", "b", whole="1", name="j4").field == "source"
+    assert list(cluster.at_rest()) == []
+
+
+@pytest.mark.parametrize(("ticks", "end"), [(60, ("done", "")), (2000, ("failed", "busy"))])
+def test_a_source_with_too_much_to_answer_is_asked_again_for_a_while(monkeypatch, ticks, end):
+    cluster = Cluster("a", "b")
+    keys = cluster["a"].hold(0, 2)
+    cluster.take("move", "b", keys, source="a")
+    monkeypatch.setattr(commands, "EACH", 0)
+    cluster.run(ticks)
+    monkeypatch.undo()
+    part = cluster.ended("b")
+    assert (part.state, part.code) == end
     assert list(cluster.at_rest()) == []
 
 
@@ -405,9 +460,10 @@ def test_a_source_of_a_release_without_it_is_named():
 
 def test_slots_and_retire_refuse_what_are_no_keys():
     cluster = Cluster("a")
-    for operation in ("slots", "retire"):
-        assert cluster.refused(operation, "a", b"k" * 17).field == "keys"
-        assert cluster.refused(operation, "a", b"k" * 16 * 4097).field == "keys"
+    assert cluster.refused("slots", "a", b"k" * 17).field == "keys"
+    assert cluster.refused("slots", "a", b"k" * 16 * 4097).field == "keys"
+    for frames in ((b"k" * 16,), (b"k" * 16, b"p" * 8, b"c"), (b"", b"p" * 8, b"c" * 4)):
+        assert cluster.refused("retire", "a", *frames).field == "slots"
     assert cluster.refused("slots", "a", limit="0").field == "limit"
     assert cluster.refused("slots", "a", first="-1").field == "first"
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import struct
 from typing import Any
 
 import pytest
 from lmkv.core.clock import ManualClock
 from lmkv.core.messages import (
+    Compress,
+    Compressed,
     HostIdentity,
     LimboEnded,
     Pull,
@@ -15,12 +18,14 @@ from lmkv.core.messages import (
     PullPeer,
     PullResult,
     RankInfo,
+    Rewrite,
+    Rewritten,
 )
 from lmkv.core.steps import Store
 from lmkv.sim.report import latency
 from lmkv.sim.run import Options, Usage, check
 from lmkv.sim.simulation import router
-from lmkv.sim.worker import MOVER, Rates, Worker
+from lmkv.sim.worker import MOVER, SHRUNK, Rates, Worker
 
 from tests.slot_tables import counters, keys, place
 
@@ -56,6 +61,8 @@ class Pair:
             Worker(name, CHUNK, self.hub, rates, lambda: None, self.find)  # type: ignore[arg-type]
             for name in ("a", "b")
         )
+        self.link = self.b.link(MOVER)
+        assert self.link is not None
 
     def find(self, name: str, epoch: int) -> Worker | None:
         return None if self.gone or epoch != 7 else self.a
@@ -73,14 +80,11 @@ class Pair:
             b"".join(place(20 + s) for s in slots),
             counters(*(30 + s for s in slots)),
         )
-        link = self.b.link(MOVER)
-        assert link is not None
-        link.send(Pull(5, peer, deadline, 1), keys(*slots), *arrays)
+        self.link.send(Pull(5, peer, deadline, 1), keys(*slots), *arrays)
 
     def said(self) -> list[Any]:
-        link = self.b.link(MOVER)
-        assert link is not None
-        return [(type(m), list(frames[0]) if frames else []) for m, frames in link.receive()]
+        told = self.link.receive()
+        return [(type(m), list(frames[0]) if frames else []) for m, frames in told]
 
 
 def test_what_was_announced_is_pulled_and_held() -> None:
@@ -136,6 +140,40 @@ def test_pulls_share_the_link() -> None:
     assert len(pair.said()) == 1
     pair.hub.advance(1.0)
     assert len(pair.said()) == 1
+
+
+def test_a_compressed_slot_is_in_a_place_of_its_own_until_something_is_written_over_it() -> None:
+    pair = Pair()
+    pair.store(1, 11)
+    link = pair.a.link(MOVER)
+    assert link is not None
+    link.send(Compress(1), keys(1, 2), place(1) + place(2), counters(11, 12))
+    pair.hub.advance(2.0)
+    [(told, [results, sizes])] = link.receive()
+    assert isinstance(told, Compressed)
+    assert (list(results), list(sizes)) == ([PullResult.GOOD, PullResult.GONE], [SHRUNK] * 2)
+    short = struct.pack("<IBBH", 5 * 16 + 8, SHRUNK, 0, 0)  # granules 88 to 99
+    link.send(Rewrite(2), keys(1), place(1), counters(11), short, counters(50))
+    pair.hub.advance(1.0)
+    [(told, [results])] = link.receive()
+    assert isinstance(told, Rewritten) and list(results) == [PullResult.GOOD]
+    assert pair.a.holds == {16: 11, 88: 50}
+    pair.store(7, 13)  # granules 112 to 127: beside it
+    assert pair.a.holds == {16: 11, 88: 50, 112: 13}
+    pair.store(6, 14)  # granules 96 to 111: over its end
+    assert pair.a.holds == {16: 11, 96: 14, 112: 13}
+
+
+def test_a_compressed_slot_is_pulled_faster() -> None:
+    pair = Pair()
+    pair.a.holds[0], half = 7, struct.pack("<IBBH", 0, 8, 0, 0)
+    peer = PullPeer("a", 7, 0, RankInfo(0, HostIdentity("a", 1, 1)))
+    arrays = half, counters(7), struct.pack("<IBBH", 320, 8, 0, 0), counters(30)
+    pair.link.send(Pull(5, peer, 10.0, 1), keys(1), *arrays)
+    pair.hub.advance(0.6)
+    [(told, _)] = pair.link.receive()
+    assert isinstance(told, Pulled) and (told.seconds, told.bytes) == (0.5, CHUNK // 2)
+    assert pair.b.holds == {320: 30}
 
 
 def test_routes() -> None:

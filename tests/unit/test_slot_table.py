@@ -202,7 +202,7 @@ def test_a_retired_slot_is_revived_by_a_lookup() -> None:
     assert [change[0] for change in table.take_changes()] == [False]
     assert table.contains(keys(1, 2)) == bytes([0, 0])
     assert table.lookup(keys(1, 2), use=False) == 0
-    assert table.pin(keys(1, 2)) == 0
+    assert table.pin(keys(1, 2)) == (b"", b"", 0)
     assert table.lookup(keys(1, 2)) == 2
     assert table.places(keys(1, 2)) == (places, counters(1, 2), 2)
     [(announced, who, where, when)] = table.take_changes()
@@ -279,8 +279,8 @@ def test_a_burst_that_reuses_young_slots_fills_twice_as_far() -> None:
 def test_a_pinned_slot_is_never_taken_for_room() -> None:
     table = make(2)
     store(table, 1, 2)
-    assert table.pin(keys(1, 2, 3)) == 2
-    assert table.pin(keys(1)) == 1
+    assert table.pin(keys(1, 2, 3)) == (place(0) + place(1), counters(1, 2), 2)
+    assert table.pin(keys(1))[2] == 1
     assert table.pins == 3
     assert table.granules()["pinned"] == 32
     assert table.reserve(keys(3), 0.0) is None
@@ -305,7 +305,7 @@ def test_a_pinned_slot_that_is_retired_goes_with_its_last_pin() -> None:
     assert table.retire(keys(1)) == 1
     [(announced, who, _, _)] = table.take_changes()
     assert not announced and numbers(who) == [1]
-    assert table.lookup(keys(1)) == table.pin(keys(1)) == 0, "neither found nor revived"
+    assert table.lookup(keys(1)) == table.pin(keys(1))[2] == 0, "neither found nor revived"
     assert table.retire(keys(1)) == 0
     assert slots(store(table, 1)) == [1], "the chunk is stored anew, in another slot"
     table.unpin(places, counts)
@@ -315,6 +315,15 @@ def test_a_pinned_slot_that_is_retired_goes_with_its_last_pin() -> None:
     assert table.pins == 0
     assert slots(store(table, 2)) == [0]
     assert table.lookup(keys(1)) == 1
+
+
+def test_what_is_retired_for_good_does_not_wait_to_be_revived_either() -> None:
+    table = make(2)
+    store(table, 1, 2)
+    assert table.retire(keys(1)) == 1
+    assert table.retire(keys(1, 2), revivable=False) == 1
+    assert table.lookup(keys(1)) == table.lookup(keys(2)) == 0
+    assert table.granules()["retired"] == 32
 
 
 def test_unpinning_a_prefix_ages_it_from_its_tail() -> None:

@@ -219,7 +219,7 @@ def test_a_process_that_hardly_runs_still_sees_who_is_silent() -> None:
     us = Instance(A)
     us.welcome(A)
     for _ in range(8):
-        us.clock.advance(1.2)
+        us.clock.advance(1.5)
         us.streams.woke()
         us.streams.turn()
     assert us.streams.order() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from lmkv.core.clock import ManualClock
 from lmkv.core.keyfiles import BadKeys
 from lmkv.web.app import build
 from lmkv.web.auth import EVERYONE, OPEN, Tokens, needs, scopes
+from lmkv.web.errors import Problem
+from lmkv.web.events import Hub
 from lmkv.web.limits import MOST_CLIENTS, Buckets
 
 
@@ -29,6 +32,18 @@ def test_every_route_has_a_scope(compat: str) -> None:
     assert {path for (_, path), scope in table.items() if not scope} == OPEN
     assert table["POST", "/v1/lookup"] == table["POST", "/v1/locate"] == "read"
     assert all(scope in ("", *tokens.SCOPES) for scope in table.values())
+
+
+def test_a_process_that_ends_is_not_ready() -> None:
+    """Whoever balances load by it sends nothing more to a connection that is still open."""
+    nothing: Any = None
+    hub = Hub(nothing)
+    served = build(nothing, hub, 0, Tokens(), Buckets(1000), "")
+    readyz: Any = next(route for route in served.routes if getattr(route, "path", "") == "/readyz")
+    hub.close()
+    with pytest.raises(Problem) as told:
+        asyncio.run(readyz.endpoint())
+    assert (told.value.status, told.value.code) == (503, "draining")
 
 
 def test_a_route_without_a_scope_is_noticed() -> None:

@@ -127,12 +127,14 @@ def test_vllm_sizes_its_kv_around_the_pool(make: Any, caplog: Any) -> None:
     assert engine.left == LEFT - POOL
 
 
-def test_what_a_mover_takes_is_left_to_it(make: Any) -> None:
+def test_what_a_mover_takes_is_left_to_it(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make()
     here = engine.vllms_worker, engine.gib, engine.determine
-    assert gpu_room.sized_around(*here, mover_bytes=1 << 20) == LEFT - POOL - (1 << 20)
+    monkeypatch.setattr(gpu_room, "mover_takes", lambda ordinal: 1 << 20)
+    assert gpu_room.sized_around(*here, mover=True) == LEFT - POOL - (1 << 20)
     assert engine.vllms_worker.available_kv_cache_memory_bytes == LEFT - POOL - (1 << 20)
-    assert gpu_room.sized_around(*here, mover_bytes=LEFT - POOL) == LEFT  # nothing were left
+    monkeypatch.setattr(gpu_room, "mover_takes", lambda ordinal: LEFT - POOL)
+    assert gpu_room.sized_around(*here, mover=True) == LEFT  # nothing were left
     engine.register()
     engine.worker.shutdown()
 

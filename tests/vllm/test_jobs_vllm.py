@@ -4,8 +4,10 @@ what is cleared does not. The table of docs/operate.md is run as it stands there
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import count
 from typing import Any
@@ -129,6 +131,42 @@ def test_a_pinned_prompt_survives_pressure_and_a_cleared_one_is_gone(
     }
     done(client, "unpin", by_request, instance="a")
     assert pins(a) == 0
+    for engine in pair:
+        assert set(engine.call("tests.vllm.inside:state")["pending"].values()) == {0}
+
+
+def test_jobs_go_on_while_their_engines_are_busy(
+    cluster: Cluster, pair: tuple[Engine, Engine], client: Client
+) -> None:
+    a, b = pair
+    text = prompt(85, 700)
+    cold = a.generate(text)
+    cluster.settle(a)
+    over = threading.Event()
+
+    def ask(engine: Engine) -> int:
+        asked = 0
+        while not over.is_set():
+            engine.generate(prompt(next(seeds), 600), max_tokens=8, kv_transfer_params=READ_ONLY)
+            asked += 1
+        return asked
+
+    with ThreadPoolExecutor(2) as others:
+        busy = [others.submit(ask, engine) for engine in pair]
+        try:
+            assert done(client, "pin", text, instance="a", owner="team").chunks == 2
+            assert done(client, "copy", text, instance="b").chunks == 2
+            assert done(client, "compress", text, instance="b").chunks == 2
+            assert done(client, "decompress", text, instance="b").chunks == 2
+            assert done(client, "unpin", text, instance="a").chunks == 2
+            assert done(client, "move", text, instance="b", source="a").skipped == {"present": 2}
+        finally:
+            over.set()
+        assert all(each.result(DEADLINE) for each in busy)
+    cluster.settle(a, b)
+    warm = b.generate(text)
+    assert hits(warm) == {"hit_pool": 512}
+    assert warm.tokens == cold.tokens
     for engine in pair:
         assert set(engine.call("tests.vllm.inside:state")["pending"].values()) == {0}
 

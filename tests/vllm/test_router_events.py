@@ -14,10 +14,13 @@ import pytest
 
 pytest.importorskip("vllm", reason="vllm is not installed")
 
+from lmkv.core.client import Client
+
 from tests.vllm.cluster import NIXL, Cluster, hits
 from tests.vllm.engine import BLOCK, Engine, Zygote
 from tests.vllm.models import make_llama, prompt
 from tests.vllm.subscriber import Subscriber
+from tests.vllm.test_jobs_vllm import done
 
 LONG, CHUNKS = 1100, 4
 BLOCKS = CHUNKS * 256 // BLOCK
@@ -93,6 +96,22 @@ def test_a_pulled_chunk_is_told_by_the_one_that_pulled_it(routed: Routed) -> Non
     routed.idle("b")
     ear.hear(lambda: len(ear.blocks["CPU"]) == BLOCKS)
     assert ear.told("CPU") == {b: said for b, said in a.told("CPU").items() if b in ear.told("CPU")}
+
+
+def test_what_a_job_has_brought_is_told_when_a_request_has_loaded_it(routed: Routed) -> None:
+    a, ear, text = routed.ears["a"], routed.ears["b"], prompt(501, LONG)
+    routed.ask("a", text)
+    a.hear(lambda: len(a.blocks["CPU"]) == 2 * BLOCKS)
+    with Client(routed.cluster.address, 60.0) as client:
+        assert done(client, "copy", text, instance="b").chunks == CHUNKS
+    routed.idle("b")
+    known = set(ear.blocks["CPU"])
+    assert len(known) == BLOCKS  # those of the test before
+    assert hits(routed.engines["b"].generate(text, max_tokens=1)) == {"hit_pool": CHUNKS * 256}
+    routed.idle("b")
+    ear.hear(lambda: len(ear.blocks["CPU"]) == 2 * BLOCKS)
+    mine, theirs = ear.told("CPU"), a.told("CPU")
+    assert all(mine[block] == theirs[block] for block in ear.blocks["CPU"] - known)
 
 
 def test_what_makes_room_is_removed(routed: Routed) -> None:

@@ -12,18 +12,19 @@ from .model import Rule
 
 def text(page: str, rules: Iterable[Rule]) -> str:
     """The page with its tables written anew."""
-    page = _between(page, "controller", _metrics(CONTROLLER))
-    page = _between(page, "instance", _metrics(INSTANCE))
-    return _between(page, "rules", _rules(rules))
+    page = between(page, "controller", _metrics(CONTROLLER))
+    page = between(page, "instance", _metrics(INSTANCE))
+    return between(page, "rules", _rules(rules))
 
 
-def _between(page: str, name: str, table: str) -> str:
+def between(page: str, name: str, table: str) -> str:
+    """The page with the table of that name written anew."""
     begin, end = f"<!-- table: {name} -->\n", "<!-- end -->"
     found, count = re.subn(
         f"{re.escape(begin)}.*?{end}", lambda _: begin + table + end, page, flags=re.DOTALL
     )
     if count != 1:
-        raise ValueError(f"docs/metrics.md: {count} places for the table {name!r}, must be one")
+        raise ValueError(f"{count} places for the table {name!r}, must be one")
     return found
 
 

@@ -122,6 +122,7 @@ class Agent:
             lambda: self.epoch,
             clock,
             self._pin_refused,
+            self.lookup,
         )
         news = [self.jobs.news, self.pins.news]
         self.streams = Streams(
@@ -136,7 +137,8 @@ class Agent:
             "verify": self.checks.verify,
             "lookup_text": (texts or Texts()).look,
         }
-        prompt = {**self.jobs.handlers, **Slots(self).handlers}
+        self.slots = Slots(self)
+        prompt = {**self.jobs.handlers, **self.slots.handlers}
         self.commands = Commands(handlers, self._wake, clock, prompt)
         addresses = addresses or Addresses(config.controllers, clock)
         self._controllers = Controllers(
@@ -239,6 +241,12 @@ class Agent:
             slots=self.table.sums()[0],
         )
 
+    def lookup(self, keys: bytes) -> int:
+        """As the table has it. What it takes back from the retired ones is no chunk that the other
+        thread is just about to reserve room for."""
+        with self.reader.lock:
+            return self.table.lookup(keys)
+
     def room(self, places: bytes) -> int:
         """Bytes that these places take in the pools of all ranks."""
         return sum(places[4 :: wire.PLACE_BYTES]) * self.slot_bytes // GRANULES_A_SLOT
@@ -326,6 +334,9 @@ class Agent:
             return
         state.trace.loading()
         load = self.reader.load(state, tables, tokens)
+        if self.events is not None:
+            for number, chunk in self.reader.own(state):
+                self.events.met(request, chunk.group, number, chunk.key, chunk.place)
         self._step.loads.append(load)
         self._step.blocks += [b for chunk in load.chunks for b in chunk.blocks if b != SKIPPED]
 
@@ -481,7 +492,7 @@ class Agent:
             end = min(state.next_store, len(state.chain))
             for part in state.groups:
                 first = self._engine.groups[part.group].first_needed(end)
-                self.table.lookup(part.keys(first, end))
+                self.lookup(part.keys(first, end))
         return {"lmkv": {"hit_tokens": dict(state.hits), "miss_tokens": dict(state.misses)}}
 
     def _over(self, state: RequestState) -> None:

@@ -10,9 +10,7 @@ open() -> turn() whenever a link has something or `due()` seconds have passed ->
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import socket
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -24,13 +22,14 @@ from lmkv.agent.links import Link
 from lmkv.core import wire
 from lmkv.core.geometry import GRANULES_A_SLOT
 from lmkv.core.messages import Alarm, AnyMessage, Checked, Replace, Stored, StoredOk, WorkerState
+from lmkv.core.waker import Waker
 
 if TYPE_CHECKING:
     from lmkv.agent.agent import Agent
 
 log = logging.getLogger("lmkv.agent")
 
-LONGEST, BUSY = 0.5, 0.02  # seconds between turns at rest, and while pulls are open
+LONGEST, BUSY = 1.0, 0.02  # seconds between turns at rest, and while pulls are open
 ATTACH_EVERY = 1.0  # until a worker has answered
 REPLACE_EVERY = 1.0  # until a mover has gone
 
@@ -57,7 +56,7 @@ class Background:
         self._in_turn = False
         self._said: set[str] = set()
         self._stopping = threading.Event()
-        self._woken: tuple[socket.socket, socket.socket] | None = None  # read, write: the thread's
+        self._waker: Waker | None = None  # the thread's
         self._thread = threading.Thread(target=self._run, name="lmkv-agent", daemon=True)
 
     @property
@@ -71,16 +70,13 @@ class Background:
         return self._restart or self._in_turn
 
     def start(self) -> None:
-        self._woken = socket.socketpair()
-        for end in self._woken:
-            end.setblocking(False)
+        self._waker = Waker()
         self._thread.start()
 
     def wake(self) -> None:
         """Without a thread it is left to whoever calls `turn`."""
-        if self._woken is not None:
-            with contextlib.suppress(BlockingIOError):
-                self._woken[1].send(b"1")
+        if self._waker is not None:
+            self._waker.wake()
 
     def restart(self) -> None:
         """A new epoch: attach and register again."""
@@ -98,9 +94,9 @@ class Background:
     def _run(self) -> None:
         try:
             self.open()
-            assert self._woken is not None
+            assert self._waker is not None
             while not self._stopping.is_set():
-                self._wait(self._woken[0])
+                self._wait(self._waker)
                 self.turn()
             self.leave()
         except Exception:
@@ -113,19 +109,19 @@ class Background:
     def due(self) -> float:
         """Seconds until a turn has something to do of itself."""
         longest = BUSY if self._agent.pulls.open else LONGEST
-        return min(longest, self._agent.streams.due(), self._agent.jobs.due())
+        agent = self._agent
+        return min(longest, agent.streams.due(), agent.jobs.due(), agent.pins.due())
 
-    def _wait(self, woken: socket.socket) -> None:
+    def _wait(self, waker: Waker) -> None:
         poller = zmq.Poller()
-        poller.register(woken, zmq.POLLIN)
+        poller.register(waker.fd, zmq.POLLIN)
         for link in self._workers:
             poller.register(link.socket, zmq.POLLIN)
         self._controllers.poll(poller)
         for link in self._agent.fetches.sockets():
             poller.register(link.socket, zmq.POLLIN)
         poller.poll(int(1000 * self.due()) + 1)
-        with contextlib.suppress(BlockingIOError):
-            woken.recv(4096)
+        waker.clear()
 
     def turn(self) -> None:
         """One round: hear all, then say what is due."""

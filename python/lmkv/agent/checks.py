@@ -78,7 +78,7 @@ class Checks:
         found: list[Slot] = []
         step, end = MAX_KEYS * GRANULES_A_SLOT, self._table.usable * GRANULES_A_SLOT
         for first in range(0, end, step):
-            found += _slots(*self._table.slice(first, min(end, first + step)))
+            found += slots_of(*self._table.slice(first, min(end, first + step)))
         return found
 
     def _wrong(self, batch: Sequence[Slot], epoch: int, until: Deadline) -> list[Differing]:
@@ -155,7 +155,7 @@ def _in_time(until: Deadline, what: str) -> None:
         raise Failed("timeout", f"{what} in time")
 
 
-def _slots(keys: bytes, places: bytes, counters: bytes) -> list[Slot]:
+def slots_of(keys: bytes, places: bytes, counters: bytes) -> list[Slot]:
     return [
         (
             keys[i * KEY : (i + 1) * KEY],

@@ -82,7 +82,8 @@ class Controllers:
             self._commands.forget(address)
             if self._welcomes.pop(address, None):
                 self._offer(address, None)
-        self._streams.follow(addresses)
+        if addresses != self._streams.addresses:
+            self._streams.follow(addresses)
         for address in addresses:
             if address not in self._links or self._is_deaf(address):
                 self._link(address)

@@ -10,7 +10,7 @@ end when the job does not wait for it any more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -51,6 +51,7 @@ class Found:
     missing: str = ""
     differs: str = ""
     next: int = 0  # of a page: the granule to go on from
+    slots: int = 0  # that the source has in all, where it is named
 
 
 class Fetches:
@@ -159,7 +160,7 @@ class Fetches:
         result, arrays = yield from self.relay.ask(source, "slots", arguments, frames)
         try:
             page = msgspec.msgpack.decode(result, type=SlotsPage)
-            sources = _sources(source, arrays)
+            sources = sources_of(source, arrays)
         except (msgspec.MsgspecError, wire.WireError) as error:
             text = f"instance {source!r} answered slots with what is none: {error}"
             raise Failed("failed", text) from None
@@ -169,7 +170,8 @@ class Fetches:
         if differs := geometry.differs(self._agent.registration(), page.who):
             text = f"instance {source!r} differs from this one in {differs}: they do not share"
             raise Failed("incompatible", text)
-        return Found(sources, {source: _ranks(page.who)}, next=page.next)
+        ranks, slots = _ranks(page.who), page.who.slots
+        return Found(sources, {source: ranks}, next=page.next, slots=slots)
 
     # ------------------------------------------------------------ pulling
 
@@ -235,7 +237,7 @@ class Fetches:
         wanted = {key: s for (key, s), state in zip(chunks.items(), there) if not state}
         if not wanted:
             return False
-        keys = b"".join(wanted)
+        keys, *remote = arrays_of(wanted)
         peers = [peer for each in ranks for peer in each]
         whole = not self._on_gpu and is_whole(agent.infos, peers, group)
         granules = bytes(room_for(s.place) if whole else GRANULES_A_SLOT for s in wanted.values())
@@ -250,10 +252,6 @@ class Fetches:
         for i, key in enumerate(wanted):
             if agent.events is not None:
                 agent.events.brought(key, own[0][i * PLACE : (i + 1) * PLACE])
-        remote = (
-            b"".join(source.place for source in wanted.values()),
-            b"".join(source.counter.to_bytes(COUNTER, "little") for source in wanted.values()),
-        )
         peer, size = ranks[0][0].instance, agent.room(own[0])
         seconds = agent.transfers.started(peer, size, LEAST)
 
@@ -261,7 +259,7 @@ class Fetches:
             agent.transfers.measured(job)
             then(job)
 
-        agent.pulls.post(ranks, keys, remote, own, size, seconds, group, then=ended)
+        agent.pulls.post(ranks, keys, (remote[0], remote[1]), own, size, seconds, group, then=ended)
         return True
 
     @property
@@ -274,8 +272,17 @@ class Fetches:
         return f"instance {ranks[0].instance!r} has a rank without a mover: nothing can be pulled"
 
 
-def _sources(peer: str, arrays: Sequence[bytes]) -> dict[bytes, Source]:
-    """By key. Raises WireError."""
+def arrays_of(slots: Mapping[bytes, Source]) -> tuple[bytes, bytes, bytes]:
+    """Keys, places and counters, as they travel."""
+    return (
+        b"".join(slots),
+        b"".join(slot.place for slot in slots.values()),
+        b"".join(slot.counter.to_bytes(COUNTER, "little") for slot in slots.values()),
+    )
+
+
+def sources_of(peer: str, arrays: Sequence[bytes]) -> dict[bytes, Source]:
+    """The slots that it has named, by key. Raises WireError."""
     n = wire.counts(arrays, KEY, PLACE, COUNTER)
     keys, places, counters = arrays
     return {

@@ -31,7 +31,8 @@ class GroupReader(Reader):
             super().begin(state)
             return
         last = self._last(state.prompt_tokens)
-        self._look_up(state, last)
+        with self.lock:
+            self._look_up(state, last)
         state.phase = Phase.PULLING
         for part in state.parts:
             if part.base < last:

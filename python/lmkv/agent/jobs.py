@@ -31,7 +31,7 @@ log = logging.getLogger("lmkv.agent")
 KEY = wire.KEY_BYTES
 STEP = 64  # keys that a step looks at
 SOON = 0.001  # seconds until the next step of an operation that does not wait
-TELL_EVERY = 1.0  # seconds, while it runs
+TELL_EVERY, TELL_AGAIN = 1.0, 20.0  # seconds: what has changed while it runs; all that is open
 WAITING = 32  # jobs that are queued
 LONGEST = 1e9  # seconds, of a duration that is given
 KEYS_KEPT = 4 << 20  # bytes of keys of ended jobs, for a retry
@@ -56,21 +56,23 @@ class Operation:
 
 
 class Pace:
-    """The bandwidth of all jobs together: `wait(size)` -> 0.0: begun, or seconds to wait."""
+    """The bandwidth of all jobs together, first come first served: `take(size)` -> when it may
+    begin; `give_back(size)` what does not begin after all."""
 
     def __init__(self, rate: float, clock: Clock) -> None:
         self._rate = rate  # bytes per second; 0: any
         self._clock = clock
         self._free = float("-inf")
 
-    def wait(self, size: int) -> float:
-        now = self._clock()
-        if not self._rate:
-            return 0.0
-        if now < self._free:
-            return self._free - now
-        self._free = max(now, self._free) + size / self._rate
-        return 0.0
+    def take(self, size: int) -> float:
+        begin = max(self._clock(), self._free)
+        if self._rate:
+            self._free = begin + size / self._rate
+        return begin
+
+    def give_back(self, size: int) -> None:
+        if self._rate:
+            self._free -= size / self._rate
 
 
 class Run:
@@ -91,12 +93,14 @@ class Run:
         self.keys = keys
         self.arguments = arguments
         self.clock = clock
-        self.epoch = agent.epoch
         self._pace = pace
 
     def count(self, chunks: int = 0, bytes: int = 0, skipped: str = "") -> None:  # noqa: A002
-        """So many chunks have been looked at; those `skipped` for that word of SKIPPED."""
+        """So many chunks have been looked at; those `skipped` for that word of SKIPPED. Of all that
+        is here there may be more by then than there were."""
         self.part.chunks += chunks
+        if self.part.chunks_total:
+            self.part.chunks_total = max(self.part.chunks_total, self.part.chunks)
         self.part.bytes += bytes
         if skipped and chunks:
             self.skip(skipped, chunks)
@@ -124,8 +128,13 @@ class Run:
 
     def paced(self, size: int) -> Steps:
         """Waits until so many bytes may be moved."""
-        while left := self._pace.wait(size):
-            yield left
+        begin = self._pace.take(size)
+        try:
+            while (left := begin - self.clock()) > 0:
+                yield left
+        except GeneratorExit:
+            self._pace.give_back(size)
+            raise
 
 
 @dataclass
@@ -143,6 +152,7 @@ class _Job:
     began: float = 0.0
     ended: float = 0.0
     soon: float = 0.0  # when its next step is due, at the latest
+    acted: str = ""  # id of the last command that cancelled or retried it
 
 
 class Jobs:
@@ -214,16 +224,21 @@ class Jobs:
 
     def cancel(self, command: Command, frames: Frames, until: Deadline) -> tuple[Part, Frames]:
         job = self._named(command)
+        if job.acted == command.id:
+            return self._now(job), []
         if job.part.state in ENDED:
             age = self._clock() - job.ended
             text = f"job {job.part.id} is {job.part.state} since {age:.0f} s"
             raise Failed("ended", text, "job")
+        job.acted = command.id
         self._end(job, "cancelled", "cancelled", "cancelled by an operator")
         return self._now(job), []
 
     def retry(self, command: Command, frames: Frames, until: Deadline) -> tuple[Part, Frames]:
         job = self._named(command)
         part = job.part
+        if job.acted == command.id:
+            return self._now(job), []
         if part.state == "done":
             raise Failed("ended", f"job {part.id} is done: there is nothing to try again", "job")
         if part.state not in ENDED:
@@ -243,7 +258,8 @@ class Jobs:
             reason="",
             attempt=part.attempt + 1,
         )
-        job.epoch, job.began, job.ended = self._agent.epoch, 0.0, 0.0
+        job.acted, job.epoch = command.id, self._agent.epoch
+        job.began, job.ended = 0.0, 0.0
         self._tell(job)
         return self._now(job), []
 
@@ -266,6 +282,8 @@ class Jobs:
 
     def due(self) -> float:
         """Seconds until a step is due at the latest."""
+        if not self._jobs:
+            return float("inf")
         now = self._clock()
         if self._next() is not None:
             return 0.0
@@ -273,6 +291,8 @@ class Jobs:
 
     def turn(self) -> None:
         """A step of each job that runs, and the next ones begin."""
+        if not self._jobs:
+            return
         for job in list(self._jobs.values()):
             if job.epoch != self._agent.epoch and job.part.state not in ENDED:
                 text = "the instance's caches were reset meanwhile"
@@ -283,6 +303,9 @@ class Jobs:
             self._step(job)
             old = self._clock() - job.told_at >= TELL_EVERY
             if job.steps is not None and old and job.part != job.told:
+                self._tell(job)
+        for job in self._jobs.values():
+            if job.part.state in OPEN and self._clock() - job.told_at >= TELL_AGAIN:
                 self._tell(job)
         if not self.running:
             self._agent.fetches.rest()
@@ -328,6 +351,8 @@ class Jobs:
                 log.exception("lmkv: the job %s did not end as it should", job.part.operation)
         job.ended = self._clock()
         job.part.state, job.part.code, job.part.reason = state, code, reason
+        if state == "done" and job.whole:  # some went before their turn came
+            job.part.chunks_total = job.part.chunks
         self._agent.stats.count("jobs_ended", state)
         self._tell(job)
         self._forget()

@@ -4,7 +4,8 @@ A slot that is reserved remembers its chunk as vLLM knows it: block hashes and t
 hears what the controllers hear, from the background thread; `take()` gives each step what listeners
 do not believe yet. It is the difference to what they were told: a chunk that came and went between
 two takes is not in it. A readable chunk that vLLM's side could not describe is not told, and counts
-as an alarm; one that a job has brought (`brought`) is not told either.
+as an alarm. One that a job has brought (`brought`) nobody here can describe before a request has
+loaded it (`met`): then it is told.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class KvEvents:
         self._lock = threading.Lock()
         # By a place's first granule: key, facts.
         self._slots: dict[bytes, tuple[bytes, BlockFacts | None]] = {}
+        self._strange: set[bytes] = set()  # keys: readable, brought by jobs, not described
         self._told: dict[bytes, BlockFacts] = {}  # by key: what listeners believe is readable
         self._gone: dict[bytes, BlockFacts] = {}  # of those: to be told that they are not
         self._new: dict[bytes, BlockFacts] = {}  # readable, to be told
@@ -57,22 +59,37 @@ class KvEvents:
 
     def reserved(self, request: str, group: int, chunk: int, key: bytes, place: bytes) -> None:
         """This slot is to hold that chunk. Nothing that goes wrong here costs the store or pull."""
-        try:
-            facts = self._describe(request, group, chunk)
-        except Exception as error:
-            facts = None
-            self._refuse("events", f"a chunk of cache group {group} is not described: {error!r}")
+        facts = self._described(request, group, chunk)
         with self._lock:
             if facts is None or self._ended:
                 self._slots.pop(place[:4], None)
             else:
                 self._slots[place[:4]] = key, facts
 
+    def _described(self, request: str, group: int, chunk: int) -> BlockFacts | None:
+        try:
+            return self._describe(request, group, chunk)
+        except Exception as error:
+            self._refuse("events", f"a chunk of cache group {group} is not described: {error!r}")
+            return None
+
     def brought(self, key: bytes, place: bytes) -> None:
         """This slot is to hold a chunk that no request here has had: vLLM knows no hashes of it."""
         with self._lock:
             if not self._ended:
                 self._slots[place[:4]] = key, None
+
+    def met(self, request: str, group: int, chunk: int, key: bytes, place: bytes) -> None:
+        """A request loads this chunk of the own pool."""
+        if key not in self._strange:
+            return
+        facts = self._described(request, group, chunk)
+        with self._lock:
+            if facts is None or key not in self._strange:
+                return
+            self._strange.discard(key)
+            self._slots[place[:4]] = key, facts
+            self._tell(key, facts)
 
     def moved(self, key: bytes, old: bytes, place: bytes) -> None:
         """The chunk at place `old` is about to be readable at another one, in another form."""
@@ -91,7 +108,9 @@ class KvEvents:
                     key = keys[i * KEY : (i + 1) * KEY]
                     if announced:
                         self._readable(key, places[i * PLACE : (i + 1) * PLACE])
-                    elif self._new.pop(key, None) is None and key in self._told:
+                        continue
+                    self._strange.discard(key)
+                    if self._new.pop(key, None) is None and key in self._told:
                         self._gone[key] = self._told[key]
 
     def _readable(self, key: bytes, place: bytes) -> None:
@@ -100,8 +119,16 @@ class KvEvents:
             self._refuse("events", "a readable chunk's block hashes are not known: it is not told")
             return
         holder, facts = known
-        if holder != key or facts is None:
+        if holder != key:
             return  # it has gone again, its slot is reserved for another: that is told next
+        facts = facts or self._told.get(key)  # a job has brought back what was told of before
+        if facts is None:
+            self._strange.add(key)
+            return
+        self._slots[place[:4]] = key, facts
+        self._tell(key, facts)
+
+    def _tell(self, key: bytes, facts: BlockFacts) -> None:
         told = self._told.get(key)
         if told is not None and told.hashes == facts.hashes:  # back before anyone missed it
             self._told[key] = facts
@@ -140,9 +167,15 @@ class KvEvents:
                 self._gone = dict(self._told)
                 self._new.clear()
                 self._slots.clear()
+                self._strange.clear()
 
     def sizes(self) -> dict[str, int]:
         """Chunks remembered with slots, told, and to be told: for tests."""
         with self._lock:
             pending = len(self._gone) + len(self._new)
-            return {"slots": len(self._slots), "told": len(self._told), "pending": pending}
+            return {
+                "slots": len(self._slots),
+                "strange": len(self._strange),
+                "told": len(self._told),
+                "pending": pending,
+            }

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lmkv import _native
@@ -27,6 +27,7 @@ WANTED = 600.0  # seconds for which they are
 LOOK_EVERY = 0.25  # seconds between two looks whether they are there,
 LOOKED = 1 << 13  # keys in each, or a little more
 AT_ONCE = 64  # slots that the table is asked about in one call
+A_TURN = 16 * AT_ONCE  # slots of pins that have ended which one turn unpins
 READABLE = 1  # as the table says it
 
 Slot = tuple[bytes, bytes]  # place, counter
@@ -65,10 +66,12 @@ class Pins:
         epoch: Callable[[], int],
         clock: Clock,
         refused: Callable[[str], None] = lambda sentence: None,
+        lookup: Callable[[bytes], int] | None = None,
     ) -> None:
         """`slot_bytes` are those of a full slot in all ranks; `refused` hears of requests whose
-        pins do not fit."""
+        pins do not fit; `lookup` is the table's, or in its place."""
         self._refused = refused
+        self._lookup = lookup or table.lookup
         self._table = table
         self._share = share
         self._instance = instance
@@ -76,7 +79,10 @@ class Pins:
         self._epoch = epoch
         self._clock = clock
         self._pins: dict[str, _Pin] = {}  # the oldest first
-        self._held: Counter[bytes] = Counter()  # pins by key
+        self._ended: deque[_Pin] = deque()  # whose slots are still to be unpinned
+        self._held: Counter[bytes] = Counter()  # pins by key,
+        self._slots: Counter[Slot] = Counter()  # and by slot: a key may have had several
+        self._next_end = float("inf")  # of a pin, or before
         self.granules = 0  # of the slots that are pinned, each once
         self._asked: deque[_Want] = deque(maxlen=WANTS)
         self._wants: deque[_Want] = deque(maxlen=WANTS)
@@ -109,17 +115,18 @@ class Pins:
     def add(self, name: str, keys: Sequence[bytes]) -> int:
         """Pin those that are readable; how many. Raises Full: then none of them is."""
         pin, added = self._pins[name], 0
-        fresh = {key: found for key in keys if key not in pin.slots and (found := self._find(key))}
-        more = sum(found[0][4] for key, found in fresh.items() if not self.holds(key))
+        fresh = {key: found for key in keys if key not in pin.slots and (found := self.find(key))}
+        more = sum(slot[0][4] for slot in fresh.values() if slot not in self._slots)
         if self.granules + more > self.allowed:
             raise Full(self.full(more))
         for key in fresh:
-            if self._table.pin(key):
-                place, counter, _ = self._table.places(key)
-                pin.slots[key] = place, counter
+            place, counter, pinned = self._table.pin(key)
+            if pinned:
+                slot = pin.slots[key] = place, counter
                 pin.granules += place[4]
-                self.granules += 0 if self.holds(key) else place[4]
+                self.granules += 0 if slot in self._slots else place[4]
                 self._held[key] += 1
+                self._slots[slot] += 1
                 added += 1
         return added
 
@@ -132,9 +139,9 @@ class Pins:
             f"and {more / GRANULES_A_SLOT:g} more are asked for"
         )
 
-    def _find(self, key: bytes) -> Slot | None:
+    def find(self, key: bytes) -> Slot | None:
         """Where it is; what was retired for room is taken back."""
-        if not self._table.lookup(key):
+        if not self._lookup(key):
             return None
         place, counter, found = self._table.places(key)
         return (place, counter) if found else None
@@ -143,26 +150,42 @@ class Pins:
         """It is told, and its time begins."""
         pin = self._pins[name]
         pin.ends = self._clock() + pin.ttl if pin.ttl else float("inf")
+        self._next_end = min(self._next_end, pin.ends)
         pin.told = True
         self._version += 1
 
     def release(self, name: str) -> int:
-        """Unpin its chunks; how many there were."""
+        """Unpin its chunks; how many there are. Those of a long one go in the turns that follow."""
         pin = self._pins.pop(name, None)
         if pin is None:
             return 0
-        slots = list(pin.slots.items())
-        for end in range(len(slots), 0, -AT_ONCE):  # the tail first: a prefix ages from there
-            batch = slots[max(0, end - AT_ONCE) : end]
-            places, counters = zip(*(slot for _, slot in batch))
-            self._table.unpin(b"".join(places), b"".join(counters))
-        for key, (place, _) in slots:
-            self._held[key] -= 1
-            if not self._held[key]:
-                del self._held[key]
-                self.granules -= place[4]
+        chunks = len(pin.slots)
         self._version += pin.told
-        return len(slots)
+        self._ended.append(pin)
+        self._unpin()
+        return chunks
+
+    def _unpin(self) -> None:
+        left = A_TURN
+        while self._ended and left > 0:
+            slots = self._ended[0].slots
+            # The tail first: a prefix ages from there.
+            batch = [slots.popitem() for _ in range(min(AT_ONCE, len(slots)))][::-1]
+            self._table.unpin(
+                b"".join(place for _, (place, _) in batch),
+                b"".join(counter for _, (_, counter) in batch),
+            )
+            for key, slot in batch:
+                self._held[key] -= 1
+                if not self._held[key]:
+                    del self._held[key]
+                self._slots[slot] -= 1
+                if not self._slots[slot]:
+                    del self._slots[slot]
+                    self.granules -= slot[0][4]
+            left -= AT_ONCE
+            if not slots:
+                self._ended.popleft()
 
     def within(self, keys: Collection[bytes] | None, owner: str) -> list[str]:
         """Pins, of that owner where one is given, all of whose chunks are among these keys; None:
@@ -198,19 +221,19 @@ class Pins:
             want = self._wants.popleft()
             looked += len(want.keys)
             there = self._table.contains(b"".join(want.keys))
-            ready = [key for key, state in zip(want.keys, there) if state == READABLE]
+            ready = {key: None for key, state in zip(want.keys, there) if state == READABLE}
             if ready:
                 want.keys = self._grant(want, ready)
             if want.keys and now < want.until:
                 again.append(want)
         self._wants.extend(again)  # behind those that had no turn
 
-    def _grant(self, want: _Want, ready: list[bytes]) -> list[bytes]:
+    def _grant(self, want: _Want, ready: Mapping[bytes, None]) -> list[bytes]:
         """The keys that are still waited for: none where there is no room for more pins."""
         try:
             if want.name not in self._pins:
                 self.begin(want.name, "", want.ttl)
-            self.add(want.name, ready)
+            self.add(want.name, [*ready])
         except Full as full:
             self._refused(f"pin_ttl_s = {want.ttl:g}: not pinned: {full}")
             if want.name in self._pins and not self._pins[want.name].slots:
@@ -222,10 +245,20 @@ class Pins:
 
     # ------------------------------------------------------------ turns
 
+    def due(self) -> float:
+        """Seconds until a turn has something to do of itself, where it is not to wait."""
+        if self._ended:
+            return 0.0
+        return LOOK_EVERY if self._asked or self._wants else float("inf")
+
     def turn(self) -> None:
         now = self._clock()
-        for name in [pin.name for pin in self._pins.values() if now >= pin.ends]:
-            self.release(name)
+        self._unpin()
+        if now >= self._next_end:
+            for name in [pin.name for pin in self._pins.values() if now >= pin.ends]:
+                self.release(name)
+            ends = (pin.ends for pin in self._pins.values())
+            self._next_end = min(ends, default=float("inf"))
         if (self._asked or self._wants) and now >= self._look_at:
             self._look_at = now + LOOK_EVERY
             self._look(now)

@@ -51,7 +51,8 @@ class Reader:
         self._transfers = transfers
         self._stats = stats
         self._clock = clock
-        self.lock = threading.Lock()  # of `pulls`
+        # Of `pulls`; and so that nothing is revived between a `contains` and its `reserve`.
+        self.lock = threading.Lock()
         self.epoch = 0
 
     # ------------------------------------------------------------ before blocks
@@ -64,7 +65,8 @@ class Reader:
             return
         last = self._last(state.prompt_tokens)
         keys = state.keys(0, last)
-        state.base = self._table.lookup(keys)
+        with self.lock:
+            state.base = self._table.lookup(keys)
         if state.base >= last:
             state.phase = Phase.PULLING
         else:
@@ -225,11 +227,9 @@ class Reader:
         """Add to the load what the own pool holds of a part's chunks [first, last), up to the first
         that it has not; how many."""
         keys = part.keys(first, last)
-        pinned = self._table.pin(keys)
+        places, counters, pinned = self._table.pin(keys)
         if not pinned:
             return 0
-        places, counters, found = self._table.places(keys[: pinned * KEY])
-        assert found == pinned, "pinned slots stay"
         state.pins.append((places, counters))
         high = (self.epoch & 0xFFFFFFFF) << 32
         for i in range(pinned):
@@ -275,6 +275,12 @@ class Reader:
                     peers.append(state.chunk_peers[i])
                 chunk.peer = peers.index(state.chunk_peers[i])
         return Load(state.id, state.chunks, [state.peer_ranks[peer] for peer in peers])
+
+    def own(self, state: RequestState) -> Iterator[tuple[int, LoadChunk]]:
+        """Those of a load that come from the own pool, by their numbers."""
+        for number, chunk, peer in zip(self._numbers(state), state.chunks, state.chunk_peers):
+            if not peer:
+                yield number, chunk
 
     def _numbers(self, state: RequestState) -> Iterable[int]:
         """Those of the chunks that are loaded."""

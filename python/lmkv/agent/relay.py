@@ -1,8 +1,9 @@
 """Commands of this instance's jobs to other instances, by way of a controller.
 
 `answer = yield from relay.ask(...)` sends the command to the nearest controller that is ready, and
-to another one when that does not answer; what is asked is harmless when repeated. Links are made
-for the first question and closed when no job runs (`rest`). For the background thread.
+to another one when that does not answer, and again where somebody is busy; what is asked is
+harmless when repeated. Links are made for the first question and closed when no job runs (`rest`).
+For the background thread.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from lmkv.core.clock import Clock, Deadline
 from lmkv.core.messages import Command, Done, Refused, Unsupported
 
 EACH = 3.0  # seconds that a controller has before another one is asked
+LATER = 0.2  # seconds until somebody who is busy is asked again
 ALL = 15.0  # seconds in all
 POLL = 0.02  # seconds between two looks; the turn comes earlier when something is heard
 
@@ -51,10 +53,13 @@ class Relay:
         self._answers[number] = None
         asked: list[str] = []  # the last one at the end
         turn = Deadline(0.0, self._clock)
+        busy: tuple[str, str] | None = None  # code and sentence of the last one that is
         try:
-            while (answer := self._answers[number]) is None:
+            while (answer := self._answers[number]) is None or (busy := _busy(answer)):
+                if answer is not None:
+                    self._answers[number], turn = None, Deadline(LATER, self._clock)
                 if until.over:
-                    raise Failed(*_silence(instance, operation, asked))
+                    raise Failed(*(busy or _silence(instance, operation, asked)))
                 if turn.over or asked[-1] not in self._order():
                     command = Command(
                         name, operation, instance, dict(arguments or {}), number, until.left()
@@ -98,6 +103,13 @@ class Relay:
         for link in self._links.values():
             link.close()
         self._links.clear()
+
+
+def _busy(answer: tuple[Answer, Frames]) -> tuple[str, str] | None:
+    said, _ = answer
+    if isinstance(said, Refused) and said.code == "busy":
+        return said.code, said.message
+    return None
 
 
 def _silence(instance: str, operation: str, asked: Sequence[str]) -> tuple[str, str]:

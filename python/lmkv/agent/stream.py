@@ -101,6 +101,10 @@ class Stream:
         """Whether the controller is there and may be asked."""
         return self._welcome is not None and self._clock() - self._heard < SILENCE
 
+    def lacks(self, frames: Frames | None) -> bool:
+        """Whether this message waits, or all that waited was dropped."""
+        return self._deaf or any(each is frames for each in self.outbox)
+
     @property
     def state(self) -> str:
         """One of `core/metrics.py`'s."""
@@ -251,7 +255,6 @@ class Stream:
 
     def hear(self, message: AnyMessage, frames: list[bytes]) -> None:
         """Take one message; what must be answered at once is first in the outbox."""
-        epoch = self._register().epoch
         self.said_at = self._clock()
         if isinstance(message, Refused):
             self._refusal(message)
@@ -268,10 +271,10 @@ class Stream:
             self._told_news = [0] * len(self._news)
             self._begin_sync(message.sync, message.reason)
         elif isinstance(message, Probe):
-            self.outbox.appendleft(wire.encode(ProbeOk(epoch)))
+            self.outbox.appendleft(wire.encode(ProbeOk(self._register().epoch)))
         elif isinstance(message, HeartbeatOk):
             self._beat_answered(message)
-        elif isinstance(message, Touched) and message.epoch == epoch:
+        elif isinstance(message, Touched) and message.epoch == self._register().epoch:
             self._touched(frames)
 
     def _welcomed(self, message: Welcome) -> None:

@@ -9,20 +9,20 @@ thread reads it, all else is the background thread's. `news()` is what people sh
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from lmkv import _native
 from lmkv.agent.refusals import Refuse, ignore
 from lmkv.agent.stats import Stats
-from lmkv.agent.stream import Changes, News, Stream
+from lmkv.agent.stream import Changes, Frames, News, Stream
 from lmkv.core import wire
 from lmkv.core.messages import Register
 from lmkv.core.metrics import CONTROLLER_STATES
 
 QUIET = 5.0  # seconds after which people are told that a controller does not answer
-STANDSTILL = 1.0  # between two turns: the process was stopped, or nearly
-A_TURN = 0.5  # of it, as much may be between any two
+STANDSTILL = 1.25  # between two turns: the process was stopped, or nearly
+A_TURN = 1.0  # of it, as much may be between any two
 
 
 class Streams:
@@ -97,10 +97,17 @@ class Streams:
         """Seconds until a turn has something to do of itself."""
         return min((stream.due() for stream in self._streams.values()), default=QUIET)
 
-    @property
-    def behind(self) -> bool:
-        """Whether something waits for a controller that is there."""
-        return any(stream.outbox for stream in self._streams.values() if stream.ready)
+    def waiting(self) -> dict[str, Frames]:
+        """The last message that waits for each controller: see `behind`."""
+        streams = self._streams.items()
+        return {address: stream.outbox[-1] for address, stream in streams if stream.outbox}
+
+    def behind(self, waiting: Mapping[str, Frames]) -> bool:
+        """Whether any of these has not left yet for a controller that is there, or was dropped."""
+        return any(
+            stream.ready and stream.lacks(waiting.get(address))
+            for address, stream in self._streams.items()
+        )
 
     def order(self) -> list[str]:
         """Addresses of those that may be asked: ready before warming, then by round trip, then as

@@ -25,6 +25,14 @@ class Access:
 given = Access()
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from lmkv.cli.version import version
+
+        version("table")
+        raise typer.Exit
+
+
 def options(
     keys: Annotated[
         str,
@@ -38,6 +46,10 @@ def options(
             envvar="LMKV_CACERT", metavar="FILE", help="Certificates to trust, for https://."
         ),
     ] = "",
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_version, help="As lmkv version."),
+    ] = False,
 ) -> None:
     given.keys, given.cacert = keys, cacert
 
@@ -49,12 +61,16 @@ def client_keys() -> ClientKeys | None:
     return keyfiles.client_keys(given.keys)
 
 
+def token() -> str:
+    return os.environ.get(TOKEN, "")
+
+
 def headers() -> dict[str, str]:
     """Raises ValueError for a token that no header can hold."""
-    token = os.environ.get(TOKEN, "")
-    if token and not (token.isascii() and token.isprintable() and " " not in token):
+    shown = token()
+    if shown and not (shown.isascii() and shown.isprintable() and " " not in shown):
         raise ValueError(f"{TOKEN}: allowed is a token as lmkv keys token printed it")
-    return {"Authorization": f"Bearer {token}"} if token else {}
+    return {"Authorization": f"Bearer {shown}"} if shown else {}
 
 
 def tls() -> ssl.SSLContext:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from lmkv import __version__
+from lmkv.cli import access
 from lmkv.cli.common import REFUSED, UNREACHABLE, Trouble, question
 from lmkv.cli.host_checks import FAIL, OK, WARN, Check
 from lmkv.core.config import NAMES, InstanceConfig, split_address
@@ -18,6 +19,8 @@ NAME = "controller"
 
 
 def controllers(config: InstanceConfig, given: str) -> Iterator[Check]:
+    """Asked with the keys that an instance here would have, where the command was given none."""
+    access.given.keys = access.given.keys or config.keys
     addresses = [given] if given else config.controllers
     infos = []
     for address in addresses:
@@ -91,7 +94,10 @@ def instances(info: StatusInfo) -> Iterator[Check]:
         yield Check(name, WARN, text, fix)
     else:
         yield Check(name, OK, text)
-    for each in [each for each in info.instances if each.differs][:SHOWN]:
+    differing = [each for each in info.instances if each.differs]
+    if not differing:
+        yield Check("fingerprint", OK, "instances of the same model share with one another")
+    for each in differing[:SHOWN]:
         text = f"{each.instance} does not share: its {each.differs} is not that of "
         fix = f"start it with the same {each.differs}; `lmkv describe instance {each.instance}`"
         yield Check("fingerprint", WARN, text + each.differs_from, fix)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lmkv.core.client import Client
 
 FAILED, USAGE, UNREACHABLE, REFUSED = 1, 2, 3, 4
+DEADLINE = 3.0  # seconds for what the controller knows itself
 JOB_DEADLINE = 20.0  # seconds in which instances take a job, and make tokens of text
 SPARE = 2.0  # seconds that an answer may take beyond an instance's deadline
 DEFAULT_CONTROLLER = "tcp://127.0.0.1:7550"
@@ -56,10 +57,12 @@ class Trouble(Exception):
         self.status = status
 
 
-def ask(controller: str, message: Any, answer: type[M], *arrays: bytes) -> M:
+def ask(
+    controller: str, message: Any, answer: type[M], *arrays: bytes, deadline: float = DEADLINE
+) -> M:
     """The controller's answer; ends the command with a sentence when there is none."""
     with ending():
-        return question(controller, message, answer, *arrays)
+        return question(controller, message, answer, *arrays, deadline=deadline)
 
 
 @contextmanager
@@ -79,24 +82,17 @@ def live_instances(controller: str) -> list[str]:
     return [each.instance for each in instances if each.state not in ("suspect", "dead")]
 
 
-def question(controller: str, message: Any, answer: type[M], *arrays: bytes) -> M:
-    """The controller's answer, over either socket. Raises Trouble."""
+def question(
+    controller: str, message: Any, answer: type[M], *arrays: bytes, deadline: float = DEADLINE
+) -> M:
+    """The controller's answer, over either socket; who is there has `deadline` seconds for it
+    (HTTP's are its own). Raises Trouble."""
     if speaks_http(controller):
         return _over_http(controller, message, answer, *arrays)
     with troubles(), client_of(controller) as client:
+        client.connected(DEADLINE)
+        client.deadline = deadline
         found, _ = client.ask(message, *arrays)
-    return expected(controller, found, answer)
-
-
-def submitted(controller: str, message: Any, answer: type[M], *arrays: bytes) -> M:
-    """What instances have their part in: who is there has longer to answer. Raises Trouble."""
-    from lmkv.core.clock import Deadline
-
-    if speaks_http(controller):
-        return _over_http(controller, message, answer, *arrays)
-    with troubles(), client_of(controller) as client:
-        client.send(message, *arrays)
-        found, _ = client.receive(Deadline(JOB_DEADLINE))
     return expected(controller, found, answer)
 
 
@@ -156,7 +152,8 @@ def client_of(controller: str) -> Client:
     except BadKeys as error:
         raise Trouble(f"--keys or LMKV_KEYS: {error}", USAGE) from None
     except ValueError as error:
-        raise Trouble(f"--controller or LMKV_CONTROLLER: {error}", USAGE) from None
+        other = "" if controller.startswith("tcp://") else ", nor http(s)://HOST:PORT"
+        raise Trouble(f"--controller or LMKV_CONTROLLER: {error}{other}", USAGE) from None
 
 
 def speaks_http(controller: str) -> bool:
@@ -207,13 +204,15 @@ def print_json(answer: Any, indent: int | None = 2) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Dictionaries with every field, also those that are left out on the wire."""
+    """Dictionaries with every field, also those that are left out on the wire; an epoch is 16 hex
+    digits, as in REST: many readers of JSON have no numbers of 64 bits."""
     if isinstance(value, (list, tuple)):
         return [plain(each) for each in value]
     names = getattr(value, "__struct_fields__", None)
     if names is None:
         return value
-    return {name: plain(getattr(value, name)) for name in names if name != "request"}
+    fields = {name: plain(getattr(value, name)) for name in names if name != "request"}
+    return fields | ({"epoch": f"{value.epoch:016x}"} if "epoch" in fields else {})
 
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}

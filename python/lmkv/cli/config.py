@@ -22,11 +22,11 @@ KindOption = Annotated[
 FileArgument = Annotated[str, typer.Argument(metavar="FILE", help="YAML.")]
 
 
-def kind_of(word: str) -> type[Config]:
+def kind_of(word: str, option: str = "--for") -> type[Config]:
     from lmkv.core.config import ControllerConfig, InstanceConfig
 
     if word not in KINDS:
-        fail(f"--for {word!r}: allowed is {' or '.join(KINDS)}", USAGE)
+        fail(f"{option} {word!r}: allowed is {' or '.join(KINDS)}", USAGE)
     return InstanceConfig if word == "instance" else ControllerConfig
 
 
@@ -55,7 +55,7 @@ def show(
         return
     from lmkv.cli.tables import console, table
 
-    rows = [[name, as_text(each["value"]), each["origin"]] for name, each in settings.items()]
+    rows = [[name, as_text(name, each["value"]), each["origin"]] for name, each in settings.items()]
     console().print(table(("setting", "value", "from"), rows))
 
 
@@ -71,12 +71,15 @@ def check(
     from lmkv.core.config import ConfigError, problems, read_file
 
     check_output(output)
+    if whose:
+        kind_of(whose)
     try:
         body = read_file(file)
     except ConfigError as error:
-        fail(str(error), FAILED)
-    whose = whose or _likely(body)
-    found = problems(kind_of(whose), body, file)
+        found = [str(error)]
+    else:
+        whose = whose or _likely(body)
+        found = problems(kind_of(whose), body, file)
     if output == "json":
         print_json({"file": file, "for": whose, "problems": found})
     else:
@@ -107,29 +110,46 @@ START = {
 }
 RULES = """\
 # All are optional: each line has the default, and what is allowed. Each is also LMKV_<NAME> in the
-# environment, which wins over the file. Check the file with: lmkv config check FILE
-"""
+# environment, which wins over the file. Check the file with: lmkv config check FILE"""
 
 
 @config.command()
 def init(
-    whose: Annotated[str, typer.Argument(metavar="instance|controller")] = "instance",
+    whose: Annotated[
+        str, typer.Argument(metavar="KIND", help="instance (a vLLM server) or controller.")
+    ] = "instance",
+    output: OutputOption = "table",
 ) -> None:
     """Print a file to begin with: every setting with its default, commented out."""
+    from lmkv.core import config_words
     from lmkv.core.config import allowed, as_text, load, names
 
-    kind = kind_of(whose)
+    check_output(output)
+    kind = kind_of(whose, "KIND")
     default = load(kind)
+    words = config_words.INSTANCE if whose == "instance" else config_words.CONTROLLER
+    if output == "json":
+        fields = {
+            name: {
+                "default": getattr(default, name),
+                "allowed": allowed(kind, name),
+                "text": words[name],
+            }
+            for name in names(kind)
+        }
+        print_json(fields)
+        return
     typer.echo(START[whose] + RULES)
     for name in names(kind):
-        value = getattr(default, name)
-        typer.echo(f"#{name}: {as_text(value)}  # {allowed(kind, name)}")
+        typer.echo(f"\n# {words[name]}")
+        value = as_text(name, getattr(default, name))
+        typer.echo(f"#{name}: {value}  # {allowed(kind, name)}")
 
 
 @config.command("import")
 def import_(
     file: Annotated[
-        str, typer.Argument(metavar="[FILE]", help="LMCache's YAML file.", show_default=False)
+        str, typer.Argument(metavar="FILE", help="LMCache's YAML file.", show_default=False)
     ] = "",
     env: Annotated[
         bool, typer.Option("--env", help="Also LMCACHE_* in the environment, which win.")
@@ -159,7 +179,7 @@ def import_(
         print_json({"settings": settings, "keys": keys})
     else:
         for name, value in settings.items():
-            typer.echo(f"{name}: {as_text(value)}")
+            typer.echo(f"{name}: {as_text(name, value)}")
         for key, verdict, text, *_ in verdicts:
             typer.echo(f"{key}: {verdict}, {text}", err=True)
     refused = any(each.verdict in (lmcache.REFUSED, lmcache.UNKNOWN) for each in verdicts)

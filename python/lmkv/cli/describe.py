@@ -67,7 +67,11 @@ def _settings(controller: str, name: str, output: str) -> None:
     from lmkv.cli.tables import console, table
 
     rows = [
-        [each.name, f"{as_text(each.value)}{each.used and f' ({each.used})'}", each.origin]
+        [
+            each.name,
+            f"{as_text(each.name, each.value)}{each.used and f' ({each.used})'}",
+            each.origin,
+        ]
         for each in settings
     ]
     console().print(table(("setting", "value", "from"), rows))

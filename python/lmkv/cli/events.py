@@ -83,6 +83,7 @@ def events(
     mark, seconds = _when(since)
     show = _json_line if output == "json" else _line
     source = _Sse(controller) if speaks_http(controller) else _Zmq(controller)
+    shown = False
     try:
         with ending():
             if follow and not since:
@@ -90,8 +91,11 @@ def events(
             for each in _followed(source, mark) if follow else source.since(mark, False):
                 if each.age <= seconds:
                     show(each)
+                    shown = True
     except KeyboardInterrupt:
-        pass
+        return
+    if not shown and output == "table":
+        typer.echo("no events", err=True)
 
 
 def _when(since: str) -> tuple[Mark | None, float]:

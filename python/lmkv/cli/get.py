@@ -61,9 +61,13 @@ def instances(
 
 
 def _filter(text: str) -> tuple[str, str]:
+    from lmkv.core.metrics import INSTANCE_STATES
+
     name, equals, value = text.partition("=")
     if not equals or name not in FILTERS:
         fail(f"--only {text!r}: allowed is NAME=VALUE with {', '.join(FILTERS)}", USAGE)
+    if name == "state" and value not in INSTANCE_STATES:
+        fail(f"--only {text!r}: allowed as a state is {', '.join(INSTANCE_STATES)}", USAGE)
     return name, value
 
 

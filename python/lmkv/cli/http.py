@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -190,6 +191,8 @@ class Http:
             return error  # type: ignore[return-value]  # it reads like an answer
         except OSError as error:  # also URLError, a timeout, and an end without an answer
             reason = getattr(error, "reason", error)
+            if isinstance(reason, ssl.SSLError) and not isinstance(reason, ssl.SSLEOFError):
+                raise Wrong(f"{self._address}: {_tls_trouble(reason)}") from None
             words = getattr(reason, "strerror", None) or reason
             raise NoAnswer(f"{self._address} does not answer: {words}") from None
         except http.client.HTTPException:
@@ -206,11 +209,21 @@ class Http:
             raise Wrong(f"{self._address} is no lmkv controller's web process (status {status})")
         if status == 503:
             raise NoAnswer(str(said))
-        if status in (401, 403):
+        if status == 401:
+            which = "this token is not known there" if access.token() else "a token is wanted"
+            raise Denied(f"{self._address}: {which} ({access.TOKEN})")
+        if status == 403:
             raise Denied(str(said))
         if status not in GOOD:
             raise Wrong(str(said))
         return found
+
+
+def _tls_trouble(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {error.verify_message} (--cacert or LMKV_CACERT)"
+    reason = (error.reason or str(error)).lower().replace("_", " ")
+    return f"no TLS is spoken there ({reason}): is it http://?"
 
 
 def _query(message: Message, *names: str) -> str:

@@ -31,11 +31,15 @@ def _row(job: JobState) -> list[str]:
         _where(job),
         f"{job.chunks:,}/{job.chunks_total:,}" if job.chunks_total else f"{job.chunks:,}",
         size(job.bytes),
-        f"{size(int(job.rate))}/s" if job.rate else "-",
+        _rate(job),
         span(job.eta) if job.eta else "-",
         f"{span(job.ended_age if ended else job.age)}{' ago' if ended else ''}",
         job.asked_by or "-",
     ]
+
+
+def _rate(job: JobState) -> str:
+    return f"{size(int(job.rate))}/s" if job.rate else "-"
 
 
 def _where(job: JobState) -> str:
@@ -65,7 +69,7 @@ def job_page(job: JobState) -> None:
         "chunks": f"{job.chunks:,} of {job.chunks_total:,}" if job.chunks_total else "-",
         "skipped": ", ".join(f"{word} {n:,}" for word, n in job.skipped.items()) or "-",
         "moved": size(job.bytes),
-        "rate": f"{size(int(job.rate))}/s",
+        "rate": _rate(job),
         "left": span(job.eta) if job.eta else "-",
         "asked by": job.asked_by or "-",
         "asked": f"{span(job.age)} ago",

@@ -8,16 +8,15 @@ import typer
 
 from lmkv.cli.common import (
     DEFAULT_CONTROLLER,
+    JOB_DEADLINE,
     USAGE,
     ControllerOption,
     OutputOption,
     ask,
     check_output,
     check_text,
-    ending,
     fail,
     print_json,
-    submitted,
 )
 
 app = typer.Typer(help="Jobs: what was asked for, and what became of it.", no_args_is_help=True)
@@ -45,10 +44,11 @@ def list_jobs(
     output: OutputOption = "table",
 ) -> None:
     """Jobs, the newest first."""
-    from lmkv.core.messages import Jobs, JobsInfo, JobState
+    from lmkv.core.messages import STATES, Jobs, JobsInfo, JobState
 
     check_output(output)
-    check_text("--state", state)
+    if state and state not in STATES:
+        fail(f"--state {state!r}: allowed is one of {', '.join(STATES)}", USAGE)
     check_text("--instance", instance)
     found: list[JobState] = []
     after, more = "", False
@@ -131,8 +131,7 @@ def _act(job: str, action: str, controller: str, output: str) -> None:
     from lmkv.core.messages import AskJob, JobInfo
 
     _check(job, output)
-    with ending():
-        found = submitted(controller, AskJob(1, job, action), JobInfo).job
+    found = ask(controller, AskJob(1, job, action), JobInfo, deadline=JOB_DEADLINE).job
     if output == "json":
         print_json(found)
         return

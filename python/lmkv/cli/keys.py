@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lmkv.cli.access import given
-from lmkv.cli.common import FAILED, USAGE, fail
+from lmkv.cli.common import FAILED, USAGE, OutputOption, check_output, fail, print_json
 
 app = typer.Typer(help="Keys of a cluster, and tokens of HTTP.", no_args_is_help=True)
 
@@ -26,8 +26,9 @@ def default_folder() -> Path:
 @app.command()
 def init(
     folder: Annotated[
-        str, typer.Argument(metavar="[DIR]", help="By default ~/.config/lmkv/keys.")
+        str, typer.Argument(metavar="DIR", help="By default ~/.config/lmkv/keys.")
     ] = "",
+    output: OutputOption = "table",
 ) -> None:
     """Make a cluster's keys: of its controllers, of their clients, and of the data plane.
 
@@ -36,13 +37,13 @@ def init(
     """
     from lmkv.core import keyfiles
 
+    check_output(output)
     path = Path(folder) if folder else default_folder()
     try:
         made = keyfiles.make(path)
     except keyfiles.BadKeys as error:
         fail(str(error), FAILED)
-    for each in made:
-        typer.echo(each)
+    _print(made, output)
 
 
 @app.command()
@@ -53,6 +54,7 @@ def client(
     instance: Annotated[
         bool, typer.Option("--instance", help="With data.key: it is a vLLM instance.")
     ] = False,
+    output: OutputOption = "table",
 ) -> None:
     """Make keys for a further client of the controllers, and let them know it.
 
@@ -60,12 +62,12 @@ def client(
     """
     from lmkv.core import keyfiles
 
+    check_output(output)
     try:
         made = keyfiles.make_client(_folder(folder), name, Path(into), instance)
     except keyfiles.BadKeys as error:
         fail(str(error), FAILED)
-    for each in made:
-        typer.echo(each)
+    _print(made, output)
 
 
 @app.command()
@@ -76,6 +78,7 @@ def token(
     file: Annotated[
         str, typer.Option("--tokens", metavar="FILE", help="By default tokens, among the keys.")
     ] = "",
+    output: OutputOption = "table",
 ) -> None:
     """Print a new token, once; the file has its hash.
 
@@ -83,13 +86,26 @@ def token(
     """
     from lmkv.core import keyfiles, tokens
 
+    check_output(output)
     if scope not in tokens.SCOPES:
         fail(f"--scope {scope!r}: allowed is one of {', '.join(tokens.SCOPES)}", USAGE)
     path = Path(file) if file else _folder(folder) / keyfiles.TOKENS
     try:
-        typer.echo(tokens.add(path, name, scope))
+        made = tokens.add(path, name, scope)
     except keyfiles.BadKeys as error:
         fail(str(error), FAILED)
+    if output == "json":
+        print_json({"name": name, "scope": scope, "token": made})
+    else:
+        typer.echo(made)
+
+
+def _print(made: list[Path], output: str) -> None:
+    if output == "json":
+        print_json([str(each) for each in made])
+        return
+    for each in made:
+        typer.echo(each)
 
 
 def _folder(option: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lmkv.cli.common import (
     DEFAULT_CONTROLLER,
+    JOB_DEADLINE,
     ControllerOption,
     OutputOption,
     ask,
@@ -48,7 +49,7 @@ def lookup(
         1, read_tokens(tokens), read_text(text), read_messages(chat), salt, lora, like, model
     )
     check_size(controller, named, message)
-    info = ask(controller, message, LookupInfo)
+    info = ask(controller, message, LookupInfo, deadline=JOB_DEADLINE)
     if output == "json":
         print_json(info)
         return

@@ -5,9 +5,14 @@ Imports are inside the commands, so that each starts fast.
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
+
 import typer
 
 from lmkv.cli import access, jobs, keys, operations
+from lmkv.cli.common import FAILED, say
 from lmkv.cli.config import config
 from lmkv.cli.controller import controller
 from lmkv.cli.describe import describe
@@ -50,5 +55,17 @@ app.command()(sim)
 app.command()(version)
 
 
+def main() -> None:
+    """The command, where what it says may have no room."""
+    try:
+        app()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        say(f"what is said cannot be written: {error.strerror}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left of it
+        sys.exit(FAILED)
+
+
 if __name__ == "__main__":
-    app()
+    main()

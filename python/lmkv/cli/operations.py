@@ -16,16 +16,16 @@ import typer
 from lmkv.cli.common import (
     DEFAULT_CONTROLLER,
     FAILED,
+    JOB_DEADLINE,
     USAGE,
     ControllerOption,
     OutputOption,
+    ask,
     check_output,
     check_text,
     duration,
-    ending,
     fail,
     print_json,
-    submitted,
 )
 from lmkv.cli.prompts import (
     KeysOption,
@@ -219,8 +219,7 @@ def _run(operation: str, asked: Asked, **more: Any) -> None:
     message = Submit(1, operation, asked_by=_asker(), **asked.fields, **more)
     frames = [asked.keys] if asked.keys else []
     check_size(asked.controller, asked.option, message, *frames)
-    with ending():
-        job = submitted(asked.controller, message, JobInfo, *frames).job
+    job = ask(asked.controller, message, JobInfo, *frames, deadline=JOB_DEADLINE).job
     end(follow(asked.controller, job) if asked.wait else job, asked.output)
 
 

@@ -15,7 +15,7 @@ from lmkv.core.text import token_ids
 TextArgument = Annotated[
     str,
     typer.Argument(
-        metavar="[TEXT]",
+        metavar="TEXT",
         help="A prompt: text, or @FILE, where @- is stdin.",
         show_default=False,
     ),

@@ -30,6 +30,7 @@ RIGHT = ">"  # before a column's name: numbers
 GAP = 2  # between columns
 # Columns that a narrow terminal can do without, the least first.
 SPARE = (
+    "first key",
     "model",
     "address",
     ">ranks",
@@ -40,7 +41,20 @@ SPARE = (
     ">heartbeat",
     ">pool",
     ">chunks",
+    ">rate",
+    "asked by",
+    ">size",
+    ">left",
+    ">moved",
+    ">age",
+    ">matched",
+    ">hits",
+    ">copies",
+    "where",
 )
+FOLDED = ("holders", "causes", "reason")  # may take several lines, of so many characters at least:
+FOLD = 24
+UNFOLDED = 34  # characters: ids and keys are copied, and names are no longer, as a rule
 OPEN = tuple(state for state in STATES if state not in ENDED)  # of jobs
 INSTANCE_COLUMNS = (
     "instance", "state", "model", ">ranks", ">chunks", ">pool", ">load", ">heartbeat",
@@ -61,20 +75,26 @@ def console() -> Console:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], room: int = PIPE_WIDTH) -> Table:
-    """Where `room` is too narrow, those of SPARE are left out until the rest has its place."""
+    """Where `room` is too narrow, those of SPARE are left out until the rest has its place; what
+    then is still too wide takes several lines."""
     made = Table(box=None, pad_edge=False)
     cells = [list(row) for row in rows]
     widths = {
         name: max([len(name.lstrip(RIGHT)), *(len(row[i]) for row in cells)])
         for i, name in enumerate(columns)
     }
+    wanted = {name: min(width, FOLD) if name in FOLDED else width for name, width in widths.items()}
     shown = list(columns)
     for name in SPARE:
-        if sum(widths[each] + GAP for each in shown) - GAP > room and name in shown:
+        if sum(wanted[each] + GAP for each in shown) - GAP > room and name in shown:
             shown.remove(name)
     for name in shown:
-        right = name.startswith(RIGHT)
-        made.add_column(name.lstrip(RIGHT), justify="right" if right else "left", overflow="fold")
+        made.add_column(
+            name.lstrip(RIGHT),
+            justify="right" if name.startswith(RIGHT) else "left",
+            overflow="fold",
+            no_wrap=name not in FOLDED and widths[name] <= UNFOLDED,
+        )
     for row in cells:
         made.add_row(*(cell for name, cell in zip(columns, row) if name in shown))
     return made
@@ -174,7 +194,7 @@ def instance_page(instance: InstanceState) -> None:
         "load": f"{instance.load:.2f}",
         "chunks": f"{instance.keys:,}",
         "pool": _pool(instance.pool_granules),
-        "retired at": f"{span(instance.retired_age)} old" if instance.retired_age else "-",
+        "retired at": _retired(instance.retired_age),
         "pulled": f"{size(instance.bytes_in)} in, {size(instance.bytes_out)} out, in 5 min",
     }
     for name, value in facts.items():
@@ -187,6 +207,11 @@ def _differs(instance: InstanceState) -> str:
     if not instance.differs:
         return "-"
     return f"{instance.differs} is not that of {instance.differs_from}: they do not share"
+
+
+def _retired(age: float) -> str:
+    """`age` is the upper bound of the median's bucket."""
+    return f"half of the slots at most {span(age)} old" if age else "-"
 
 
 def _pool(granules: Mapping[str, int]) -> str:

@@ -32,7 +32,7 @@ DEADLINE = 3.0  # seconds that an instance may take
 
 def why(
     request: Annotated[
-        str, typer.Argument(metavar="[REQUEST]", help="A part of its id.", show_default=False)
+        str, typer.Argument(metavar="REQUEST", help="A part of its id.", show_default=False)
     ] = "",
     last: Annotated[
         int, typer.Option(metavar="N", min=1, max=MOST, help="So many, the newest first.")
@@ -60,8 +60,10 @@ def why(
 
         entries: list[dict[str, Any]] = [{"instance": n, **_fields(plain(e), e)} for n, e in found]
         print_json(entries)
-        return
-    _table(found)
+    elif found:
+        _table(found)
+    else:
+        typer.echo("no request has ended yet", err=True)
 
 
 def _fields(fields: dict[str, Any], entry: WhyEntry) -> dict[str, Any]:
@@ -81,6 +83,8 @@ def _of_all(controller: str, arguments: dict[str, str]) -> list[tuple[str, WhyEn
     from lmkv.core.messages import WhyResult
 
     live = live_instances(controller)
+    if not live:
+        typer.echo("no live instances", err=True)
     if len(live) > ASKED:
         typer.echo(f"of {len(live)} instances {ASKED} are asked: name one by --instance", err=True)
     found: list[tuple[str, WhyEntry]] = []
@@ -98,9 +102,6 @@ def _of_all(controller: str, arguments: dict[str, str]) -> list[tuple[str, WhyEn
 def _table(found: list[tuple[str, WhyEntry]]) -> None:
     from lmkv.cli.tables import console, span, table
 
-    if not found:
-        typer.echo("no request has ended yet", err=True)
-        return
     rows = [
         [
             f"{span(entry.age)} ago",

@@ -4,8 +4,10 @@ A command goes on under a number of its own on the connection that the instance 
 asked hears exactly one answer: `then(answer, frames)` says what must be sent. That is the
 instance's (`Done`, `Refused`, `Unsupported`), or a `Refused` of this controller:
 `unknown_instance`, `unavailable` (suspect, dead, or gone since), `busy`, `too_large`, `timeout`.
-Nothing of a command is kept but who asked and until when; an answer that nobody waits for is
-refused (`unasked`). What the controller does itself, alone or first, is a `Work`.
+A command is kept until it is answered, and goes on once more where its instance, in the same life,
+has registered over another connection meanwhile: what was sent over the old one may be lost, and
+a repetition is harmless. An answer that nobody waits for is refused (`unasked`). What the
+controller does itself, alone or first, is a `Work`.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from lmkv.core.messages import (
 AT_ONCE = 256  # commands that are not answered
 EACH = 16  # of one instance
 DEADLINE, LONGEST = 30.0, 600.0  # seconds: where none is given, and at most
+KEPT_BYTES = 64 << 20  # of all frames of commands; what is beyond them is sent once only
 
 WORKS: dict[str, type[Work]] = {"sync": Sync, "verify": Verify}
 
@@ -48,6 +51,8 @@ class Asked:
     until: float
     then: Then
     work: Work | None = None
+    sent: tuple[Command, list[bytes]] | None = None  # over `connection`
+    connection: bytes = b""
 
 
 class Commands:
@@ -91,9 +96,12 @@ class Commands:
 
     def _pass_on(self, number: int, command: Command, frames: list[bytes]) -> list[Out]:
         asked = self._asked[number]
+        asked.connection, asked.sent = asked.instance.connection, None
+        if sum(map(_size, self._asked.values())) + sum(map(len, frames)) <= KEPT_BYTES:
+            asked.sent = command, frames
         left = max(0.0, asked.until - self._registry.clock())
         sent = msgspec.structs.replace(command, request=number, deadline=left)
-        return [(asked.instance.connection, sent, tuple(frames))]
+        return [(asked.connection, sent, tuple(frames))]
 
     def _unfit(self, command: Command) -> Refused | None:
         name = command.instance
@@ -137,7 +145,10 @@ class Commands:
         now, out = self._registry.clock(), []
         for number, asked in list(self._asked.items()):
             name, refused = asked.instance.name, None
-            if self._registry.instances.get(name) is not asked.instance:
+            there = self._registry.instances.get(name)
+            if there is not None and there.epoch == asked.instance.epoch and asked.work is None:
+                asked.instance = there  # which had been dead to this controller, perhaps
+            if there is not asked.instance:
                 text = f"instance {name!r} left before it answered {asked.operation}"
                 refused = Refused("unavailable", text, "instance")
             elif asked.instance.state == "dead":
@@ -148,6 +159,8 @@ class Commands:
                 refused = Refused("timeout", text + f"in {asked.deadline:g} s", "instance")
             if refused is not None:
                 out += self._end(number, refused, [])
+            elif asked.sent is not None and asked.connection != asked.instance.connection:
+                out += self._pass_on(number, *asked.sent)
             elif asked.work is not None:
                 out += self._go_on(number, asked.work)
         return out
@@ -163,6 +176,10 @@ class Commands:
         if asked.work is not None:
             answer = asked.work.end(answer)
         return asked.then(answer, frames)
+
+
+def _size(asked: Asked) -> int:
+    return sum(map(len, asked.sent[1])) if asked.sent is not None else 0
 
 
 def relay(connection: bytes, request: int) -> Then:

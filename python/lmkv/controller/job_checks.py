@@ -117,8 +117,8 @@ def targets(registry: Registry, message: Submit, keys: bytes) -> list[Instance] 
     if holders and (source is None or source in holders):
         return [named] if named is not None else holders
     if registry.state == "warming":
-        if named is not None:
-            return [named]  # it knows itself what it has
+        if named is not None and (message.source or message.operation not in PULLS):
+            return [named]  # it, or its source, knows itself what it has
         text = "who holds it is not known here yet: this controller is warming"
         return Refused("warming", text, request=message.request)
     who = "no instance" if not holders else f"source: instance {message.source!r}"

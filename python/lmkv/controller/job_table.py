@@ -2,17 +2,19 @@
 
 Nothing here is kept that is not told again: a job is its parts, one of each instance, and a
 controller that has just begun hears of them all. `add` puts in what this controller has sent and
-not been told of yet. tick() ends the parts of instances that are gone, so that no job waits for
-them. Bounded: of more than `KEPT` jobs those that ended first are forgotten. No sockets; the clock
-is given.
+not been told of yet. tick() ends the parts of instances that are gone, or tell no more of them, so
+that no job waits for them. Bounded: of more than `KEPT` jobs those that began first, and have
+ended, are forgotten. No sockets; the clock is given.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import nlargest
+from itertools import chain, islice
 
 from msgspec.structs import replace
 
@@ -21,6 +23,9 @@ from lmkv.controller.instance import Instance
 from lmkv.core.clock import Clock
 from lmkv.core.messages import (
     ENDED,
+    MOVING,
+    OPEN,
+    OPERATIONS,
     STATES,
     Jobs,
     JobsInfo,
@@ -33,38 +38,95 @@ from lmkv.core.text import printable
 KEPT = 1024  # jobs
 PARTS = 1 << 16  # of all of them
 LISTED = 16  # parts of each job of a page, those that failed first
+SHOWN = ("failed", "running", "queued", "cancelled", "done")  # whose parts come first
+SUMMED = ("chunks", "chunks_total", "bytes", "bytes_total")
+MOST = (1 << 64) - 1  # of a number that is told
 PAGE = 250
-UNHEARD = 10.0  # seconds after which a part that nobody tells of has failed
+UNHEARD = 10.0  # seconds after which a part that nobody tells of has failed,
+SILENT = 60.0  # and one of which its instance, which is there, tells no more: it tells each 20 s
+LOOK_EVERY = 5.0  # seconds between two looks at those
+STILL = 5.0  # between two ticks: this process was stopped, and nobody could be heard
 REASON, WORD, WORDS = 512, 64, 16  # characters of a reason and of a word; kinds of skipped chunks
 
 
 @dataclass
 class Told:
     """A part, of which life of its instance, and when that was so. `heard`: the instance said it
-    itself."""
+    itself; `lost`: until it seemed to be gone."""
 
     part: Part
     epoch: int
     at: float
     heard: bool
+    lost: bool = False
+
+    def outruns(self, epoch: int, part: Part) -> bool:
+        """Whether this was said after that, which has only been longer on its way."""
+        same = self.heard and not self.lost and self.epoch == epoch
+        return same and _progress(self.part) > _progress(part)
 
 
 @dataclass
 class Record:
+    """A job: its parts, and what is asked of them all, added up as they come: there may be many."""
+
     id: str
     operation: str
     began: float
     state: str = STATES[0]
     parts: dict[str, Told] = field(default_factory=dict)  # by instance
+    by_state: dict[str, dict[str, Told]] = field(default_factory=lambda: {s: {} for s in STATES})
+    sums: Counter[str] = field(default_factory=Counter)  # of all parts, by `SUMMED`
+    skipped: Counter[str] = field(default_factory=Counter)
+    source: str = ""
+    asked_by: str = ""
+    attempt: int = 1
+    sent: int = 0  # instances that it was sent to, as the parts say
     at: float = 0.0  # when anything was heard of it
+    ended: float = 0.0  # when the last part did
+    rate: float = 0.0  # bytes a second, once it has ended
 
     @property
     def instances(self) -> int:
-        return max([len(self.parts), *(told.part.parts for told in self.parts.values())])
+        return max(len(self.parts), self.sent)
 
     @property
     def order(self) -> tuple[float, str]:
         return self.began, self.id
+
+    def keep(self, told: Told) -> None:
+        """So a part stands from now on."""
+        part, name = told.part, told.part.instance
+        old = self.parts.get(name)
+        if old is not None:
+            del self.by_state[old.part.state][name]
+            self._add(old.part, -1)
+        self.parts[name] = self.by_state[part.state][name] = told
+        self._add(part, 1)
+        self.sent, self.attempt = max(self.sent, part.parts), max(self.attempt, part.attempt)
+        self.source, self.asked_by = self.source or part.source, self.asked_by or part.asked_by
+        if part.state in ENDED:
+            self.ended = max(self.ended, told.at - part.ended_age)
+        self.at = told.at
+
+    def _add(self, part: Part, sign: int) -> None:
+        for word in SUMMED:
+            self.sums[word] += sign * getattr(part, word)
+        for word, chunks in part.skipped.items():
+            self.skipped[word] += sign * chunks
+
+    def first(self, states: Iterable[str], most: int) -> Iterator[Told]:
+        """So many of the parts in these states, state by state."""
+        return islice(chain.from_iterable(self.by_state[state].values() for state in states), most)
+
+
+@dataclass
+class _Waits:
+    """An instance's parts that have not ended, and the life of it in which they were there; 0: some
+    are of another one."""
+
+    epoch: int
+    records: dict[str, Record] = field(default_factory=dict)  # by id
 
 
 class JobTable:
@@ -73,7 +135,10 @@ class JobTable:
         self._clock = clock
         self._jobs: dict[str, Record] = {}
         self._open: dict[str, Record] = {}  # those that have not ended
+        self._ended: list[tuple[float, str]] = []  # the others, in their order
+        self._waits: dict[str, _Waits] = {}  # by instance
         self._parts = 0  # of all jobs
+        self._ticked = self._hears_since = self._looked = clock()
         self.ended: Counter[str] = Counter()  # that ended here, by state
         self.bytes: Counter[str] = Counter()  # by operation
 
@@ -125,41 +190,74 @@ class JobTable:
             record = Record(part.id, part.operation, now - part.age)
             self._jobs[part.id] = self._open[part.id] = record
         old = record.parts.get(part.instance)
+        if old is not None and heard and old.outruns(epoch, part):
+            return
         if old is None:
             if not self._room(parts=1, but=record):
                 return
             self._parts += 1
-        elif old.part.attempt == part.attempt:
-            self.bytes[part.operation] += max(0, part.bytes - old.part.bytes)
-        record.parts[part.instance] = Told(part, epoch, now, heard)
-        record.at = now
+        else:
+            before = old.part.bytes if old.part.attempt == part.attempt else 0
+            self._moved(part.operation, part.bytes - before)
+        self._keep(record, Told(part, epoch, now, heard))
         self._judge(record, silent=first and part.state in ENDED)
+
+    def _moved(self, operation: str, more: int) -> None:
+        if operation in OPERATIONS and more > 0:
+            self.bytes[operation] = min(self.bytes[operation] + more, MOST)
+
+    def _keep(self, record: Record, told: Told) -> None:
+        record.keep(told)
+        name = told.part.instance
+        if told.part.state in OPEN:
+            waits = self._waits.setdefault(name, _Waits(told.epoch))
+            waits.records[record.id] = record
+            waits.epoch = waits.epoch if waits.epoch == told.epoch else 0
+        else:
+            self._waits_no_more(record, name)
+
+    def _waits_no_more(self, record: Record, name: str) -> None:
+        if name in self._waits:
+            records = self._waits[name].records
+            records.pop(record.id, None)
+            if not records:
+                del self._waits[name]
 
     def _room(self, jobs: int = 0, parts: int = 0, but: Record | None = None) -> bool:
         """For so many more, at the price of those that began first of the ones that have ended."""
         while len(self._jobs) + jobs > KEPT or self._parts + parts > PARTS:
-            ended = [
-                record
-                for name, record in self._jobs.items()
-                if name not in self._open and record is not but
-            ]
-            if not ended:
+            ended = (name for _, name in self._ended if but is None or name != but.id)
+            oldest = next(ended, None)
+            if oldest is None:
                 return False
-            self._forget(min(ended, key=lambda record: record.order))
+            self._forget(self._jobs[oldest])
         return True
 
     def _forget(self, record: Record) -> None:
         del self._jobs[record.id]
-        self._open.pop(record.id, None)
+        self._opened(record)
+        del self._open[record.id]
         self._parts -= len(record.parts)
+        for name in record.parts:
+            self._waits_no_more(record, name)
+
+    def _opened(self, record: Record) -> None:
+        if record.id not in self._open:
+            del self._ended[bisect_left(self._ended, record.order)]
+            self._open[record.id] = record
+
+    def _closed(self, record: Record) -> None:
+        if self._open.pop(record.id, None) is not None:
+            insort(self._ended, record.order)
+            record.rate = _rate(record.parts.values(), self._clock())
 
     def _judge(self, record: Record, silent: bool = False) -> None:
         """Its state now; a change is an event, but not of one that had ended before we heard."""
         state = _state(record, self._clock())
         if state in ENDED:
-            self._open.pop(record.id, None)
+            self._closed(record)
         else:
-            self._open[record.id] = record
+            self._opened(record)
         if state == record.state:
             return
         record.state = state
@@ -176,10 +274,20 @@ class JobTable:
     # ------------------------------------------------------------ who is gone
 
     def tick(self, instances: Mapping[str, Instance]) -> None:
+        now = self._clock()
+        if now - self._ticked > STILL:
+            self._hears_since = now
+        self._ticked = now
+        all_of_them = now - self._looked > LOOK_EVERY
+        self._looked = now if all_of_them else self._looked
+        for name, waits in list(self._waits.items()):
+            instance = instances.get(name)
+            epoch = 0 if instance is None or instance.state == "dead" else instance.epoch
+            if all_of_them or not epoch or epoch != waits.epoch:
+                for record in list(waits.records.values()):
+                    self._look(record, record.parts[name], instance)
+                waits.epoch = epoch
         for record in list(self._open.values()):
-            for name, told in list(record.parts.items()):
-                if told.part.state not in ENDED:
-                    self._look(record, told, instances.get(name))
             self._judge(record)
 
     def _look(self, record: Record, told: Told, instance: Instance | None) -> None:
@@ -190,45 +298,44 @@ class JobTable:
             why = f"instance {name!r} was started anew, and does not remember it"
         elif instance.state == "dead":
             why = f"instance {name!r} died before it had ended"
+        elif told.heard and self._clock() - max(told.at, self._hears_since) > SILENT:
+            why = f"instance {name!r} tells nothing more of it; what became of it is not known here"
         else:
             return
         part = replace(told.part, state="failed", code="instance_gone", reason=why)
         part.age += self._clock() - told.at
-        record.parts[name] = Told(part, told.epoch, self._clock(), told.heard)
-        record.at = self._clock()
+        self._keep(record, Told(part, told.epoch, self._clock(), told.heard, lost=True))
 
     # ------------------------------------------------------------ out
 
     def view(self, record: Record, most: int = PARTS) -> JobState:
         """The job as of now, with `most` of its parts."""
         now = self._clock()
-        parts = [_aged(told, now) for told in record.parts.values()]
+        parts = [_aged(told, now) for told in record.first(SHOWN, most)]
         parts.sort(key=lambda part: (part.state != "failed", part.state in ENDED, part.instance))
+        running = record.by_state["running"].values()
         code, reason = _reason(record)
-        skipped: Counter[str] = Counter()
-        for part in parts:
-            skipped.update(part.skipped)
         ended = record.state in ENDED
         return JobState(
             record.id,
             record.operation,
             record.state,
-            parts[:most],
+            parts,
             record.instances,
-            next((part.source for part in parts if part.source), ""),
-            _sum(part.chunks for part in parts),
-            _sum(part.chunks_total for part in parts),
-            _sum(part.bytes for part in parts),
-            _sum(part.bytes_total for part in parts),
-            dict(skipped),
-            _rate(parts),
-            0.0 if ended else _eta(parts),
+            record.source,
+            min(record.sums["chunks"], MOST),
+            min(record.sums["chunks_total"], MOST),
+            min(record.sums["bytes"], MOST),
+            min(record.sums["bytes_total"], MOST),
+            {word: min(chunks, MOST) for word, chunks in record.skipped.items() if chunks},
+            record.rate if ended else _rate(running, now),
+            0.0 if ended else _eta(running, now),
             code,
             reason,
-            next((part.asked_by for part in parts if part.asked_by), ""),
-            max(part.attempt for part in parts),
+            record.asked_by,
+            record.attempt,
             max(0.0, now - record.began),
-            min(part.ended_age for part in parts) if ended else 0.0,
+            max(0.0, now - record.ended) if ended else 0.0,
         )
 
     def page(self, question: Jobs) -> JobsInfo | Refused:
@@ -270,15 +377,24 @@ def _bounded(part: Part) -> Part:
     return replace(
         part,
         operation=printable(part.operation[:WORD]),
-        skipped=dict(list(part.skipped.items())[:WORDS]),
+        source=printable(part.source),
+        skipped={printable(w[:WORD]): n for w, n in islice(part.skipped.items(), WORDS)},
         code=printable(part.code[:WORD]),
         reason=printable(part.reason[:REASON]),
+        asked_by=printable(part.asked_by),
+        owner=printable(part.owner),
         command=part.command[:WORD],
     )
 
 
+def _progress(part: Part) -> tuple[int, int, int]:
+    """It only grows, whatever a part tells."""
+    state = min(STATES.index(part.state), len(OPEN))  # an end is an end
+    return part.attempt, state, part.chunks
+
+
 def _state(record: Record, now: float) -> str:
-    states = {told.part.state for told in record.parts.values()}
+    states = {state for state, parts in record.by_state.items() if parts}
     missing = len(record.parts) < record.instances
     if states == {"queued"}:
         return "queued"
@@ -291,11 +407,10 @@ def _state(record: Record, now: float) -> str:
 
 def _reason(record: Record) -> tuple[str, str]:
     """Code and sentence of a job that failed, of the first part that did."""
-    failed = [told.part for told in record.parts.values() if told.part.state == "failed"]
-    several = record.instances > 1
-    for part in failed:
-        text = f"{part.instance}: {part.reason}" if several else part.reason
-        more = len(failed) - 1
+    failed = record.by_state["failed"]
+    for told in failed.values():
+        part, more = told.part, len(failed) - 1
+        text = f"{part.instance}: {part.reason}" if record.instances > 1 else part.reason
         return part.code, text + (f" (and {more} more)" if more else "")
     if record.state == "failed":
         missing = record.instances - len(record.parts)
@@ -309,29 +424,31 @@ def _aged(told: Told, now: float) -> Part:
     return replace(
         part,
         age=part.age + more,
-        seconds=part.seconds + (more if part.state == "running" else 0.0),
+        seconds=_ran(told, now),
         ended_age=part.ended_age + more if part.state in ENDED else 0.0,
     )
 
 
-def _rate(parts: Iterable[Part]) -> float:
-    """Bytes a second, of all parts while they ran."""
-    return sum(part.bytes / part.seconds for part in parts if part.seconds > 0)
+def _ran(told: Told, now: float) -> float:
+    """Seconds that it has run by now."""
+    more = max(0.0, now - told.at) if told.part.state == "running" else 0.0
+    return told.part.seconds + more
 
 
-def _eta(parts: Iterable[Part]) -> float:
-    """Seconds until the last part that runs has ended, if it goes on as so far; 0: not known."""
+def _rate(parts: Iterable[Told], now: float) -> float:
+    """Bytes a second, of all these while they ran; 0 where none are moved."""
+    moving = (told for told in parts if told.part.operation in MOVING)
+    return sum(told.part.bytes / ran for told in moving if (ran := _ran(told, now)) > 0)
+
+
+def _eta(running: Iterable[Told], now: float) -> float:
+    """Seconds until the last of these has ended, if it goes on as so far; 0: not known."""
     found = [0.0]
-    for part in parts:
-        if part.state != "running":
-            continue
+    for told in running:
+        part = told.part
         done, whole = part.bytes, part.bytes_total
         if not whole:
             done, whole = part.chunks, part.chunks_total
         if done and whole > done:
-            found.append(part.seconds * (whole - done) / done)
+            found.append(_ran(told, now) * (whole - done) / done)
     return min(max(found), 1e9)
-
-
-def _sum(numbers: Iterable[int]) -> int:
-    return min(sum(numbers), (1 << 64) - 1)

@@ -52,13 +52,13 @@ Say = Callable[[Message], "list[Out]"]
 
 @dataclass(eq=False)
 class _Sending:
-    """One command to several instances, a few at a time; `end` hears what they refused."""
+    """One command of a job to several instances, a few at a time; `end` hears what they refused."""
 
+    job: str
     command: Command
     frames: list[bytes]
     targets: deque[Instance]
     fresh_ids: bool  # each its own, or it would be answered as before
-    taken: Callable[[Instance, Part], None]
     refused: Callable[[Instance, Refused], None]
     end: Callable[[list[Refused]], list[Out]]
     wrong: list[Refused] = field(default_factory=list)
@@ -170,9 +170,6 @@ class JobDesk:
         for instance in targets:
             self._table.add(instance, msgspec.structs.replace(part, instance=instance.name))
 
-        def taken(instance: Instance, told: Part) -> None:
-            self._table.take(instance, told)
-
         def refused(instance: Instance, answer: Refused) -> None:
             failed = msgspec.structs.replace(
                 part, instance=instance.name, state="failed", code=answer.code,
@@ -189,7 +186,7 @@ class JobDesk:
 
         sent = Command(name, message.operation, arguments=_arguments(message, part))
         frames = [] if message.whole else [keys]
-        sending = _Sending(sent, frames, deque(targets), False, taken, refused, end)
+        sending = _Sending(name, sent, frames, deque(targets), False, refused, end)
         return self._send(sending)
 
     def _info(self, request: int, name: str) -> Message:
@@ -222,26 +219,24 @@ class JobDesk:
             text += f"{message.action} it; submit it again"
             return say(Refused("unavailable", text, "id", message.request))
 
-        def taken(instance: Instance, told: Part) -> None:
-            self._table.take(instance, told)
-
         def end(wrong: list[Refused]) -> list[Out]:
-            if len(wrong) == len(fitting):
+            if wrong and len(wrong) == len(asked):
                 return say(msgspec.structs.replace(wrong[0], request=message.request))
             return say(self._info(message.request, record.id))
 
         if message.action == "cancel":
             self._withdraw(record)
             targets = deque(each for each in targets if _open(record, each))
+        asked = list(targets)
         sent = Command("", message.action, arguments={"job": record.id})
         return self._send(
-            _Sending(sent, [], targets, True, taken, lambda instance, answer: None, end)
+            _Sending(record.id, sent, [], targets, True, lambda instance, answer: None, end)
         )
 
     def _withdraw(self, record: Record) -> None:
         """What has not been sent of it stays here."""
         for sending in self._waiting:
-            if sending.command.id == record.id:
+            if sending.job == record.id:
                 for instance in sending.targets:
                     told = record.parts[instance.name].part
                     self._table.add(instance, msgspec.structs.replace(told, state="cancelled"))
@@ -279,7 +274,7 @@ class JobDesk:
             refused = _refusal(instance, sending.command.operation, answer)
             if refused is None:
                 assert isinstance(answer, Done)
-                refused = _taken(instance, answer, sending.taken)
+                refused = self._taken(instance, answer, sending.job)
             if refused is not None:
                 sending.wrong.append(refused)
                 sending.refused(instance, refused)
@@ -294,21 +289,22 @@ class JobDesk:
 
         return answered
 
+    def _taken(self, instance: Instance, answer: Done, job: str) -> Refused | None:
+        """What is wrong with its answer."""
+        try:
+            part = msgspec.msgpack.decode(answer.result, type=Part)
+            if part.id != job:
+                raise ValueError(f"that is of job {part.id!r}, this is {job}")
+            self._table.take(instance, part)
+        except (ValueError, msgspec.MsgspecError) as error:
+            text = f"instance {instance.name!r} answered with what is no part of a job: {error}"
+            return Refused("failed", text)
+        return None
+
 
 def _open(record: Record, instance: Instance) -> bool:
     told = record.parts.get(instance.name)
     return told is not None and told.part.state not in ENDED
-
-
-def _taken(
-    instance: Instance, answer: Done, taken: Callable[[Instance, Part], None]
-) -> Refused | None:
-    try:
-        taken(instance, msgspec.msgpack.decode(answer.result, type=Part))
-    except (ValueError, msgspec.MsgspecError) as error:
-        text = f"instance {instance.name!r} answered with what is no part of a job: {error}"
-        return Refused("failed", text)
-    return None
 
 
 def _refusal(instance: Instance, operation: str, answer: Answer) -> Refused | None:

@@ -211,11 +211,9 @@ def like(registry: Registry, message: Lookup) -> Instance | Refused:
         if not live:
             return _unserved(message.model, models, message.request)
     if not live:
-        text = (
-            f"like: instance {message.like!r} is not known here"
-            if message.like
-            else ("like: no instance is registered")
-        )
+        if not message.like:
+            return Refused("unknown_instance", "no instance is registered", "", message.request)
+        text = f"like: instance {message.like!r} is not known here"
         return Refused("unknown_instance", text, "like", message.request)
     if len({instance.group for instance in live}) > 1:
         names = ", ".join(sorted(instance.name for instance in live)[:5])

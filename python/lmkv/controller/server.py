@@ -47,6 +47,7 @@ LOCATES = 256  # in a row, before a state message has its turn
 NOBLOCK, MORE, READABLE = int(zmq.NOBLOCK), int(zmq.SNDMORE), int(zmq.POLLIN)  # enums are slow
 STREAM = {Announce, Retract, SyncSlice, SyncEnd, Heartbeat}  # nearly everything that comes
 SWEPT = 1 << 14  # entries at a time, while there is nothing else to do
+LACKING = 1  # milliseconds between two looks whether the directory has memory for more
 
 
 class CannotListen(Exception):
@@ -128,12 +129,16 @@ class Server:
         poller = zmq.Poller()
         poller.register(self._query, zmq.POLLIN)
         poller.register(self._state, zmq.POLLIN)
+        directory = self.registry.placement.directory
         while not stop():
             self._answer_queries()
-            heard = self._hear_one()
+            lacking = directory.lacking  # a locate does not wait for memory, a state message does
+            heard = lacking or self._hear_one()
             self._time(heard, tick)
-            if not heard:
-                idle = self.registry.placement.directory.sweep(SWEPT)
+            if lacking:
+                self._query.poll(LACKING)
+            elif not heard:
+                idle = directory.sweep(SWEPT)
                 poller.poll(ceil(self._wait() * 1000) if idle else 0)
 
     def close(self) -> None:
@@ -180,10 +185,11 @@ class Server:
 
     def _query_answer(self, frames: list[bytes]) -> None:
         message, arrays = wire.decode(frames[1:])
-        answer: tuple[Message, tuple[bytes, ...]] = (unsupported(message), ())
         if isinstance(message, Locate):
-            answer = self.registry.locate(message, arrays)
-        reply(self._query, frames[0], answer[0], *answer[1])
+            answer, found = self.registry.locate(message, arrays)
+            reply(self._query, frames[0], answer, *found)
+        else:
+            reply(self._query, frames[0], unsupported(message))
 
     def _state_answer(self, frames: list[bytes]) -> None:
         message, arrays = wire.decode(frames[1:])

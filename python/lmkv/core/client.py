@@ -68,11 +68,14 @@ class Client:
             if not request or getattr(answer, "request", request) == request:
                 return answer, frames
 
+    def connected(self, seconds: float) -> None:
+        """Raises Unreachable when nobody is connected in time."""
+        if not self._socket.poll(ceil(seconds * 1000), zmq.POLLOUT):
+            raise Unreachable(unheard(self.address, self.keys))
+
     def send(self, message: Message, *arrays: bytes, until: Deadline | None = None) -> None:
         """Raises Unreachable when nobody is connected in time."""
-        until = until or Deadline(self.deadline)
-        if not self._socket.poll(ceil(until.left() * 1000), zmq.POLLOUT):
-            raise Unreachable(unheard(self.address, self.keys))
+        self.connected((until or Deadline(self.deadline)).left())
         self._socket.send_multipart(wire.encode(message, *arrays), zmq.NOBLOCK)
 
     def receive(self, until: Deadline | None = None) -> tuple[AnyMessage, list[bytes]]:

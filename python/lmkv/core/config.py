@@ -42,12 +42,19 @@ Word = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]{1,200}$", description=_word
 OptionalWord = Annotated[
     str, Meta(pattern=r"^[A-Za-z0-9._-]{0,200}$", description=f"empty, or {_word}")
 ]
+_plain = r"\A[^\x00-\x1f\x7f\ud800-\udfff]*\Z"
 Text = Annotated[
     str,
     Meta(
-        pattern=r"\A[^\x00-\x1f\x7f\ud800-\udfff]*\Z",
+        pattern=_plain,
         max_length=4096,
         description="a text of at most 4096 characters, none of them for control",
+    ),
+]
+PathText = Annotated[
+    str,
+    Meta(
+        pattern=_plain, max_length=4096, description="empty, or a path of at most 4096 characters"
     ),
 ]
 
@@ -61,7 +68,7 @@ class Config(msgspec.Struct, kw_only=True, frozen=True):
 
     origins: dict[str, str] = {}
     cluster: Word = "default"
-    keys: Text = ""  # folder of keys; "": connections are not authenticated
+    keys: PathText = ""  # folder of keys; "": connections are not authenticated
     insecure: Annotated[bool, Meta(description="true or false")] = False
     log: Annotated[Literal["text", "json"], Meta(description="text or json")] = "text"
 
@@ -77,7 +84,7 @@ class InstanceConfig(Config, kw_only=True, frozen=True):
     serving_url: Annotated[
         str, Meta(pattern=r"^(https?://\S+)?$", description="empty, or http://... or https://...")
     ] = ""
-    run_dir: Text = ""
+    run_dir: PathText = ""
     weights_version: Text = ""
     on_reset: Annotated[Literal["isolate", "keep"], Meta(description="isolate or keep")] = "isolate"
 
@@ -90,7 +97,7 @@ class InstanceConfig(Config, kw_only=True, frozen=True):
     ] = "host"  # cuda+host: a pool of the host, with what was used last in the GPU's memory too
     gpu_pool_gib: Annotated[
         Annotated[float, Meta(gt=0, le=65536)] | None,
-        Meta(description="GiB above 0, at most 65536"),
+        Meta(description="none, or GiB above 0, at most 65536"),
     ] = None  # of each rank's GPU, where pool_device says so
     chunk_tokens: Annotated[
         Annotated[int, Meta(ge=1, le=65536)] | None,
@@ -174,10 +181,10 @@ class ControllerConfig(Config, kw_only=True, frozen=True):
     web: Annotated[bool, Meta(description="true or false")] = True
     http_host: Text = "127.0.0.1"
     http_port: Port = 0  # 0: the one after the query port
-    http_cert: Text = ""  # PEM; with http_key HTTP is HTTPS
-    http_key: Text = ""
+    http_cert: PathText = ""  # PEM; with http_key HTTP is HTTPS
+    http_key: PathText = ""
     http_rate: Count = 1000  # requests a second of one client
-    tokens: Text = ""  # file; "": the one among `keys`, where there is one
+    tokens: PathText = ""  # file; "": the one among `keys`, where there is one
     require_salt: Annotated[bool, Meta(description="true or false")] = False
     compat: Annotated[Literal["", "lmcache"], Meta(description="empty, or lmcache")] = ""
     heartbeat: Duration = 1.0
@@ -263,13 +270,18 @@ def allowed(kind: type[Config], name: str) -> str:
     return _description(typing.get_type_hints(kind, include_extras=True)[name])
 
 
-def as_text(value: Any) -> str:
-    """A setting's value as YAML on one line; None is what lmkv decides itself."""
+def as_text(name: str, value: Any) -> str:
+    """A setting's value as YAML on one line."""
     import yaml
 
-    value = "auto" if value is None else value
+    value = _absent(name) if value is None else value
     text = yaml.safe_dump(value, default_flow_style=True, width=10_000)
     return str(text).removesuffix("...\n").strip()
+
+
+def _absent(name: str) -> str:
+    """The word for no value: what lmkv decides itself, but for what is never guessed."""
+    return "none" if name == "gpu_pool_gib" else "auto"
 
 
 def read(
@@ -342,7 +354,7 @@ def _unknown(kind: type[Config], name: str, what: str, origin: str, prefix: str 
 def _convert(kind: type[Config], name: str, value: Any, origin: str) -> Any:
     field = typing.get_type_hints(kind, include_extras=True)[name]
     optional = type(None) in typing.get_args(typing.get_args(field)[0])
-    if optional and (value is None or value == "auto"):
+    if optional and (value is None or value == _absent(name)):
         return None
     raw = value
     if name in ("controllers", "peers") and isinstance(value, str):

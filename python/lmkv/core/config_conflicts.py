@@ -39,8 +39,9 @@ def _pools(config: InstanceConfig) -> Iterator[str]:
     on_gpu = device != "host"
     if on_gpu == (config.gpu_pool_gib is None):
         yield (
-            f"gpu_pool_gib = {config.gpu_pool_gib!r} ({config.origins['gpu_pool_gib']}): allowed "
-            f"is {'a size in GiB' if on_gpu else 'none'} with pool_device = {device} ({origin})"
+            f"gpu_pool_gib = {config.gpu_pool_gib or 'none'} ({config.origins['gpu_pool_gib']}): "
+            f"allowed is {'a size in GiB' if on_gpu else 'none'} with pool_device = {device} "
+            f"({origin})"
         )
     if device == "cuda" and config.pool_gib is not None:
         yield (

@@ -1,8 +1,9 @@
-"""What the system lets a process have."""
+"""Descriptors: how many the system lets a process have, and whether one has something to read."""
 
 from __future__ import annotations
 
 import resource
+import select
 
 
 def allow_descriptors(wanted: int) -> int:
@@ -19,3 +20,11 @@ def allow_descriptors(wanted: int) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         return hard
     return wanted
+
+
+def readable(descriptor: int, seconds: float) -> bool:
+    """Whether there is something to read, or its other end is closed, within so many seconds. Any
+    descriptor will do: `select` has no room for those above 1,023."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(max(0.0, seconds) * 1000))

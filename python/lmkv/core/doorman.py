@@ -6,13 +6,14 @@ where it is silent nobody gets in. One thread, which waits for questions only.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 
 import zmq
 from zmq.utils import z85
+
+from lmkv.core.waker import Waker
 
 ADDRESS = "inproc://zeromq.zap.01"
 VERSION = b"1.0"
@@ -36,23 +37,20 @@ class Doorman:
         self._socket = context.socket(zmq.REP)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(ADDRESS)
-        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._waker = Waker()
         self._thread = threading.Thread(target=self._run, name="lmkv-doorman", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Before the context."""
-        with suppress(OSError):
-            os.write(self._wake_write, b"1")
+        self._waker.wake()
         self._thread.join()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
 
     def _run(self) -> None:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._wake_read, zmq.POLLIN)
-        while self._wake_read not in dict(poller.poll()):
+        poller.register(self._waker.fd, zmq.POLLIN)
+        while self._waker.fd not in dict(poller.poll()):
             with suppress(zmq.ZMQError):
                 frames = self._socket.recv_multipart(zmq.NOBLOCK)
                 self._socket.send_multipart(self._answer(frames), zmq.NOBLOCK)

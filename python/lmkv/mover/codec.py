@@ -19,6 +19,7 @@ from lmkv import _native
 from lmkv.core import geometry, wire, zstd
 from lmkv.core.geometry import GRANULES_A_SLOT
 from lmkv.core.messages import Compress, Compressed, Message, PullResult, Rewrite, Rewritten
+from lmkv.core.waker import Waker
 
 KEY, PLACE, COUNTER = wire.KEY_BYTES, wire.PLACE_BYTES, wire.COUNTER_BYTES
 WAITING = 16  # questions
@@ -43,7 +44,8 @@ class Codec:
         self._asked: queue.Queue[tuple[bytes, Message, list[bytes], int]] = queue.Queue(WAITING)
         self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="lmkv-codec", daemon=True)
-        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._waker = Waker()
+        self.fd = self._waker.fd
 
     def ask(
         self, identity: bytes, message: Compress | Rewrite, frames: list[bytes], epoch: int
@@ -63,8 +65,7 @@ class Codec:
             self._thread.start()
 
     def answers(self) -> Iterator[Answer]:
-        with suppress(BlockingIOError):
-            os.eventfd_read(self.fd)
+        self._waker.clear()
         while not self._answers.empty():
             yield self._answers.get()
 
@@ -79,7 +80,7 @@ class Codec:
             else:
                 answer = self._rewrite(message, frames, epoch)
             self._answers.put((identity, answer))
-            os.eventfd_write(self.fd, 1)
+            self._waker.wake()
 
     def _compress(self, message: Message, frames: list[bytes], epoch: int) -> list[bytes]:
         assert isinstance(message, Compress)

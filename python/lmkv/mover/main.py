@@ -72,7 +72,7 @@ class Mover:
         with contextlib.suppress(zstd.ZstdError):  # compressed slots are incompatible then
             self._versions["zstd"] = zstd.load()
         self._known: list[bytes] = []  # routing ids of agents, the latest last
-        self._peers = Peers(config.rank, config.layouts, config.granule_bytes, config.tier)
+        self._peers = Peers(config.rank, config.layouts, config.granule_bytes)
         self._poller = zmq.Poller()
         self._opening: Opening | None = None  # of a pool in a GPU's memory
         self._pool_address = 0  # there, once it is opened

@@ -28,11 +28,8 @@ class Refusal:
 class Peers:
     """Pure state: our layouts, and which lives the engine has been told of."""
 
-    def __init__(
-        self, rank: int, layouts: Iterable[str], granule_bytes: int, tier: int = HOST
-    ) -> None:
-        """`layouts` are our rank's, by cache group; `tier` our pool's."""
-        self._tier = tier
+    def __init__(self, rank: int, layouts: Iterable[str], granule_bytes: int) -> None:
+        """`layouts` are our rank's, by cache group."""
         self._rank = rank
         self._texts = {geometry.fingerprint(text): text for text in layouts}
         self._slots = {n: geometry.slot_layout(text) for n, text in self._texts.items()}
@@ -55,9 +52,6 @@ class Peers:
             found = self._parts(pull, peers)
         except ValueError as error:
             return Refusal(PullResult.INCOMPATIBLE, str(error), lie=True)
-        if found and self._tier == DEVICE:
-            why = "the peer's ranks have other heads than ours, whose slots are in a GPU's memory"
-            return Refusal(PullResult.INCOMPATIBLE, why)
         least = [part.theirs.granule_bytes for part in found] or [self._granule_bytes]
         for size, asked in zip((peer.info.granule_bytes for peer in peers), least):
             if size < asked or (not found and size != asked):

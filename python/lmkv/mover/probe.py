@@ -12,13 +12,13 @@ import ctypes
 import json
 import os
 import re
-import select
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 
 from lmkv import _native
+from lmkv.core.descriptors import readable
 from lmkv.mover import transport
 
 BYTES = 4 << 20  # of the READ: enough for UCX to take the way of a slot's
@@ -76,11 +76,7 @@ def _held(fd: int) -> tuple[bytes, int]:
     end, text = time.monotonic() + DEADLINE, b""
     while not (found := re.search(rb"^held ([0-9a-f]+) ([0-9]+)\n", text, re.MULTILINE)):
         left = end - time.monotonic()
-        if (
-            left <= 0
-            or not select.select([fd], [], [], left)[0]
-            or not (more := os.read(fd, 65536))
-        ):
+        if left <= 0 or not readable(fd, left) or not (more := os.read(fd, 65536)):
             raise transport.NixlError(
                 "NIXL's self-test: the process that is read from did not start"
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from lmkv.core.client import Client, Unreachable
+from lmkv.core.descriptors import readable
 from lmkv.core.keyfiles import ClientKeys
 from lmkv.core.messages import Status, StatusInfo
 
@@ -44,7 +44,7 @@ class ControllerProcess:
 
     def _line(self) -> str:
         assert self._process.stderr is not None
-        ready, _, _ = select.select([self._process.stderr], [], [], STARTED)
+        ready = readable(self._process.stderr.fileno(), STARTED)
         return self._process.stderr.readline() if ready else ""
 
     def end(self) -> None:

@@ -59,7 +59,7 @@ def build(
         app.include_router(dashboard.missing())
     app.add_middleware(BodyLimit)
     app.add_middleware(Gate, known=tokens, buckets=buckets)  # the last one is the first
-    app.include_router(_health(view, controller_pid))
+    app.include_router(_health(view, hub, controller_pid))
     app.include_router(login.routes(tokens))
     app.include_router(operations.routes(view))  # its paths end those of instances
     app.include_router(rest.routes(view, hub))
@@ -79,17 +79,21 @@ def build(
     return app
 
 
-def _health(view: ClusterView, controller_pid: int) -> APIRouter:
+def _health(view: ClusterView, hub: Hub, controller_pid: int) -> APIRouter:
     silent: rest.Errors = {503: rest.ERRORS[503]}
     router = APIRouter(responses=silent)
 
+    @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz", summary="Whether the controller answers")
     async def healthz() -> models.Health:
         await view.status(HEALTH_DEADLINE)
         return models.Health(status="ok")
 
-    @router.get("/readyz", summary="Whether it knows who holds what: not while warming")
+    @router.head("/readyz", include_in_schema=False)
+    @router.get("/readyz", summary="Whether it knows who holds what: not while warming or ending")
     async def readyz() -> models.Health:
+        if hub.closed:
+            raise Problem(503, "draining", "the controller, or its web process, is ending")
         info = await view.status(HEALTH_DEADLINE)
         if info.state != "ready":
             raise Problem(503, info.state, f"the controller is {info.state}")

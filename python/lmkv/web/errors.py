@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Any
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request
@@ -36,6 +37,7 @@ STATUSES = {
     "timeout": 504,
 }
 RETRY = {"Retry-After": "1"}
+VALUE = 64  # characters of a value that is repeated
 
 
 class Problem(Exception):
@@ -59,6 +61,13 @@ def body(
     return JSONResponse(content, status, headers=dict(headers or {}))
 
 
+def sentence(field: str, error: Mapping[str, Any]) -> str:
+    """What pydantic says of a field, with its value where that is plain and short."""
+    value = error["input"]
+    plain = isinstance(value, (str, int, float)) and len(repr(value)) <= VALUE
+    return f"{field} = {value!r}: {error['msg']}" if plain else f"{field}: {error['msg']}"
+
+
 def install(app: FastAPI) -> None:
     """Let every error of `app` have the one form."""
 
@@ -80,7 +89,7 @@ def install(app: FastAPI) -> None:
         field = ".".join(place)[:256]
         if not place:
             return body(400, "json", "body: allowed is an object, as content-type application/json")
-        return body(400, "field", f"{field}: {first['msg']}", field)
+        return body(400, "field", sentence(field, first), field)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:

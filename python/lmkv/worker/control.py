@@ -28,6 +28,7 @@ from lmkv.core.messages import (
     WorkerState,
 )
 from lmkv.core.rank_sockets import Place, RankSocket
+from lmkv.core.waker import Waker
 from lmkv.worker.copies import Once
 
 TICK_MS, RETRY_MS = 1000, 100
@@ -75,7 +76,7 @@ class Control:
         context = self._own_context or zmq.Context.instance()
         self._bound = RankSocket(context, path, where, OPTIONS)
         self._socket, self.address = self._bound.socket, self._bound.address
-        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._waker = Waker()
         self._thread = threading.Thread(target=self._run, name="lmkv-control", daemon=True)
 
     def start(self) -> None:
@@ -93,8 +94,7 @@ class Control:
 
     def wake(self) -> None:
         """There is something to send, or the state has changed."""
-        with contextlib.suppress(BlockingIOError):  # full: it is awake
-            os.write(self._wake_write, b"1")
+        self._waker.wake()
 
     def stop(self, deadline: float) -> bool:
         self._stopping = True
@@ -112,12 +112,11 @@ class Control:
     def _run(self) -> None:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._wake_read, zmq.POLLIN)
+        poller.register(self._waker.fd, zmq.POLLIN)
         sent = True
         while not self._stopping:
             poller.poll(TICK_MS if sent else RETRY_MS)
-            with contextlib.suppress(BlockingIOError):
-                os.read(self._wake_read, 4096)
+            self._waker.clear()
             sent = self._turn()
         self._close()
 

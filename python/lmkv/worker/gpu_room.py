@@ -12,11 +12,15 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Callable, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmkv import _native
+from lmkv.core.descriptors import readable
 from lmkv.core.pool_size import GIB, DoesNotFit
+from lmkv.worker.visible import one_gpu
 
 if TYPE_CHECKING:
     from lmkv.worker.page_layout import PageLayout
@@ -26,7 +30,10 @@ log = logging.getLogger("lmkv.worker")
 LIBRARY = "libcuda.so.1"
 MULTIPLE = 2 << 20  # bytes: less might share an IPC handle with other memory
 PROBE_BYTES = 16
-MOVER_BYTES = 512 << 20  # what a mover's own context takes; no card has been asked yet
+CONTEXT_BYTES = 512 << 20  # what a mover takes where that cannot be measured; a guess
+CONTEXTS = range(1 << 20, 4 << 30)  # bytes that a measured one may have: others use the card too
+CONTEXT_DEADLINE = 20.0
+CONTEXT = [sys.executable, "-m", "lmkv.mover.gpu_context"]
 STARTUP_PLAN = "VLLM_ENABLE_STARTUP_PLAN"
 SCOPE = (
     "pool_device: instances of this host open the pool in the GPU's memory; it is pulled from and"
@@ -36,17 +43,17 @@ SCOPE = (
 _rooms: dict[int, _native.GpuMemory | str] = {}  # by the GPU's number; or why there is none
 
 
-def sized_around(
-    worker: Any, gib: float, determine: Callable[[], int], mover_bytes: int = 0
-) -> int:
-    """`determine` is vLLM's `determine_available_memory` of this worker; `mover_bytes` are left out
-    of it. Where nothing is left for vLLM's KV, the memory is given back, and vLLM gets all."""
+def sized_around(worker: Any, gib: float, determine: Callable[[], int], mover: bool = False) -> int:
+    """`determine` is vLLM's `determine_available_memory` of this worker; what a `mover` takes is
+    left out of it. Where nothing is left for vLLM's KV, the memory is given back, and vLLM gets
+    all."""
     if worker.device.type != "cuda":
         return determine()
     ordinal = worker.device.index or 0
     _rooms.pop(ordinal, None)  # of an engine that came to nothing
     try:
         _refuse(worker)
+        mover_bytes = mover_takes(ordinal) if mover else 0
         _rooms[ordinal] = _reserve(ordinal, gib)
     except (RuntimeError, ValueError) as error:
         _rooms[ordinal] = str(error)
@@ -64,6 +71,41 @@ def sized_around(
     size = _give_back(ordinal, gib)
     worker.available_kv_cache_memory_bytes += size
     return left + size
+
+
+def mover_takes(ordinal: int) -> int:
+    """Bytes of this GPU that a mover's own context will take."""
+    gpu = _native.Gpu(ordinal, LIBRARY)
+    return context_bytes(lambda: gpu.memory()[0], CONTEXT, os.environ | one_gpu(ordinal))
+
+
+def context_bytes(
+    free: Callable[[], int], command: Sequence[str], environment: Mapping[str, str]
+) -> int:
+    """By how much `free()` is less while a process of this command has a context."""
+    before, why = free(), "it did not begin"
+    try:
+        with subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            try:
+                if readable(process.stdout.fileno(), CONTEXT_DEADLINE):
+                    why = process.stdout.readline().strip() or "it ended"
+                taken = before - free()
+            finally:
+                process.kill()
+    except OSError as error:
+        why, taken = str(error), 0
+    if why == "ready" and taken in CONTEXTS:
+        log.info("lmkv: a mover's context takes %d MiB of the GPU", taken >> 20)
+        return taken
+    log.info(
+        "lmkv: %d MiB of the GPU are left to a mover's context, which could not be measured: %s",
+        CONTEXT_BYTES >> 20,
+        f"{taken} bytes" if why == "ready" else why,
+    )
+    return CONTEXT_BYTES
 
 
 def take(ordinal: int) -> _native.GpuMemory:

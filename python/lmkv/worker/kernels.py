@@ -56,7 +56,7 @@ def compiled(capability: int, folder: Path = FOLDER, why: str = "") -> bytes:
         nvrtc.compileProgram(program, ["-std=c++17", f"-arch=sm_{capability}"])
         return bytes(nvrtc.getCUBIN(program))
     except nvrtc.NVRTCError as error:
-        said = nvrtc.getProgramLog(program)
+        said = nvrtc.getProgramLog(program).strip()
         raise RuntimeError(f"{why}, and CuPy does not compile them: {error}: {said}") from None
     finally:
         nvrtc.destroyProgram(program)

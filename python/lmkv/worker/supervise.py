@@ -35,7 +35,9 @@ from lmkv.core.messages import (
     Stop,
 )
 from lmkv.core.rank_sockets import Place
+from lmkv.core.waker import Waker
 from lmkv.worker.affinity import unpin
+from lmkv.worker.visible import one_gpu
 
 # Peers that die one after another may each take a mover along, and others want to be served.
 HEALTHY = 1.0  # seconds of a life after which the next mover is started at once
@@ -45,7 +47,6 @@ FDS_A_MESSAGE = 64
 READY_DEADLINE = 30.0  # seconds from spawn to its first MoverState
 STOP_DEADLINE = 3.0
 TICK_MS = 1000  # how late a death is seen that does not close the socket
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,7 @@ def environment(settings: MoverSettings, base: Mapping[str, str]) -> dict[str, s
     if settings.gpu is None:
         return ucx.environment(settings.data_interface, settings.data_ports, tls, base)
     made = ucx.environment(settings.data_interface, settings.data_ports, ucx.with_gpu(tls), base)
-    listed = [name for name in base.get(VISIBLE, "").split(",") if name]
-    return made | ucx.WITH_GPU | {VISIBLE: listed[settings.gpu] if listed else str(settings.gpu)}
+    return made | ucx.WITH_GPU | one_gpu(settings.gpu, base)
 
 
 def remove_stale_sockets(run_dir: str) -> None:
@@ -116,7 +116,7 @@ class Supervisor:
         self._on_state = on_state
         self._backoff = Backoff(clock, HEALTHY)
         self._commands: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._waker = Waker()
         self._thread = threading.Thread(target=self._run, name="lmkv-supervisor", daemon=True)
         self._stopping = False
         self._attached: Attach | None = None
@@ -159,29 +159,25 @@ class Supervisor:
     def attach(self, instance: str, epoch: int, data_version: int = 0) -> None:
         """What the share socket answers for; told to every later mover too."""
         self._commands.put(Attach(instance, epoch, data_version))
-        self._wake()
+        self._waker.wake()
 
     def segment_added(self) -> None:
         """The pool has grown."""
-        self._wake()
+        self._waker.wake()
 
     def replace(self, generation: int) -> None:
         """End this mover, whatever it does; a later one lives on."""
         self._commands.put(Replace(generation))
-        self._wake()
+        self._waker.wake()
 
     def stop(self) -> None:
         """End the mover, and wait for its end; harmless when repeated."""
         if self._stopping:
             return
         self._stopping = True
-        self._wake()
+        self._waker.wake()
         if self._thread.is_alive():
             self._thread.join(STOP_DEADLINE + 2)
-
-    def _wake(self) -> None:
-        with contextlib.suppress(BlockingIOError):  # full: it is awake
-            os.write(self._wake_write, b"1")
 
     # ------------------------------------------------------------ the supervisor's thread
 
@@ -283,11 +279,11 @@ class Supervisor:
         assert self._socket is not None
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
-        poll.register(self._wake_read, select.POLLIN)
+        poll.register(self._waker.fd, select.POLLIN)
         ready_by: float | None = time.monotonic() + READY_DEADLINE
         while not self._stopping:
             ready = {fd for fd, _ in poll.poll(TICK_MS)}
-            if self._wake_read in ready:
+            if self._waker.fd in ready:
                 self._obey()
             if self._socket.fileno() in ready:
                 state = self._received()
@@ -302,8 +298,7 @@ class Supervisor:
                 return
 
     def _obey(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._wake_read, 4096)
+        self._waker.clear()
         while not self._commands.empty():
             message = self._commands.get()
             if isinstance(message, Replace):
@@ -346,10 +341,10 @@ class Supervisor:
         """Back-off, cut short by stop(); other commands are kept for the next mover."""
         end = time.monotonic() + seconds
         poll = select.poll()
-        poll.register(self._wake_read, select.POLLIN)
+        poll.register(self._waker.fd, select.POLLIN)
         while not self._stopping and (left := end - time.monotonic()) > 0:
             if poll.poll(int(left * 1000) + 1):
-                os.read(self._wake_read, 4096)
+                self._waker.clear()
         while not self._commands.empty():
             message = self._commands.get()
             if isinstance(message, Attach):

@@ -57,25 +57,26 @@ def _all(run: Run, short: bool) -> Steps:
         if run.keys is None:  # what has been moved to the pool's other end comes by once more
             keys = [key for key in keys if key not in seen]
             seen.update(keys)
-        chunks = _fitting(run, keys, short)
         there += len(keys)
-        if chunks:
-            yield from run.paced(len(chunks) * slot * len(infos))
-            yield from _batch(run, chunks, short)
+        yield from _batch(run, keys, short, slot * len(infos))
         yield SOON
     absent = run.part.skipped.get("absent", 0)
     if run.keys and absent == there:
         raise Failed("unknown_prefix", "this instance has none of these chunks")
 
 
-def _batch(run: Run, chunks: list[_Chunk], short: bool) -> Steps:
-    """One batch at a time of all jobs."""
+def _batch(run: Run, keys: Sequence[bytes], short: bool, size: int) -> Steps:
+    """One batch at a time of all jobs: another one may be at these chunks. A full slot has `size`
+    bytes in all ranks."""
     rewrites = run.agent.rewrites
     while rewrites.taken:
         yield POLL
     rewrites.taken = True
     try:
-        if short:
+        chunks = _fitting(run, keys, short)
+        if chunks:
+            yield from run.paced(len(chunks) * size)
+        if chunks and short:
             chunks = yield from _compressed(run, chunks)
         if chunks:
             yield from _rewritten(run, chunks)

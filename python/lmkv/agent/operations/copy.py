@@ -7,16 +7,18 @@ already digested again before the source gives its own up, and holds a batch unt
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 
-from lmkv.agent.checks import BATCH
+from lmkv.agent.checks import BATCH, Slot
 from lmkv.agent.commands import Failed
-from lmkv.agent.fetches import Found
+from lmkv.agent.fetches import Found, arrays_of, sources_of
 from lmkv.agent.jobs import SOON, STEP, Run, Steps
 from lmkv.agent.relay import POLL
+from lmkv.agent.request import Source
+from lmkv.core import wire
 from lmkv.core.clock import Deadline
 from lmkv.core.geometry import GRANULES_A_SLOT
 from lmkv.core.messages import PullResult, Retired
@@ -25,8 +27,9 @@ BATCH_BYTES = 32 << 20  # of all ranks, in one pull: a request's may wait for it
 HOLDERS = 3  # of one batch that are tried, where none is named
 STORED = 10.0  # seconds that a chunk which is being stored here is waited for
 CHECKED = 10.0  # seconds that ranks have to digest a batch
+NAMED = 4  # times that a source is told which slots to give up: it may have compressed them
 ANNOUNCED = 5.0  # seconds that announcements have to leave
-READABLE, RESERVED = 1, 2  # as the table says it
+RESERVED = 2  # as the table says it
 
 
 def needs_a_source(arguments: Mapping[str, str], whole: bool) -> None:
@@ -49,10 +52,13 @@ class _Copy:
     run: Run
     move: bool
     room: int = 0  # slots that it may still take
-    wrong: int = 0  # chunks without their digests
+    wrong: int = 0  # chunks without their digests at the source,
+    wrong_here: int = 0  # and here
     came: int = 0  # chunks that were copied, or were here
     differs: str = ""  # where only instances that differ have a chunk
-    holders: dict[bytes, str] = field(default_factory=dict)  # of the batch's chunks
+    others: list[bytes] = field(default_factory=list)  # the batch's that somebody else brings here
+    sources: dict[bytes, Source] = field(default_factory=dict)  # of the batch's chunks
+    epochs: dict[str, int] = field(default_factory=dict)  # of those who have them
 
     def steps(self) -> Steps:
         run, source = self.run, self.run.part.source
@@ -70,7 +76,7 @@ class _Copy:
             for keys in run.batches():
                 yield from self._batch(keys, None)
             for at in range(len(run.keys) // STEP * STEP, -1, -STEP):  # so its tail ages first
-                run.agent.table.lookup(b"".join(run.keys[at : at + STEP]))
+                run.agent.lookup(b"".join(run.keys[at : at + STEP]))
                 yield SOON
         self._judge()
 
@@ -79,8 +85,9 @@ class _Copy:
         first, more = 0, True
         while more:
             found = yield from self.run.agent.fetches.named(source, None, first, STEP)
+            if not first:
+                self.run.part.chunks_total = found.slots
             if found.sources:
-                self.run.part.chunks_total += len(found.sources)
                 yield from self._batch(list(found.sources), found)
             first, more = found.next, found.next > first
 
@@ -89,6 +96,9 @@ class _Copy:
         if self.wrong:
             text = f"{self.wrong} chunks did not have their digests at the source: not taken"
             raise Failed("digest", text)
+        if self.wrong_here:
+            text = f"{self.wrong_here} chunks that were here did not have their digests: they are "
+            raise Failed("digest", text + "given up, and their source keeps its own; try again")
         if not self.came and self.differs:
             text = f"only instances of another {self.differs} have these chunks"
             raise Failed("incompatible", text)
@@ -101,7 +111,7 @@ class _Copy:
     def _batch(self, keys: Sequence[bytes], known: Found | None) -> Steps:
         """`known`: where they are, if it is."""
         run, table = self.run, self.run.agent.table
-        self.holders = {}
+        self.sources, self.others = {}, []
         left = yield from self._not_here(keys)
         present = [key for key in keys if key not in left]
         run.count(len(present), skipped="present")
@@ -119,12 +129,13 @@ class _Copy:
                 left = []
             except _PeerFailed as failed:
                 left = [key for key in failed.left if not table.contains(key)[0]]
-                run.count(len(failed.left) - len(left), skipped="present")  # by another way
+                self.others += [key for key in failed.left if key not in left]
                 good += failed.good
                 failure = failed
                 if run.part.source or attempt == HOLDERS - 1:
                     raise Failed(failed.code, failed.sentence) from None
                 run.agent.fetches.failed(failed.peer)
+        present += yield from self._brought()
         self.came += len(present) + len(good)
         if self.move:
             yield from self._give_up(good, present, known)
@@ -134,7 +145,14 @@ class _Copy:
         table, until = self.run.agent.table, Deadline(STORED, self.run.clock)
         while RESERVED in table.contains(b"".join(keys)) and not until.over:
             yield POLL
-        return [key for key in keys if not table.lookup(key)]
+        return [key for key in keys if not self.run.agent.lookup(key)]
+
+    def _brought(self) -> Generator[float, None, list[bytes]]:
+        """Those that somebody else has brought, or computed."""
+        missing = yield from self._not_here(self.others)
+        self.run.count(len(missing), skipped="absent")
+        self.run.count(len(self.others) - len(missing), skipped="present")
+        return [key for key in self.others if key not in missing]
 
     def _find(self, keys: Sequence[bytes]) -> Generator[float, None, Found]:
         fetches, source = self.run.agent.fetches, self.run.part.source
@@ -162,7 +180,7 @@ class _Copy:
             )
             came = [key for key in chunks if results.get(key) == PullResult.GOOD]
             good += came
-            self.holders |= dict.fromkeys(came, peer)
+            self._has_them(found, came)
             self.room -= len(came)
             run.count(len(came), size)
             left = [key for key in left if key not in chunks]
@@ -178,7 +196,7 @@ class _Copy:
         for key in chunks:
             result = results.get(key)
             if result is None:  # a request had begun to bring it
-                run.count(1, skipped="present")
+                self.others.append(key)
             elif result == PullResult.GONE:
                 run.count(1, skipped="absent")
             elif result == PullResult.DIGEST:
@@ -197,62 +215,70 @@ class _Copy:
         self, good: Sequence[bytes], present: Sequence[bytes], known: Found | None
     ) -> Steps:
         """The sources retire what is here with its digests; until then it is held here."""
-        table = self.run.agent.table
-        held: list[tuple[bytes, bytes]] = []
+        slots = self.run.agent.slots
+        here = slots.hold(good)
         try:
-            sure = self._hold(good, held)
+            sure = [key for key, *_ in here]
             if present:
                 found = known or (yield from self._find(present))
-                self.holders |= {
-                    key: found.sources[key].peer for key in present if key in found.sources
-                }
-                sure += yield from self._digested(self._hold(present, held))
+                self._has_them(found, present)
+                were_here = slots.hold(key for key in present if key in self.sources)
+                here += were_here
+                sure += yield from self._digested(were_here)
             yield from self._announced()
-            for peer in dict.fromkeys(self.holders[key] for key in sure if key in self.holders):
-                yield from self._retire(peer, [k for k in sure if self.holders.get(k) == peer])
+            for peer in dict.fromkeys(self.sources[key].peer for key in sure):
+                named = {key: self.sources[key] for key in sure if self.sources[key].peer == peer}
+                yield from self._retire(peer, named)
         finally:
-            for slot in reversed(held):
-                table.unpin(*slot)
+            slots.let_go(here)
 
-    def _hold(self, keys: Sequence[bytes], held: list[tuple[bytes, bytes]]) -> list[bytes]:
-        """Those that are still readable here, pinned for as long as the source gives its own up."""
-        table, there = self.run.agent.table, []
-        for key in keys:
-            if table.pin(key):
-                held.append(table.places(key)[:2])
-                there.append(key)
-        return there
+    def _has_them(self, found: Found, keys: Iterable[bytes]) -> None:
+        self.epochs |= {name: ranks[0].epoch for name, ranks in found.peers.items() if ranks}
+        there = ((key, found.sources[key]) for key in keys if key in found.sources)
+        self.sources |= {key: source for key, source in there if source.peer in self.epochs}
 
-    def _digested(self, keys: Sequence[bytes]) -> Generator[float, None, list[bytes]]:
+    def _digested(self, slots: Sequence[Slot]) -> Generator[float, None, list[bytes]]:
         """Those that every rank has found to have their digests."""
-        run, sure = self.run, list[bytes]()
-        keys = [key for key in keys if key in self.holders]
-        for at in range(0, len(keys), BATCH):
-            batch = [(key, *run.agent.table.places(key)[:2]) for key in keys[at : at + BATCH]]
+        run, table, sure = self.run, self.run.agent.table, list[bytes]()
+        for at in range(0, len(slots), BATCH):
+            batch = slots[at : at + BATCH]
             until = Deadline(CHECKED, run.clock)
             good = yield from run.agent.checks.digested(batch, run.agent.epoch, until)
             sure += [key for (key, *_), fine in zip(batch, good) if fine]
-            self.wrong += good.count(False)
+            for (key, *slot), fine in zip(batch, good):
+                if not fine and [*table.places(key)[:2]] == slot:
+                    self.wrong_here += table.retire(key, revivable=False)
         return sure
 
     def _announced(self) -> Steps:
-        """Every controller that is there has been sent what became readable."""
-        until = Deadline(ANNOUNCED, self.run.clock)
+        """Every controller that is there has been sent what became readable. Raises Failed."""
+        streams, until = self.run.agent.streams, Deadline(ANNOUNCED, self.run.clock)
         yield SOON  # this turn's changes are put into the outboxes at its end
-        while self.run.agent.streams.behind and not until.over:
+        waiting = streams.waiting()
+        while streams.behind(waiting):
+            if until.over:
+                text = f"what came could not be announced in {ANNOUNCED:g} s: its source keeps it"
+                raise Failed("timeout", text)
             yield POLL
 
-    def _retire(self, peer: str, keys: Sequence[bytes]) -> Steps:
-        result, _ = yield from self.run.agent.fetches.relay.ask(
-            peer, "retire", frames=[b"".join(keys)]
-        )
-        try:
-            retired = msgspec.msgpack.decode(result, type=Retired)
-        except msgspec.MsgspecError as error:
-            text = f"instance {peer!r} answered retire with what is none: {error}"
-            raise Failed("failed", text) from None
-        if retired.pinned:
-            self.run.skip("pinned", retired.pinned)
+    def _retire(self, peer: str, named: dict[bytes, Source]) -> Steps:
+        arguments = {"epoch": f"{self.epochs[peer]:016x}"}
+        for _ in range(NAMED):
+            result, frames = yield from self.run.agent.fetches.relay.ask(
+                peer, "retire", arguments, arrays_of(named)
+            )
+            try:
+                retired = msgspec.msgpack.decode(result, type=Retired)
+                named = sources_of(peer, frames) if frames else {}
+            except (msgspec.MsgspecError, wire.WireError) as error:
+                text = f"instance {peer!r} answered retire with what is none: {error}"
+                raise Failed("failed", text) from None
+            if retired.pinned:
+                self.run.skip("pinned", retired.pinned)
+            if not named:
+                return
+        text = f"instance {peer!r} gives {len(named)} chunks other slots again and again"
+        raise Failed("conflict", f"{text}: they are here, and stay there")
 
 
 class _PeerFailed(Exception):

@@ -18,15 +18,16 @@ def needs_an_end(arguments: Mapping[str, str], whole: bool) -> None:
 
 def pin(run: Run) -> Steps:
     """All that are here, or none: what it would take is known before the first is pinned."""
-    pins, table = run.agent.pins, run.agent.table
+    pins = run.agent.pins
     more, known = 0, 0
     for keys in run.batches():
         for key in keys:
-            if not table.lookup(key):
+            slot = pins.find(key)
+            if slot is None:
                 run.count(1, skipped="absent")
             else:
                 known += 1
-                more += 0 if pins.holds(key) else table.places(key)[0][4]
+                more += 0 if pins.holds(key) else slot[0][4]
         yield
     if not known:
         raise Failed("unknown_prefix", "none of these chunks is here")
@@ -40,7 +41,10 @@ def pin(run: Run) -> Steps:
             pins.add(name, keys)
             yield
         chunks, size = pins.size(name)
+        if not chunks:
+            raise Failed("unknown_prefix", "these chunks went before they were pinned")
         run.count(chunks, size)
+        run.count(max(0, known - chunks), skipped="absent")
         pins.commit(name)
         kept = True
     except Full as full:

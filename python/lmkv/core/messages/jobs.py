@@ -3,8 +3,9 @@
 A client sends `Submit` to a controller. It makes the keys, chooses the instances, and sends each of
 them a `Command` of the job's id (`core/messages/operations.py`); an instance answers `Done` with
 its `Part` as soon as it has taken it, and tells `Job` to all its controllers at each change, at
-most once a second while it runs, and again to each controller that welcomes it. So a controller
-keeps nothing that it is not told again, and a job goes on without the one that took it.
+most once a second while it runs, every 20 s until it has ended, and again to each controller that
+welcomes it. So a controller keeps nothing that it is not told again, and a job goes on without the
+one that took it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from lmkv.core.messages.base import U32, U64, Message, Name, Seconds
 from lmkv.core.messages.state import Register
 
 OPERATIONS = ("pin", "unpin", "copy", "move", "clear", "compress", "decompress")
+MOVING = ("copy", "move", "compress", "decompress")  # bytes; the others only look at slots
 STATES = ("queued", "running", "done", "failed", "cancelled")
 OPEN, ENDED = STATES[:2], STATES[2:]
 SKIPPED = ("absent", "pinned", "present", "unchanged", "incompatible", "limit")
@@ -116,8 +118,8 @@ class Submit(Message, tag="submit"):
 
 
 class JobState(msgspec.Struct, omit_defaults=True):
-    """A job as a controller sees it: its parts together. `rate` is bytes a second, `eta` seconds
-    (0: not known)."""
+    """A job as a controller sees it: its parts together. `rate` is bytes a second (of `MOVING`),
+    `eta` seconds (0: not known)."""
 
     id: str
     operation: str

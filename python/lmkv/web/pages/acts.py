@@ -79,8 +79,9 @@ ACTS = {
     )
 }  # fmt: skip
 ON_PREFIX = ("pin", "unpin", "copy", "move", "clear", "compress", "decompress")
-ON_INSTANCE = ("clear", "compress", "decompress", "sync", "verify")
-PLACES = {name: "To" if name in ("copy", "move") else "At" for name in ON_PREFIX}
+ON_INSTANCE = (*ON_PREFIX, "sync", "verify")
+PULLS = ("copy", "move")
+PLACES = {name: "To" if name in PULLS else "At" for name in ON_PREFIX}
 SAMPLE = 64  # slots that are digested again
 
 
@@ -102,7 +103,7 @@ def check(act: Act, question: Submit) -> None:
     if act.name == "pin" and not (question.ttl or question.owner):
         text = "ttl: a pin has a time at which it ends, or an owner who ends it, or both"
         raise Problem(400, "field", text, "ttl")
-    if act.name in ("copy", "move") and not question.instance:
+    if act.name in PULLS and not question.instance:
         raise Problem(400, "field", f"instance: a {act.name} names where it goes", "instance")
-    if act.name in ("copy", "move") and question.instance == question.source:
+    if act.name in PULLS and question.instance == question.source:
         raise Problem(400, "field", "source: that is where it goes", "source")

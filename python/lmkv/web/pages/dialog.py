@@ -25,7 +25,7 @@ from lmkv.core.messages import Instances, Submit, SyncResult, VerifyResult
 from lmkv.core.tokens import OPERATE
 from lmkv.web.errors import Problem
 from lmkv.web.pages import acts, commands
-from lmkv.web.pages.acts import ACTS, INSTANCE, ON_INSTANCE, OWNER, SOURCE, TTL, Act
+from lmkv.web.pages.acts import ACTS, INSTANCE, ON_INSTANCE, OWNER, PULLS, SOURCE, TTL, Act
 from lmkv.web.pages.frame import Frame, live
 from lmkv.web.pages.text import escape, job_link
 
@@ -40,7 +40,7 @@ LABELS = {SOURCE: "From", TTL: "For", OWNER: "Owner"}
 @dataclass
 class Target:
     """What it is done to: the prompt of `question`, an instance, or (neither) the cluster.
-    `holders` have some of it."""
+    `holders` have some of it. What `question` says already is no field any more."""
 
     question: Submit
     holders: Sequence[str] = ()
@@ -81,7 +81,12 @@ class Doing:
         self._dialog.open()
 
     async def open(self, act: Act, target: Target) -> None:
-        known = await self._instances() if act.name in ("copy", "move") else target.holders
+        question, known = target.question, target.holders
+        if act.name in PULLS:
+            if question.whole:  # the instance is where it comes from
+                question = replace(question, instance="", source=question.instance)
+                target = Target(question, says=target.says)
+            known = [name for name in await self._instances() if name != question.source]
         self._act, self._target, self._key = act, target, secrets.token_hex(8)
         self._card.clear()
         with self._card:
@@ -99,14 +104,15 @@ class Doing:
         self._dialog.open()
 
     def _made(self, known: Sequence[str]) -> dict[str, Any]:
-        """The fields that there are."""
-        act = self._act
+        """The fields that there are: what the target does not say; the cluster needs none."""
+        act, question = self._act, self._target.question
         found: dict[str, Any] = {}
-        names = [] if self._target.question.whole else act.fields
+        everywhere = question.whole and not (question.instance or question.source)
+        names = [] if everywhere else [n for n in act.fields if not getattr(question, n)]
         with ui.element("div").classes("find"):
             for name in names:
                 if name == INSTANCE:
-                    anywhere = "" if act.name in ("copy", "move") else "every holder"
+                    anywhere = "" if act.name in PULLS else "every holder"
                     found[name] = self._select(acts.PLACES[act.name], anywhere, known)
                 elif name == SOURCE:
                     found[name] = self._select("From", "whoever has it", self._target.holders)

@@ -173,7 +173,7 @@ def settings_html(found: ConfigResult) -> str:
     rows = [
         [
             escape(each.name),
-            f"<code>{escape(as_text(each.value))}</code>"
+            f"<code>{escape(as_text(each.name, each.value))}</code>"
             + (f" <small>{escape(each.used)}</small>" if each.used else ""),
             escape(each.origin),
         ]

@@ -15,7 +15,7 @@ from lmkv.core.messages import Lookup, LookupInfo, Submit
 from lmkv.core.text import token_ids
 from lmkv.core.tokens import OPERATE
 from lmkv.web import models
-from lmkv.web.errors import Problem
+from lmkv.web.errors import Problem, sentence
 from lmkv.web.pages import commands
 from lmkv.web.pages.acts import ON_PREFIX
 from lmkv.web.pages.commands import IN_LINK
@@ -102,7 +102,7 @@ def question(form: str, prompt: str, salt: str, like: str) -> Lookup:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
-        raise Problem(400, "field", f"{field}: {first['msg']}", field) from None
+        raise Problem(400, "field", sentence(field, dict(first)), field) from None
     if not body.given():
         raise Problem(400, "field", f"{form}: there are none", form)
     return Lookup(

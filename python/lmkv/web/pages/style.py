@@ -38,7 +38,7 @@ h2 { font-size:14px; font-weight:600; margin:0 0 8px; line-height:1.4; color:var
 .figure small { color:var(--soft); font-size:12px; display:block; min-height:17px }
 .split { display:grid; grid-template-columns:3fr 2fr; gap:14px }
 @media (max-width:900px) { .split { grid-template-columns:1fr } }
-.scroll { overflow-x:auto }
+.scroll { overflow-x:auto; position:relative }
 table { border-collapse:collapse; width:100% }
 th { text-align:left; font-weight:600; color:var(--soft); white-space:nowrap }
 th, td { padding:4px 14px 4px 0; border-bottom:1px solid var(--line); vertical-align:top }
