@@ -67,7 +67,8 @@ def sentence(expected: int, *words: str, **more: str) -> str:
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """A controller with one instance, `a`, that holds both chunks of TOKENS."""
-    server = Server(load(ControllerConfig, {"port": 0, "dead_after_beats": 1000}))
+    never = {"suspect_after_beats": 999, "dead_after_beats": 1000}  # it is silent
+    server = Server(load(ControllerConfig, {"port": 0, **never}))
     stop = threading.Event()
     thread = threading.Thread(target=server.serve, args=(stop.is_set,))
     thread.start()
