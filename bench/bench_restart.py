@@ -13,11 +13,12 @@ whose CPU seconds they were, and how many full syncs the instances made (one eac
 
 Profile (perf, and the CPU of each thread, of a restart with 31.8 M keys on two cores that others
 used too, where a second is about half of a quiet one): the controller 15 s, all agents 11 s, the
-prober 1.4 s. Of the controller's 4.6 s are the system's clearing of 1.2 GiB in the directory's own thread
-(in a virtual machine whose host takes free memory back, 6 to 8 ms for 2 MiB; on others 0.2); 7.3 s
-are its main thread, of which the directory is more than half, 110 to 130 ns a key; 3.3 s are ZMQ's
-threads. Of the directory's time half is page walks: in a virtual machine each key's is nested.
-Of the agents' time slices are a quarter, the rest is turns: 45 us each, two a heartbeat.
+prober 1.4 s. Of the controller's 4.6 s are the system's clearing of 1.2 GiB in the directory's
+own thread (in a virtual machine whose host takes free memory back, 6 to 8 ms for 2 MiB; on others
+0.2); 7.3 s are its main thread, of which the directory is more than half, 110 to 130 ns a key;
+3.3 s are ZMQ's threads. Of the directory's time half is page walks: in a virtual machine each
+key's is nested. Of the agents' time slices are a quarter, the rest is turns: 45 us each, two a
+heartbeat.
 
 What was slow and is not any more: growing by quarters, with 4.5 moves a key and two pages of the
 system's touched for each; clearing memory between two locates; all new keys of a slice as Python's

@@ -116,7 +116,8 @@ class Reader:
             state.deadline = self._clock() + self._config.locate_deadline
         answer = self._locator.answer(state.locate, state.deadline)
         if answer is None:
-            if self._clock() < state.deadline:
+            least = self._config.locate_deadline / 8
+            if not self._locator.over(state.locate, state.deadline, least):
                 return False
             self._locator.drop(state.locate)
             state.miss = "locate_timeout"
