@@ -29,7 +29,7 @@ from tests.soak.slots import (
     key,
     place,
 )
-from tests.soak.tally import DIGEST, GONE, GOOD, PEER_DEAD, Tally
+from tests.soak.tally import GONE, GOOD, PEER_DEAD, Tally
 
 SEGMENT, BATCH = 128, 128  # slots of a segment; cases of a batch, in every second slot of two
 SLOTS = 3 * SEGMENT  # the third segment is not announced
@@ -240,7 +240,7 @@ class Pulls:
     def _page_away(self) -> None:
         """What lies there is no header."""
         peer = self.peer(self._serve, address=self._pool.address + 4096)
-        self._job(peer, self._intact(), {DIGEST}, stale=False)
+        self._job(peer, self._intact(), {GONE}, stale=False)
 
     def _ended(self) -> None:
         mover = self._transport()
