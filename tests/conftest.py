@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from tests.gpu.cards import FakeCards, OnFake, OnReal, RealCards
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with a slow test first: where files run side by side, none is waited for at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_collection_finish() -> None:
     """What was imported stays: tests that collect garbage need not look at all of it each time."""
     gc.collect()

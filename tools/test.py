@@ -2,7 +2,7 @@
 
 `python` has csrc's own tests under sanitizers too; `browser` drives the pages in Chromium; `scalar`
 runs the native tests once more with the plain instruction set; `vllm` starts real engines and comes
-last; `gpu` is there where a GPU is.
+last; `gpu` is there where a GPU is. A tier's files run side by side, one file's tests in turn.
 The last line says whether the GPU kernels, as they are, ever ran on a GPU.
 """
 
@@ -21,6 +21,8 @@ import gpu_here  # tools/gpu_here.py
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 PYTEST = [sys.executable, "-m", "pytest", "-q"]
+# Two on any machine. The slowest files begin first: tests/conftest.py.
+SIDE_BY_SIDE = [*PYTEST, "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
 # What an instruction set could change: csrc/isa.h chooses how keys are hashed, and how slots are
 # gathered, scattered and digested. csrc's own tests run scalar within `python`.
 NATIVE = [
@@ -34,11 +36,13 @@ NATIVE = [
 ]
 
 TIERS: dict[str, list[list[str]]] = {
-    "python": [[*PYTEST, "-m", "not vllm and not gpu and not browser", "tests"]],
-    "browser": [[*PYTEST, "-m", "browser", "tests/browser"]],
+    "python": [
+        [*SIDE_BY_SIDE, "-m", "not gpu and not browser", "--ignore", "tests/vllm", "tests"],
+    ],
+    "browser": [[*SIDE_BY_SIDE, "-m", "browser", "tests/browser"]],
     "scalar": [[*PYTEST, "-m", "not slow", *NATIVE]],
     "gpu": [[*PYTEST, "-m", "gpu", "tests"]],
-    "vllm": [[*PYTEST, "-m", "vllm", "tests"]],
+    "vllm": [[*SIDE_BY_SIDE, "-m", "vllm", "tests/vllm"]],
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -32,22 +32,35 @@ def shown(web: Any) -> dict[str, dict[str, Any]]:
     return {each["address"]: each for each in answer.json["controllers"]}
 
 
+def shown_when(web: Any, true: Callable[[dict[str, Any]], bool]) -> dict[str, dict[str, Any]]:
+    """The first answer of which it is: who takes half a second to answer is `unreachable`, which
+    on a busy machine anybody may."""
+    found: dict[str, dict[str, Any]] = {}
+
+    def look() -> bool:
+        found.clear()
+        found.update(shown(web))
+        return true(found)
+
+    until(look)
+    return found
+
+
 def test_all_are_shown_by_rest_and_to_programs(three: list[Controller]) -> None:
     web, second, third = three
     addresses = [each.state for each in three]
     us = Instance("us", addresses)
     us.hold(list(range(8)))
-    until(lambda: [each["keys"] for each in shown(web).values()] == [2, 2, 2])
-    found = shown(web)
+    found = shown_when(web, lambda all_: [each["keys"] for each in all_.values()] == [2, 2, 2])
     assert sorted(found) == sorted(addresses)
     assert next(iter(found)) == web.state
     for each in found.values():
         assert (each["state"], each["instances"], each["drifts"]) == ("ready", 1, 0)
         assert 0 <= each["lag"] < DEADLINE
     with Client(third.state, DEADLINE) as client:  # and at any of them
-        told = cluster.controllers(client)
-    assert told[0].address == third.state
-    assert {each.epoch for each in told} == {int(each["epoch"], 16) for each in found.values()}
+        epochs = {int(each["epoch"], 16) for each in found.values()}
+        until(lambda: {each.epoch for each in cluster.controllers(client)} == epochs)
+        assert cluster.controllers(client)[0].address == third.state
 
     second.process.send_signal(signal.SIGSTOP)
     third.end(signal.SIGKILL)
@@ -70,8 +83,7 @@ def test_peers_are_shown_without_any_instance() -> None:
     web = Web("--peers", f"{other.state},tcp://127.0.0.1:1")
     try:
         web.up()
-        found = shown(web)
-        assert found[other.state]["state"] == "ready"
+        found = shown_when(web, lambda all_: all_[other.state]["state"] == "ready")
         assert found["tcp://127.0.0.1:1"]["state"] == "unreachable"
     finally:
         web.end()

@@ -30,6 +30,7 @@ from tests.stub_instance import StubInstance
 from tests.web import Web
 
 MIB = 1 << 20
+SILENT = "--suspect-after-beats", "999", "--dead-after-beats", "1000"  # for 200 seconds
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -65,7 +66,7 @@ class Beside:
 
 @pytest.fixture
 def beside() -> Iterator[Beside]:
-    web = Web("--http-rate", "100000", "--dead-after-beats", "1000")
+    web = Web("--http-rate", "100000", *SILENT)
     web.up()
     running = Beside(web)
     with running.instance:
@@ -298,7 +299,7 @@ def test_clocks_that_jump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     source.write_text(JUMPING)
     subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source], check=True)
     monkeypatch.setenv("LD_PRELOAD", str(library))
-    web = Web("--log", "json")
+    web = Web("--log", "json", *SILENT)
     monkeypatch.delenv("LD_PRELOAD")
     try:
         web.up()

@@ -11,6 +11,7 @@ vLLM would, so nothing here may run at import.
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -24,6 +25,18 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
+# Of vLLM's, what every engine imports as it starts.
+IMPORTED = [
+    "vllm.entrypoints.llm",
+    "vllm.model_executor.layers.quantization.online.base",
+    "vllm.renderers.hf",
+    "vllm.v1.attention.backends.cpu_attn",
+    "vllm.v1.core.sched.scheduler",
+    "vllm.v1.engine.llm_engine",
+    "vllm.v1.executor.multiproc_executor",
+    "vllm.v1.executor.uniproc_executor",
+    "vllm.v1.worker.cpu_worker",
+]
 
 
 class Commands:
@@ -176,11 +189,10 @@ def started(arguments: dict[str, Any]) -> Any:
 
 def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
-    import vllm
-    import vllm.v1.engine.llm_engine
-    import vllm.v1.executor.uniproc_executor
-    import vllm.v1.worker.cpu_worker  # noqa: F401
-
+    for module in IMPORTED:
+        importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # an engine collects garbage as it starts: not among what was imported here
     signal.signal(signal.SIGCHLD, lambda *_: reap())
     control.send(b"ready")
     while True:
