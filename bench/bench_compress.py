@@ -32,7 +32,9 @@ def real_kv() -> list[bytes]:
     and rounded to what the demo's servers keep."""
     import torch
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     make_model(MODEL, MODEL.with_suffix(".log"))
     text = " ".join(topics[name] for name in ("types", "operator-summary", "context-managers"))
     tokens = AutoTokenizer.from_pretrained(MODEL)(text)["input_ids"][: CHUNKS * TOKENS]

@@ -11,14 +11,24 @@ agents says nothing of a controller. All limits are DESIGN's numbers: 10 s, 5 ms
 the 1,000 agents and the prober on them, so that they share what there is: the first row's note says
 whose CPU seconds they were, and how many full syncs the instances made (one each).
 
-Profile (perf, of a restart with 31.8 M keys). Of the controller's CPU a third is the system's
-clearing of 1.2 GiB, most of it in the directory's own thread (in a virtual machine whose host has
-taken free memory back 6 ms for 2 MiB, on others 0.2); a quarter is the directory, 80 ns a key; an
-eighth is Python, mostly for heartbeats; a sixth are ZMQ's threads. What was slow and is not any
-more: growing by quarters, with 4.5 moves a key and two pages of the system's touched for each;
-clearing memory between two locates; all new keys of a slice as Python's bytes; an exception for
-each look at an empty socket, here and in the agents; a copy of the list of waiting syncs for each
-message; a call for each instance four times a second; heartbeats that all came in the same instant.
+Profile (perf, and the CPU of each thread, of a restart with 31.8 M keys on two cores that others
+used too, where a second is about half of a quiet one): the controller 15 s, all agents 11 s, the
+prober 1.4 s. Of the controller's 4.6 s are the system's clearing of 1.2 GiB in the directory's
+own thread (in a virtual machine whose host takes free memory back, 6 to 8 ms for 2 MiB; on others
+0.2); 7.3 s are its main thread, of which the directory is more than half, 110 to 130 ns a key;
+3.3 s are ZMQ's threads. Of the directory's time half is page walks: in a virtual machine each
+key's is nested. Of the agents' time slices are a quarter, the rest is turns: 45 us each, two a
+heartbeat.
+
+What was slow and is not any more: growing by quarters, with 4.5 moves a key and two pages of the
+system's touched for each; clearing memory between two locates; all new keys of a slice as Python's
+bytes; an exception for each look at an empty socket, here and in the agents; a copy of the list of
+waiting syncs for each message; a call for each instance four times a second; heartbeats that all
+came in the same instant; slices that grew nine sub-tables and cleared slabs for them (one in 1,000
+took 50 ms of the directory's time, now 2 to 3); keys in the order in which they come (a quarter
+more than sub-table by sub-table, whose page walks share their upper levels); pings of ZMQ's each
+second on three connections an instance (at rest a quarter of all CPU); a third turn a heartbeat in
+which an agent had nothing to do. No difference made glibc's trimming of message buffers.
 At rest the controller's own thread takes 80 us a heartbeat, of which sending the answer is half.
 """
 

@@ -75,8 +75,8 @@ enum SlotVerdict : uint32_t { SLOT_GOOD, SLOT_GONE, SLOT_DIGEST, SLOT_INCOMPATIB
 // Checksum, key, generation and shape of a header, in the reader's order.
 LMKV_HOST_DEVICE SlotVerdict judge_header(const SlotHeader& h, const SlotShape& shape,
                                           const SlotName& name) {
-  if (uint32_t(h.word0) == 0) return SLOT_GONE;
-  if (uint32_t(h.word0) != LMKV_SLOT_MAGIC) return SLOT_DIGEST;
+  // Zero while it is reused; any bytes once it is, where another slot's payload may lie here.
+  if (uint32_t(h.word0) != LMKV_SLOT_MAGIC) return SLOT_GONE;
   if (uint8_t(h.word0 >> 32) != LMKV_SLOT_VERSION) return SLOT_INCOMPATIBLE;
   if (h.checksum != header_checksum(h)) return SLOT_DIGEST;
   if (h.key_lo != name.key_lo || h.key_hi != name.key_hi) return SLOT_GONE;

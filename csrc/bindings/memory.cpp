@@ -5,6 +5,17 @@
 
 namespace lmkv {
 
+namespace {
+
+template <class Range>
+void bind_clear(nb::class_<Range>& pool) {
+  pool.def(
+      "clear", [](const Range& range, const nb::bytes& place) { range.clear(one_place(place)); },
+      nb::arg("place"));
+}
+
+}  // namespace
+
 void bind_memory(nb::module_& m) {
   using Release = nb::call_guard<nb::gil_scoped_release>;
 
@@ -21,6 +32,7 @@ void bind_memory(nb::module_& m) {
           nb::arg("segment"), nb::arg("readonly") = false)
       .def("close", &Pool::close, Release());
   bind_range(pool);
+  bind_clear(pool);
 
   auto map = nb::class_<PoolMap>(m, "PoolMap");
   map.def(nb::init<std::uint64_t, std::uint64_t, std::uint64_t, std::uintptr_t, bool>(),
@@ -30,6 +42,7 @@ void bind_memory(nb::module_& m) {
       .def("fault_in", &PoolMap::fault_in, nb::arg("segment"), Release())
       .def("close", &PoolMap::close, Release());
   bind_range(map);
+  bind_clear(map);
 }
 
 }  // namespace lmkv

@@ -5,6 +5,7 @@
 
 #include "check.h"
 #include "layout.h"
+#include "slots/slot_format.h"
 
 namespace lmkv {
 namespace {
@@ -61,6 +62,14 @@ std::byte* PoolRange::slot(const Place& place) const {
   REQUIRE(place.first / per_segment == last / per_segment, "place: granules ", place.first, " .. ",
           last, " cross segments of ", per_segment);
   return base_ + place.first * granule_bytes_;
+}
+
+void PoolRange::clear(const Place& place) const {
+  std::byte* begin = slot(place);
+  const std::uint64_t before = place.first % (segment_slots_ * kGranulesPerSlot);
+  for (std::uint64_t n = std::min<std::uint64_t>(before, kGranulesPerSlot - 1); n > 0; --n)
+    clear_longer(begin - n * granule_bytes_, n * granule_bytes_);
+  for (std::uint64_t n = 0; n < place.granules; ++n) clear_longer(begin + n * granule_bytes_, 0);
 }
 
 std::uint32_t PoolRange::next_segment() const {
@@ -131,6 +140,11 @@ void PoolMap::fault_in(std::uint32_t segment) {
     if (segments() == 0) return;  // closed meanwhile
     range_.fault_in(offset + at, std::min(kPiece, bytes - at), writable_);
   }
+}
+
+void PoolMap::clear(const Place& place) const {
+  REQUIRE(writable_, "pool: it is mapped read-only");
+  PoolRange::clear(place);
 }
 
 void PoolMap::close() {

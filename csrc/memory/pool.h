@@ -35,6 +35,9 @@ class PoolRange {
   std::span<std::byte> segment(std::uint32_t n) const;
   // std::invalid_argument for a place outside the usable segments, or across two.
   std::byte* slot(const Place& place) const;
+  // Before a writer's first byte: no reader accepts an older slot that has granules in this place,
+  // wherever it begins. In memory of the host alone.
+  void clear(const Place& place) const;
 
  protected:
   std::uint64_t segment_bytes(std::uint32_t segment) const;
@@ -80,6 +83,8 @@ class PoolMap : public HostRange {
   std::uint32_t add_segment(int fd);
   // Page faults of a segment now, in pieces, not in the first READs: 0.8 us a page (tried).
   void fault_in(std::uint32_t segment);
+  // std::invalid_argument: it is mapped read-only.
+  void clear(const Place& place) const;
   void close();
 
  private:

@@ -108,6 +108,7 @@ bool PullEngine::post_batch(Peer& peer, const TaskPtr& task) {
         break;
       }
       bytes += more;
+      if (pool_.tier() == Tier::host) pool_.clear(job.chunks[chunk].own);
       slots.push_back(pool_.slot(job.chunks[chunk].own));
       task->states[chunk] = State::reading;
       read.chunks.push_back(chunk);

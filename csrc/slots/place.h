@@ -1,6 +1,7 @@
 // A place names a slot in a pool: 8 bytes on the wire, the same in every rank (DESIGN.md 3).
 #pragma once
 
+#include <bit>
 #include <cstdint>
 
 namespace lmkv {
@@ -13,7 +14,9 @@ struct Place {
   std::uint8_t tier = 0;
   std::uint16_t reserved = 0;
 
-  bool operator==(const Place&) const = default;
+  bool operator==(const Place& other) const {  // in one comparison
+    return std::bit_cast<std::uint64_t>(*this) == std::bit_cast<std::uint64_t>(other);
+  }
 };
 static_assert(sizeof(Place) == 8);
 

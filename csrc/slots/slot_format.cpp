@@ -65,6 +65,21 @@ void clear_slot(std::byte* slot) {
   active_runs().fence();  // streaming stores pass earlier stores
 }
 
+void clear_longer(std::byte* slot, std::uint64_t bytes) {
+  if (std::uint32_t(__atomic_load_n(words(slot), __ATOMIC_RELAXED)) != LMKV_SLOT_MAGIC) return;
+  const SlotHeader header = load_header(slot);
+  if (header.checksum != header_checksum(header)) return;
+  const std::uint64_t begin = is_compressed(header) ? compressed_payload_offset(header.segments)
+                                                    : slot_payload_offset(header.segments);
+  if (begin + header.payload_units * std::uint64_t{64} <= bytes) return;
+  std::uint64_t word = header.word0;
+  if (!__atomic_compare_exchange_n(words(slot), &word, 0, false, __ATOMIC_SEQ_CST,
+                                   __ATOMIC_RELAXED))
+    return;
+  if (load_header(slot).generation != header.generation)  // published between the two
+    __atomic_store_n(words(slot), word, __ATOMIC_RELEASE);
+}
+
 void seal_slot(std::byte* slot, const SlotLayout& layout, const Key& key, std::uint64_t generation,
                std::span<const std::uint64_t> table) {
   std::memcpy(slot + sizeof(SlotHeader), table.data(), table.size_bytes());

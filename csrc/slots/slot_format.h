@@ -59,6 +59,10 @@ std::vector<std::uint64_t> empty_table(const SlotLayout& layout);
 // No reader accepts the slot from here on; first step of a writer, and of reuse.
 void clear_slot(std::byte* slot);
 
+// No reader accepts an older slot here that has more than so many bytes. One of another writer,
+// which is shorter, is left alone whenever it is published.
+void clear_longer(std::byte* slot, std::uint64_t bytes);
+
 // Table, then header, then word 0 (release). The payload is there already; `fence`d by this.
 void seal_slot(std::byte* slot, const SlotLayout& layout, const Key& key, std::uint64_t generation,
                std::span<const std::uint64_t> table);

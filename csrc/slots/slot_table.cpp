@@ -14,7 +14,13 @@ namespace {
 constexpr std::uint32_t kNone = KeyIndex::kNone;
 constexpr std::size_t kChangeSlots = 4096;  // one message's worth (messages.MAX_KEYS)
 constexpr std::size_t kAhead = 16;          // keys whose cache lines are asked for at once
-constexpr std::uint32_t kNumbers = 4;       // slots of either kind, times the capacity
+// Slots of either kind, a frame: the shortest ones, and nearly as many that are to be retracted.
+constexpr std::uint32_t kNumbers = 2 * kGranulesPerSlot;
+
+void make_room(SlotArrays& out, std::size_t slots) {
+  out.places.reserve(slots);
+  out.counters.reserve(slots);
+}
 
 void append(SlotArrays& out, const Key& key, const Place& place, std::uint32_t counter) {
   out.keys.push_back(key);
@@ -120,7 +126,8 @@ std::optional<SlotArrays> SlotTable::reserve_all(Keys keys, double now, Sizes gr
     REQUIRE(n >= 1 && n <= kGranulesPerSlot, "granules: ", int(n), ", allowed 1 to 16");
   std::lock_guard lock(mutex_);
   if (!again) require_new(keys);
-  if (keys.size() > usable_ - held_) return std::nullopt;
+  const std::uint32_t held = reserved_.full + pinned_.full + limbo_.full + held_splits_;  // frames
+  if (keys.size() > usable_ - held) return std::nullopt;
   if (keys.size() > last_counter_ - counter_)
     throw std::overflow_error("admission counters are used up: begin a new epoch");
 
@@ -137,26 +144,21 @@ std::optional<SlotArrays> SlotTable::reserve_all(Keys keys, double now, Sizes gr
   found_.clear();
   free_.take(fresh, found_);
   bool young = take_retired(whole - fresh, now);
-  for (const std::uint32_t slot : found_) hold(slot, reserved_);
-  for (std::uint32_t i = 0; whole < wanted && i < wanted; ++i) {
-    if (granules[i] == kGranulesPerSlot || take_short(granules[i], now, young)) continue;
-    for (const std::uint32_t slot : found_) {  // what is left lies too far apart
-      let_go(slot, reserved_);
-      free_place(slot);
-    }
+  if (whole < wanted && !take_shorts(granules, now, young)) {  // what is left lies too far apart
+    for (const std::uint32_t slot : found_) free_place(slot);
     return std::nullopt;
   }
 
+  reserved_.full += whole;
+
   SlotArrays out;
-  std::uint32_t next[] = {0, whole};  // of the full and of the short ones in found_
+  make_room(out, wanted);
   for (std::uint32_t i = 0; i < wanted; ++i) {
-    const bool shorter = !granules.empty() && granules[i] < kGranulesPerSlot;
-    const std::uint32_t slot = found_[next[shorter]++];
+    const std::uint32_t slot = found_[i];
     Slot& s = slots_[slot];
-    s.state = State::reserved;
+    s.state = again ? State::again : State::reserved;
     s.reserved_at = now;
     s.counter = ++counter_;
-    s.again = again;
     if (again)
       s.key = keys[i];
     else
@@ -168,7 +170,8 @@ std::optional<SlotArrays> SlotTable::reserve_all(Keys keys, double now, Sizes gr
   // Ahead of need; twice as far when this call had to take slots that a reader may still be at.
   const auto ahead =
       static_cast<std::uint32_t>(std::ceil(retired_share_ * usable_ * (young ? 2 : 1)));
-  while (free_.size() + retired_.size < ahead && recent_.size > 0) retire_oldest(now);
+  while (free_.size() + retired_.granules / kGranulesPerSlot < ahead && recent_.oldest != kNone)
+    retire_oldest(now);
   return out;
 }
 
@@ -182,7 +185,7 @@ std::vector<SlotTable::Replaced> SlotTable::replace(Places places, Counters coun
     if (slot == kNone || other == kNone) continue;
     Slot& s = slots_[slot];
     const Slot& before = slots_[other];
-    if (s.state != State::reserved || !s.again) continue;
+    if (s.state != State::again) continue;
     if (before.state != State::readable || before.key != s.key) continue;
     if (before.pins > 0) {
       answer[i] = Replaced::pinned;
@@ -190,7 +193,6 @@ std::vector<SlotTable::Replaced> SlotTable::replace(Places places, Counters coun
     }
     let_go(slot, reserved_);
     s.state = State::readable;
-    s.again = false;
     insert_behind(recent_, other, slot);
     remove(recent_, other);
     set_retired(other, std::numeric_limits<double>::quiet_NaN());
@@ -224,7 +226,9 @@ void SlotTable::abort(Places places, Counters counters, bool limbo) {
   std::lock_guard lock(mutex_);
   for (std::size_t i = 0; i < places.size(); ++i) {
     const std::uint32_t slot = match(places[i], counters[i]);
-    if (slot == kNone || slots_[slot].state != State::reserved) continue;
+    if (slot == kNone) continue;
+    const State state = slots_[slot].state;
+    if (state != State::reserved && state != State::again) continue;
     forget_name(slot);
     let_go(slot, reserved_);
     if (limbo) {
@@ -316,8 +320,9 @@ std::vector<SlotTable::Change> SlotTable::take_changes() {
       changes.push_back({announce, {}});
     Slot& s = slots_[slot];
     s.told = announce;
-    append(changes.back().slots, s.told_key, place_of(slot), s.told_counter);
-    const Sums one = term(s.told_key, place_of(slot), s.told_counter);
+    const Place place = place_of(slot);
+    append(changes.back().slots, s.told_key, place, s.told_counter);
+    const Sums one = term(s.told_key, place, s.told_counter);
     announce ? told_ += one : told_ -= one;
   };
   // Retractions first: what is gone matters more than what is new.
@@ -329,13 +334,12 @@ std::vector<SlotTable::Change> SlotTable::take_changes() {
   for (const std::uint32_t slot : dirty_) {
     Slot& s = slots_[slot];
     s.dirty = false;
+    if (s.state == State::free && !full(slot)) forget_short(slot);
     if (s.state != State::readable || s.told) continue;
     s.told_key = s.key;
     s.told_counter = s.counter;
     tell(true, slot);
   }
-  for (const std::uint32_t slot : dirty_)
-    if (!full(slot) && slots_[slot].state == State::free) forget_short(slot);
   dirty_.clear();
   return changes;
 }
@@ -386,11 +390,11 @@ std::uint32_t SlotTable::slice_end(std::uint32_t first, std::uint32_t last, std:
 SlotTable::Granules SlotTable::granules() {
   std::lock_guard lock(mutex_);
   return {std::uint64_t{free_.size()} * kGranulesPerSlot + spare_.size(),
-          reserved_,
+          reserved_.granules(),
           recent_.granules,
-          pinned_,
+          pinned_.granules(),
           retired_.granules,
-          limbo_};
+          limbo_.granules()};
 }
 
 std::uint32_t SlotTable::usable() {
@@ -411,17 +415,19 @@ std::uint32_t SlotTable::find(std::uint64_t hash, const Key& key) const {
 
 // The slot of a place, if it is one of ours and still in the life that the counter names.
 std::uint32_t SlotTable::match(const Place& place, std::uint32_t counter) const {
-  const auto is = [&](std::uint32_t slot) {
-    return place_of(slot) == place && slots_[slot].counter == counter;
-  };
-  if (place.granules < kGranulesPerSlot) {
-    const auto [begin, end] = short_at_.equal_range(place.first);
-    for (auto at = begin; at != end; ++at)
-      if (slots_[at->second].state != State::free && is(at->second)) return at->second;
-    return kNone;
-  }
   const std::uint32_t slot = place.first / kGranulesPerSlot;
-  return slot < usable_ && is(slot) ? slot : kNone;
+  if (slot >= usable_ || full_place(slot) != place) return match_short(place, counter);
+  return slots_[slot].counter == counter ? slot : kNone;
+}
+
+std::uint32_t SlotTable::match_short(const Place& place, std::uint32_t counter) const {
+  const auto [begin, end] = short_at_.equal_range(place.first);
+  for (auto at = begin; at != end; ++at) {
+    const Slot& s = slots_[at->second];
+    const bool is = place_of(at->second) == place && s.counter == counter;
+    if (is && s.state != State::free) return at->second;
+  }
+  return kNone;
 }
 
 void SlotTable::find_prefix(Keys keys, bool retired_too) {
@@ -449,6 +455,7 @@ void SlotTable::find_prefix(Keys keys, bool retired_too) {
 
 SlotArrays SlotTable::found() const {
   SlotArrays out;
+  make_room(out, found_.size());
   for (const std::uint32_t slot : found_) {
     out.places.push_back(place_of(slot));
     out.counters.push_back(slots_[slot].counter);
@@ -512,6 +519,16 @@ std::vector<double> SlotTable::take_ages() {
   return std::exchange(ages_, {});
 }
 
+// The oldest retired slot, out of the FIFO; `young` if a reader may still be at it.
+inline std::uint32_t SlotTable::take_oldest(double now, bool& young) {
+  if (retired_.oldest == kNone) retire_oldest(now);
+  const std::uint32_t slot = retired_.oldest;
+  young |= now - slots_[slot].retired_at < reuse_age_;
+  remove(retired_, slot);
+  forget_name(slot);
+  return slot;
+}
+
 // In the order of the pool, so that consecutive keys get what is consecutive among them.
 bool SlotTable::take_retired(std::uint32_t n, double now) {
   bool young = false;
@@ -530,14 +547,17 @@ bool SlotTable::take_retired(std::uint32_t n, double now) {
   return young;
 }
 
-// The oldest retired slot, out of the FIFO; `young` if a reader may still be at it.
-std::uint32_t SlotTable::take_oldest(double now, bool& young) {
-  if (retired_.size == 0) retire_oldest(now);
-  const std::uint32_t slot = retired_.oldest;
-  young |= now - slots_[slot].retired_at < reuse_age_;
-  remove(retired_, slot);
-  forget_name(slot);
-  return slot;
+// Held, and in the order of the keys between the full ones that are there. False: see take_short().
+bool SlotTable::take_shorts(Sizes granules, double now, bool& young) {
+  const std::size_t whole = found_.size();
+  for (const std::uint8_t n : granules)
+    if (n < kGranulesPerSlot && !take_short(n, now, young)) return false;
+  for (std::size_t i = whole; i < found_.size(); ++i) hold_short(found_[i], reserved_);
+  const std::vector<std::uint32_t> taken = found_;
+  std::size_t next[] = {0, whole};  // of the full ones, of the short ones
+  for (std::size_t i = 0; i < granules.size(); ++i)
+    found_[i] = taken[next[granules[i] < kGranulesPerSlot]++];
+  return true;
 }
 
 // False: there is no such run, and nothing more to evict.
@@ -547,7 +567,7 @@ bool SlotTable::take_short(std::uint32_t granules, double now, bool& young) {
   while (!(first = spare_.take_adjacent(granules))) {
     if (free_.size() > 0)
       split_frame();
-    else if (retired_.size + recent_.size > 0)
+    else if (retired_.granules + recent_.granules > 0)
       free_place(take_oldest(now, young));
     else
       return false;
@@ -562,12 +582,12 @@ bool SlotTable::take_short(std::uint32_t granules, double now, bool& young) {
     short_.emplace_back();
     index_.grow(slot + 1);
   }
-  short_[slot - capacity_] = {*first, std::uint8_t(granules), std::uint8_t(tier_)};
+  short_[slot - capacity_] = *first;
+  slots_[slot].granules = std::uint8_t(granules);
   short_at_.emplace(*first, slot);
   each_frame(slot, [&](std::uint32_t frame, std::uint32_t part) {
     split_[frame].used += std::uint8_t(part);
   });
-  hold(slot, reserved_);
   found_.push_back(slot);
   return true;
 }
@@ -585,13 +605,14 @@ void SlotTable::split_frame() {
 }
 
 void SlotTable::free_place(std::uint32_t slot) {
-  Slot& s = slots_[slot];
-  s.state = State::free;
-  s.again = false;
-  if (full(slot)) {
+  slots_[slot].state = State::free;
+  if (full(slot))
     free_.put(slot, 1);
-    return;
-  }
+  else
+    free_short(slot);
+}
+
+void SlotTable::free_short(std::uint32_t slot) {
   const Place place = place_of(slot);
   spare_.put(place.first, place.granules);
   each_frame(slot, [&](std::uint32_t frame, std::uint32_t part) {
@@ -602,7 +623,7 @@ void SlotTable::free_place(std::uint32_t slot) {
     spare_.cut(frame * kGranulesPerSlot, kGranulesPerSlot);
     free_.put(frame, 1);
   });
-  if (!s.dirty) forget_short(slot);  // else it is retracted first, from its place
+  if (!slots_[slot].dirty) forget_short(slot);  // else it is retracted first, from its place
 }
 
 void SlotTable::forget_short(std::uint32_t slot) {
@@ -622,29 +643,23 @@ void SlotTable::each_frame(std::uint32_t slot, const Do& action) {
   if (place.granules > room) action(frame + 1, place.granules - room);
 }
 
-// It cannot be taken for room, and counts under `granules`.
-void SlotTable::hold(std::uint32_t slot, std::uint64_t& granules) {
-  granules += granules_of(slot);
-  if (full(slot))
-    ++held_;
-  else
-    each_frame(slot,
-               [&](std::uint32_t frame, std::uint32_t) { held_ += split_[frame].held++ == 0; });
+void SlotTable::hold_short(std::uint32_t slot, Held& held) {
+  held.short_granules += slots_[slot].granules;
+  each_frame(
+      slot, [&](std::uint32_t frame, std::uint32_t) { held_splits_ += split_[frame].held++ == 0; });
 }
 
-void SlotTable::let_go(std::uint32_t slot, std::uint64_t& granules) {
-  granules -= granules_of(slot);
-  if (full(slot))
-    --held_;
-  else
-    each_frame(slot,
-               [&](std::uint32_t frame, std::uint32_t) { held_ -= --split_[frame].held == 0; });
+void SlotTable::let_go_short(std::uint32_t slot, Held& held) {
+  held.short_granules -= slots_[slot].granules;
+  each_frame(
+      slot, [&](std::uint32_t frame, std::uint32_t) { held_splits_ -= --split_[frame].held == 0; });
 }
 
 // Of a slot whose epoch has ended.
 void SlotTable::end_life(std::uint32_t slot) {
   Slot& s = slots_[slot];
-  s.named = s.again = false;
+  s.named = false;
+  if (s.state == State::again) s.state = State::reserved;
   if (s.state != State::readable) return;
   if (s.pins == 0) {
     remove(recent_, slot);
@@ -665,7 +680,7 @@ void SlotTable::push_newest(List& list, std::uint32_t slot) {
   slots_[slot].newer = kNone;
   (list.newest == kNone ? list.oldest : slots_[list.newest].newer) = slot;
   list.newest = slot;
-  ++list.size, list.granules += granules_of(slot);
+  list.granules += slots_[slot].granules;
 }
 
 void SlotTable::push_oldest(List& list, std::uint32_t slot) {
@@ -673,7 +688,7 @@ void SlotTable::push_oldest(List& list, std::uint32_t slot) {
   slots_[slot].older = kNone;
   (list.oldest == kNone ? list.newest : slots_[list.oldest].older) = slot;
   list.oldest = slot;
-  ++list.size, list.granules += granules_of(slot);
+  list.granules += slots_[slot].granules;
 }
 
 // The next older than `newer`, which is in the list.
@@ -683,14 +698,14 @@ void SlotTable::insert_behind(List& list, std::uint32_t newer, std::uint32_t slo
   slots_[slot].older = older;
   (older == kNone ? list.oldest : slots_[older].newer) = slot;
   slots_[newer].older = slot;
-  ++list.size, list.granules += granules_of(slot);
+  list.granules += slots_[slot].granules;
 }
 
 void SlotTable::remove(List& list, std::uint32_t slot) {
   const Slot& s = slots_[slot];
   (s.older == kNone ? list.oldest : slots_[s.older].newer) = s.newer;
   (s.newer == kNone ? list.newest : slots_[s.newer].older) = s.older;
-  --list.size, list.granules -= granules_of(slot);
+  list.granules -= s.granules;
 }
 
 }  // namespace lmkv

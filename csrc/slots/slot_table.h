@@ -100,7 +100,8 @@ class SlotTable {
   std::uint64_t pins();
 
  private:
-  enum class State : std::uint8_t { free, reserved, readable, retired, limbo };
+  // again: reserved in this epoch to replace another
+  enum class State : std::uint8_t { free, reserved, again, readable, retired, limbo };
 
   struct Slot {
     Key key, told_key;
@@ -108,16 +109,27 @@ class SlotTable {
     double reserved_at = 0;
     std::uint32_t counter = 0, told_counter = 0, pins = 0;
     std::uint32_t older = KeyIndex::kNone, newer = KeyIndex::kNone;  // in `recent_` or `retired_`
+    std::uint8_t granules = kGranulesPerSlot;
     State state = State::free;
-    bool named = false;  // the index finds it: readable, reserved or retired in this epoch
-    bool again = false;  // reserved in this epoch to replace another
-    bool told = false, dirty = false;
+    bool told = false;
+    bool named : 1 = false;  // the index finds it: readable, reserved or retired in this epoch
+    bool dirty : 1 = false;
   };
+  static_assert(sizeof(Slot) == 72, "a lookup touches few cache lines");
 
   // A list through the slots, from the oldest to the newest.
   struct List {
-    std::uint32_t oldest = KeyIndex::kNone, newest = KeyIndex::kNone, size = 0;
+    std::uint32_t oldest = KeyIndex::kNone, newest = KeyIndex::kNone;
     std::uint64_t granules = 0;
+  };
+
+  // Slots that cannot be taken for room: how many full ones, and the short ones' granules.
+  struct Held {
+    std::uint32_t full = 0;
+    std::uint64_t short_granules = 0;
+    std::uint64_t granules() const {
+      return std::uint64_t{full} * kGranulesPerSlot + short_granules;
+    }
   };
 
   // A frame with short slots in it.
@@ -130,16 +142,17 @@ class SlotTable {
 
   // Full slots are numbered by their frames, short ones from capacity_ on.
   bool full(std::uint32_t slot) const { return slot < capacity_; }
-  Place place_of(std::uint32_t slot) const {
-    if (!full(slot)) return short_[slot - capacity_];
+  Place full_place(std::uint32_t slot) const {
     return {slot * kGranulesPerSlot, kGranulesPerSlot, std::uint8_t(tier_)};
   }
-  std::uint32_t granules_of(std::uint32_t slot) const {
-    return full(slot) ? kGranulesPerSlot : short_[slot - capacity_].granules;
+  Place place_of(std::uint32_t slot) const {
+    if (full(slot)) return full_place(slot);
+    return {short_[slot - capacity_], slots_[slot].granules, std::uint8_t(tier_)};
   }
 
   std::uint32_t find(std::uint64_t hash, const Key& key) const;
   std::uint32_t match(const Place& place, std::uint32_t counter) const;
+  std::uint32_t match_short(const Place& place, std::uint32_t counter) const;
   void find_prefix(Keys keys, bool retired_too);  // into found_
   SlotArrays found() const;                       // without keys
   void require_new(Keys keys) const;
@@ -151,12 +164,26 @@ class SlotTable {
   std::optional<SlotArrays> reserve_all(Keys keys, double now, Sizes granules, bool again);
   bool take_retired(std::uint32_t n, double now);  // into found_; true: some were young
   std::uint32_t take_oldest(double now, bool& young);
+  bool take_shorts(Sizes granules, double now, bool& young);         // into found_
   bool take_short(std::uint32_t granules, double now, bool& young);  // into found_
   void split_frame();
   void free_place(std::uint32_t slot);
   void free_short(std::uint32_t slot);
-  void hold(std::uint32_t slot, std::uint64_t& granules);
-  void let_go(std::uint32_t slot, std::uint64_t& granules);
+  // It cannot be taken for room.
+  void hold(std::uint32_t slot, Held& held) {
+    if (full(slot))
+      ++held.full;
+    else
+      hold_short(slot, held);
+  }
+  void let_go(std::uint32_t slot, Held& held) {
+    if (full(slot))
+      --held.full;
+    else
+      let_go_short(slot, held);
+  }
+  void hold_short(std::uint32_t slot, Held& held);
+  void let_go_short(std::uint32_t slot, Held& held);
   void end_life(std::uint32_t slot);
   void forget_short(std::uint32_t slot);
   template <class Do>
@@ -176,19 +203,19 @@ class SlotTable {
   const Tier tier_;
   const std::uint32_t last_counter_;
   std::uint32_t usable_ = 0, counter_ = 0;
-  std::uint32_t held_ = 0;                               // frames that cannot be made free
-  List recent_;                                          // readable, not pinned
-  List retired_;                                         // the FIFO
-  std::uint64_t reserved_ = 0, pinned_ = 0, limbo_ = 0;  // granules
+  List recent_;   // readable, not pinned
+  List retired_;  // the FIFO
+  Held reserved_, pinned_, limbo_;
   std::uint64_t pins_ = 0;
   std::vector<std::uint32_t> dirty_, found_;
   std::vector<double> ages_;
   Sums told_;
 
-  std::vector<Place> short_;                              // places of the short slots
+  std::vector<std::uint32_t> short_;                      // first granules of the short slots
   std::vector<std::uint32_t> unused_;                     // numbers of short slots to use again
   std::multimap<std::uint32_t, std::uint32_t> short_at_;  // by first granule; free ones still told
   std::unordered_map<std::uint32_t, Split> split_;        // by frame
+  std::uint32_t held_splits_ = 0;                         // of them, with a slot that is held
   FreeRuns spare_;                                        // granules of split frames
   std::uint32_t next_frame_ = 0;  // behind the one that was split last: there a run goes on
 };

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import struct
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from lmkv import _native
 from lmkv.core import geometry, zstd
 from lmkv.core.messages import Compress, Compressed, Pull, PullResult, Refused, Rewrite, Rewritten
+from lmkv.mover.codec import Codec
 from mover_instance import TEXT, Instance, counters, generation, key, place, pulled
 
 from tests.compressed import floats
@@ -95,6 +97,47 @@ def test_neighbours_are_not_touched(holder):
         assert holder.status(n, short(16 * 4 + i * GRANULES), 50 + n) == GOOD
 
 
+def test_what_lay_there_before_is_gone(holder):
+    """Its header is in front of what is written, or under it."""
+    holder.hold_compressed(1, 0, 16 * 4)
+    holder.hold_compressed(2, 0, 16 * 4 + GRANULES)
+    holder.hold_compressed(3, 0, 16 * 4 + 5)
+    assert [holder.status(n, short(at), 50 + n) for n, at in ((1, 64), (2, 76), (3, 69))] == [
+        *(GONE, GONE, GOOD)
+    ]
+    holder.write(0, 4, 11)
+    assert holder.rewrite(5, 4, (place(0), 11), (place(4), 12)) == GOOD  # a full one
+    assert holder.status(3, short(69), 53) == GONE
+    assert holder.check(4, 4, 12) == GOOD
+
+
+def test_a_slot_for_which_memory_is_lacking_is_not_the_last(monkeypatch):
+    zstd.load()
+    pool = _native.Pool(LAYOUT.granule_bytes, 2, 2)
+    pool.add_segment()
+    _native.write_slot(pool.slot_address(place(0)), LAYOUT, key(1), generation(1, 1), floats_of(1))
+    codec = Codec(0, pool, [FULL], LAYOUT.granule_bytes)
+
+    def ask(message, *frames):
+        codec.ask(b"", message, [key(1), place(0), counters(1), *frames], 1)
+        assert select.select([codec.fd], [], [], 60.0)[0]
+        [(_, answer)] = codec.answers()
+        return answer[1][0]
+
+    def fails(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_native, "compress_slot", fails)
+        assert ask(Compress(1)) == PullResult.MOVER_DOWN
+    assert ask(Compress(2)) == GOOD
+    with monkeypatch.context() as patch:
+        patch.setattr(_native, "place_compressed", fails)
+        assert ask(Rewrite(3), short(16), counters(2)) == PullResult.MOVER_DOWN
+    assert ask(Rewrite(4), place(1), counters(2)) == GOOD
+    pool.close()
+
+
 def test_what_cannot_be_done_has_its_result(holder):
     holder.write(0, 1, 11)
     holder.write(1, 101, 12)  # noise
@@ -151,6 +194,9 @@ def test_compressed_slots_are_pulled_as_they_are(run_dir):
         assert answer.bytes == size
         assert b.rewrite(2, 2, (short(32 + GRANULES), 2), (place(12), 5)) == GOOD
         assert b.bytes_of(12).tobytes() == floats_of(2)
+        b.send(_pull(2, a, b), key(3), place(7), counters(9), place(2), counters(6))
+        assert pulled(b, 2)[1] == [GOOD]
+        assert b.status(2, short(32 + GRANULES), 2) == GONE  # another chunk lies over its header
 
 
 @pytest.mark.nixl

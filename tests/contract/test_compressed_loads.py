@@ -104,6 +104,20 @@ def test_a_neighbour_of_two_ranks_gives_a_head_each(start) -> None:
         assert np.array_equal(here.kv.array[:, [0, 1], head], rank.kv.array[:, [3, 5], 0])
 
 
+def test_a_store_ends_what_reaches_into_its_place(start) -> None:
+    rank = start()
+    rank.ready()
+    fill(rank, 5)
+    rank.save(1, [0, 1])
+    one = compress(rank, 1, 16 * FREE - 1)
+    asked = chunk(1, one, [4, 3])
+    assert rank.load(asked).result == PullResult.GOOD
+    rank.save(FREE, [2, 3])
+    assert (rank.load(asked).good, rank.load(asked).result) == (0, PullResult.GONE)
+    full = LoadChunk(key(FREE), place(FREE), generation(FREE), [4, 3])
+    assert rank.load(full).result == PullResult.GOOD
+
+
 @pytest.mark.parametrize(
     ("what", "expected"),
     [("payload", "DIGEST"), ("short", "GONE"), ("counter", "GONE"), ("codec", "INCOMPATIBLE")],

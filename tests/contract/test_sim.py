@@ -208,7 +208,7 @@ def test_the_command_at_a_controller_that_asks_for_keys(tmp_path: Path) -> None:
         (
             ["--controllers", "tcp://127.0.0.1:1"],
             3,
-            "no controller listens at tcp://127.0.0.1:1, or it asks for keys (LMKV_KEYS)",
+            "no controller listens at tcp://127.0.0.1:1",
         ),
         (["--instances", "0"], 2, "--instances 0: allowed is 1 to 10000"),
         (["-o", "xml"], 2, "--output 'xml': allowed is table or json"),

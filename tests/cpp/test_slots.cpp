@@ -158,6 +158,67 @@ void a_reader_is_safe_from_a_writer() {
   std::printf("reader: %d good, %d gone\n", good, gone);
 }
 
+// Compressed slots are written over parts of earlier ones, while a reader asks for these: they are
+// whole, or gone; what is written over them is never taken for a fault of theirs.
+void a_reader_is_safe_from_shorter_slots() {
+  const SlotLayout layout(2, 32768, kPageFormatTokens, 7);
+  constexpr std::uint64_t kFrames = 3;
+  Pool pool(layout.granule_bytes(), kFrames, kFrames, 0);
+  pool.add_segment(true);
+  PoolMap map(layout.granule_bytes(), kFrames, kFrames, 0, false);
+  map.add_segment(pool.segment_fd(0, true).get());
+  try {
+    load_zstd("libzstd.so.1");
+  } catch (const std::runtime_error& error) {
+    std::puts(error.what());
+    return;
+  }
+  std::mt19937_64 random(9);
+  std::vector<std::vector<std::byte>> payloads, images;
+  std::uint64_t longest = 0;
+  Memory full(static_cast<std::byte*>(std::aligned_alloc(4096, layout.slot_bytes())));
+  for (int n = 0; n < 3; ++n) {
+    std::vector<std::byte>& payload = payloads.emplace_back(layout.payload_bytes());
+    for (std::size_t i = 0; i < payload.size(); ++i)
+      payload[i] = std::byte(i % (2 + n) ? n : random());
+    write_slot(full.get(), layout, Key{}, 1, payload);
+    images.push_back(compress_slot(full.get(), layout, Key{}, 1, 1 + n % 2).image);
+    longest = std::max<std::uint64_t>(longest, images.back().size());
+  }
+  const std::uint64_t granule = layout.granule_bytes(), most = (longest + granule - 1) / granule;
+  EXPECT(most < kGranulesPerSlot);
+  const auto place = [&](std::uint64_t g) {  // of the slot with this generation
+    const std::uint64_t granules = (images[g % 3].size() + granule - 1) / granule;
+    return Place{std::uint32_t(mix64(g) % (kFrames * kGranulesPerSlot - most)),
+                 std::uint8_t(granules)};
+  };
+  std::atomic<std::uint64_t> generation = 0;
+  std::atomic<bool> stop = false;
+  std::thread holder([&] {
+    for (std::uint64_t g = 1; !stop; ++g) {
+      const std::uint64_t room = place(g).granules * granule;
+      pool.clear(place(g));
+      place_compressed(pool.slot(place(g)), room, layout, Key{g, 0}, g, 1 + g % 3 % 2,
+                       images[g % 3]);
+      generation = g;
+    }
+  });
+  int good = 0, gone = 0;
+  while (good + gone < 20000 || generation < 3000) {
+    const std::uint64_t last = generation, g = last - std::min(last, random() % 8);
+    const SlotStatus status = expand_slot(map.slot(place(g)), place(g).granules * granule, layout,
+                                          Key{g, 0}, g, full.get(), g);
+    EXPECT(status == SlotStatus::good || status == SlotStatus::gone);
+    (status == SlotStatus::good ? good : gone) += 1;
+    if (status != SlotStatus::good) continue;
+    EXPECT(std::memcmp(full.get() + layout.payload_offset(), payloads[g % 3].data(),
+                       layout.payload_bytes()) == 0);
+  }
+  stop = true;
+  holder.join();
+  std::printf("reader of shorter slots: %d good, %d gone\n", good, gone);
+}
+
 // What a reader makes of a mismatch depends on what it finds in the header afterwards.
 void a_mismatch_is_read_once_more() {
   const SlotLayout layout(1, 64, kPageFormatTokens, 7);
@@ -278,6 +339,7 @@ int main() {
     a_digest_may_be_split_anywhere();
     chunks_come_back_from_pages_of_exactly_their_size();
     a_reader_is_safe_from_a_writer();
+    a_reader_is_safe_from_shorter_slots();
   }
   a_mismatch_is_read_once_more();
   rubbish_in_a_compressed_slot_is_found();

@@ -68,6 +68,22 @@ void short_slots_share_frames() {
   EXPECT(table.granules().reserved == kFrames * 16);
 }
 
+// As many chunks as a pool has granules, and then more: the oldest make room, as full slots do.
+void a_pool_full_of_the_shortest_slots_takes_more() {
+  constexpr std::uint32_t kFrames = 3;
+  SlotTable table(kFrames, kFrames, 0.0, 0.1);
+  table.grow(kFrames);
+  const std::uint8_t one = 1;
+  for (std::uint64_t n = 0; n < 5 * kFrames * 16; ++n) {
+    const auto got = table.reserve(keys(n, 1), double(n), {&one, 1});
+    EXPECT(got.has_value());
+    EXPECT(table.admit(got->places, got->counters, true) == 1);
+    table.take_changes();
+  }
+  EXPECT(table.granules().readable == kFrames * 16);
+  EXPECT(table.lookup(keys(4 * kFrames * 16, kFrames * 16), false) == kFrames * 16);
+}
+
 // Stores, prefix lookups, pins and announcements from several threads; then the books must balance.
 void threads_share_a_slot_table() {
   SlotTable table(256, 100, 0.05, 0.1);
@@ -319,6 +335,7 @@ int main() {
   slabs_are_made_ready();
   short_slots_share_frames();
   if (kThreadsOnly) return 0;
+  a_pool_full_of_the_shortest_slots_takes_more();
   counters_end_before_they_wrap();
   keys_of_one_group_overflow();
   a_directory_grows_and_shrinks();

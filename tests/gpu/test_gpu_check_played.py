@@ -1,5 +1,6 @@
 """`make gpu-check` from its first line to its last, on the fake driver as the machine's own: all
-that it runs on a card is run here, by a torch and a CuPy that say they have a GPU (played/)."""
+that it runs on a card is run here, by a torch and a CuPy that say they have a GPU, and without what
+such a machine may lack (played/)."""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ def test_all_of_it_on_a_card_that_is_played(tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", CHECK, str(tmp_path)],
         cwd=gpu_check.ROOT,
-        env=build.environment() | played,
+        env=os.environ | played,
         capture_output=True,
         text=True,
         timeout=800,

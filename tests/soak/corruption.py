@@ -132,8 +132,9 @@ def torn(d: Damage, slot: int, n: int) -> Ask:
 
 def flipped_header(d: Damage, slot: int, n: int) -> Ask:
     counter = d.write(slot, n)
-    version = d.flip(slot, 0, HEADER) == 4
-    return Ask(n, counter, place(slot), INCOMPATIBLE if version else DIGEST)
+    byte = d.flip(slot, 0, HEADER)
+    expected = GONE if byte < 4 else INCOMPATIBLE if byte == 4 else DIGEST  # magic, version
+    return Ask(n, counter, place(slot), expected)
 
 
 def flipped_table(d: Damage, slot: int, n: int) -> Ask:

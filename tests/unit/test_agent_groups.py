@@ -33,8 +33,10 @@ class Groups(World):
         peer: str = "peer",
         others: dict[str, tuple[int, int]] | None = None,
         missing: str = "cold",
+        short: int = 9,
     ) -> None:
-        """`runs` of its keys are at `peer`, key n in slot n; `others` hold some of them too."""
+        """`runs` of its keys are at `peer`, key n in slot n; `others` hold some of them too. Key
+        number `short` is compressed."""
         refs, alternates = [PeerRef(peer, PEER_EPOCH, 0)], []
         for i, (other, (first, last)) in enumerate((others or {}).items()):
             refs.append(PeerRef(other, PEER_EPOCH, 0))
@@ -42,7 +44,9 @@ class Groups(World):
         found = [Run(first, last - first, 0, first) for first, last in runs]
         held = sum(last - first for first, last in runs)
         message = Located(asked.request, 77, held, found, alternates, refs if runs else [], missing)
-        self.at(QUERY).say(message, places(9), counters(9))
+        where = bytearray(places(10))
+        where[8 * short + 4] = 12
+        self.at(QUERY).say(message, bytes(where[:72]), counters(9))
 
     def peer_has(
         self, name: str, full: tuple[int, int], *window: tuple[int, int], mapped: bool = False
@@ -257,6 +261,24 @@ def test_each_group_is_pulled_in_a_job_of_its_own() -> None:
     world.agent.loaded("a", LoadResult(5))
     assert world.over("a") == ({"hit_peer": 12}, {"too_short": 1})
     assert world.at_rest()
+
+
+def test_a_compressed_chunk_of_no_use_here_says_nothing_of_the_peers_others() -> None:
+    """A pool in a GPU's memory takes no compressed ones; the window's tail is full slots."""
+    world = Groups(tier=1)
+    world.hold(0, 3)
+    prompt = world.prompt(3)
+    world.begin("a", prompt)
+    ((asked, keys),) = world.locates()
+    assert keys == world.keys(0, 3, group=WINDOW)
+    world.located_in(asked, (0, 3), short=0)
+    assert world.match("a", prompt) is None
+    world.peer_info(tier=1)
+    assert world.match("a", prompt) is None
+    ((pull, frames),) = world.pulls_of(WINDOW)
+    assert frames[0] == world.keys(1, 3, group=WINDOW)
+    world.ended(pull, GOOD, GOOD)
+    assert world.match("a", prompt) == 12
 
 
 def test_a_window_chunk_that_is_gone_makes_the_hit_shorter() -> None:

@@ -578,14 +578,16 @@ def test_a_load_that_fails_counts_what_came_and_the_cause_of_the_rest() -> None:
     assert world.at_rest()
 
 
-def test_a_slot_whose_digest_is_wrong_is_not_handed_out_again() -> None:
+@pytest.mark.parametrize("result", [DIGEST, GONE])
+def test_a_slot_whose_bytes_are_wrong_is_not_handed_out_again(result: int) -> None:
+    """Nor one that is no slot any more, though it was pinned."""
     world = World()
     world.hold(0, 2)
     prompt = world.prompt(2)
     world.begin("a", prompt)
     world.match("a", prompt)
     load(world, "a", 8, [1, 2, 3, 4, 5])
-    world.agent.loaded("a", LoadResult(1, DIGEST))
+    world.agent.loaded("a", LoadResult(1, result))
     assert world.agent.table.contains(world.keys(0, 2)) == b"\x01\x00"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -211,6 +211,58 @@ def test_stored_bytes_that_are_no_segment() -> None:
         reseal(slot)
         assert check(slot) == SlotStatus.GOOD
         assert expand(slot)[0] == SlotStatus.DIGEST
+
+
+def test_a_granule_written_anew_ends_what_lay_there() -> None:
+    """Slots of 3 of 16 granules lie side by side, and others are written over parts of them: a
+    reader of the old ones finds them gone, not wrong, wherever their headers are."""
+    granule, size = LAYOUT.granule_bytes, compressed_slot(bytes(LAYOUT.payload_bytes)).bytes.size
+    n = size // granule
+    assert 2 <= n <= 8
+    pool = _native.Pool(granule, 4, 4)
+    pool.add_segment()
+    place = lambda first, granules=n: struct.pack("<IBBH", first, granules, 0, 0)  # noqa: E731
+
+    def put(first: int, seed: int) -> Callable[[], int]:
+        """A chunk of zeros there; what a reader says of it from now on."""
+        at, key = pool.slot_address(place(first)), bytes([seed]) * 16
+        _native.write_slot(full.at, LAYOUT, key, 7, bytes(LAYOUT.payload_bytes))
+        _, image = _native.compress_slot(full.at, LAYOUT, key, 7, BF16)
+        pool.clear(place(first))
+        _native.place_compressed(at, size, LAYOUT, key, 7, BF16, image)
+        return lambda: int(_native.check_slot(at, LAYOUT, key, 7, size))
+
+    full = Memory(LAYOUT.slot_bytes)
+    for shift in range(n):
+        old = [put(16 + i * n, 1 + i) for i in range(4)]
+        assert [check() for check in old] == [SlotStatus.GOOD] * 4
+        new = put(16 + n + shift, 9)
+        assert new() == SlotStatus.GOOD
+        over = {1} | ({2} if shift else set())
+        expected = [SlotStatus.GONE if i in over else SlotStatus.GOOD for i in range(4)]
+        assert [check() for check in old] == expected, shift
+    # A full slot's frame is taken by compressed ones, and is a full one's again.
+    fulls = [pool.slot_address(place(16 * i, 16)) for i in range(4)]
+    payload = floats(3, LAYOUT.payload_bytes // 2)
+    for i, at in enumerate(fulls):
+        pool.clear(place(16 * i, 16))
+        _native.write_slot(at, LAYOUT, bytes([20 + i]) * 16, 7, payload)
+    reaching = put(32 - 1, 30)  # from the second frame into the third
+    states = [_native.check_slot(at, LAYOUT, bytes([20 + i]) * 16, 7) for i, at in enumerate(fulls)]
+    good, gone = SlotStatus.GOOD, SlotStatus.GONE
+    assert states == [good, gone, gone, good]
+    pool.clear(place(32, 16))
+    _native.write_slot(fulls[2], LAYOUT, bytes([40]) * 16, 7, payload)
+    assert reaching() == gone
+    assert _native.check_slot(fulls[2], LAYOUT, bytes([40]) * 16, 7) == good
+    pool.close()
+
+
+def test_bytes_without_the_magic_are_no_slot() -> None:
+    """Where a split frame is used anew another chunk's payload may lie over an old header."""
+    slot = compressed_slot(PAYLOAD)
+    slot.bytes[:64] = 0x5A
+    assert check(slot) == SlotStatus.GONE
 
 
 def test_a_puller_adopts_it_as_it_is() -> None:

@@ -5,12 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from lmkv.core.clock import ManualClock
 from lmkv.core.messages import PullResult
 from lmkv.core.steps import SKIPPED, Load, LoadChunk, LoadResult, Store
+from lmkv.worker import copiers
+from lmkv.worker.copiers import HostCopiers, Slot
 from lmkv.worker.copies import Copies
+
+if TYPE_CHECKING:
+    from lmkv.worker.page_layout import PageLayout
 
 DEADLINE = 60.0
 
@@ -241,3 +248,29 @@ def test_one_that_has_not_begun_is_held_when_it_has() -> None:
     assert not waiting.is_alive()
     script.until(lambda: len(script.stored) == 2)
     assert script.copies.stop(DEADLINE)
+
+
+def test_what_decodes_has_ended_when_a_load_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks may be another request's from then on: nothing may be written to them later."""
+    begun, log = threading.Event(), list[int]()
+
+    class Copier:
+        def scatter(self, address: int, *_: object) -> int:
+            if address == 64:
+                assert begun.wait(DEADLINE)
+                raise MemoryError
+            begun.set()
+            time.sleep(0.05)
+            log.append(address)
+            return PullResult.GOOD
+
+    monkeypatch.setattr(copiers, "DECODERS", 2)
+    pages = SimpleNamespace(copier=Copier, slot=None)
+    host = HostCopiers([cast("PageLayout", pages)])
+    slots = [Slot(64 * n, bytes(16), n, [], room=4096) for n in range(1, 9)]
+    with pytest.raises(MemoryError):
+        host.scatter(0, slots)
+    written = len(log)
+    assert written >= 1
+    assert host.scatter(0, slots[1:3]) == [PullResult.GOOD] * 2
+    assert len(log) == written + 2  # what had not begun never does

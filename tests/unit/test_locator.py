@@ -85,6 +85,28 @@ def test_a_busy_engine_that_asks_late_goes_on_at_once() -> None:
     assert asked(world, A, B) == [1, 1]
 
 
+def test_an_engine_whose_steps_are_longer_than_the_deadline_hears_the_second_one() -> None:
+    """It looks once a step; the first controller is gone, and nobody knows it yet."""
+    world = world_of(A, B)
+    prompt = world.prompt(2)
+    world.begin("a", prompt)
+    assert world.match("a", prompt) is None
+    world.clock.advance(0.030)
+    assert world.match("a", prompt) is None  # B is asked now, and has its time
+    assert asked(world, A, B) == [1, 1]
+    world.located(0, at=query(B))
+    world.clock.advance(0.030)
+    assert world.match("a", prompt) == 0
+    assert misses(world) == {"cold": 8}
+    world.clock.advance(1.1)
+    world.begin("b", prompt)
+    for _ in range(2):
+        assert world.match("b", prompt) is None
+        world.clock.advance(0.030)
+    assert world.match("b", prompt) == 0  # nor does B answer
+    assert misses(world, "b") == {"locate_timeout": 8}
+
+
 def test_a_refusal_goes_on_to_the_next_one_at_once() -> None:
     world = world_of(A, B)
     prompt = world.prompt(2)

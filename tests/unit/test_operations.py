@@ -401,6 +401,18 @@ def test_a_request_pins_its_prompt_as_it_becomes_readable_and_again_renews_it():
     assert pins_told(cluster) == []
 
 
+def test_a_request_that_comes_right_behind_a_reset_has_its_pin():
+    cluster = Cluster("a", on_reset="keep")
+    a = cluster["a"]
+    a.agent.begin("old", list(range(9)), b"", {}, Options(pin_ttl=60.0))
+    a.agent.reset()
+    a.agent.begin("new", list(range(13)), b"", {}, Options(pin_ttl=60.0))
+    cluster.run(30)
+    a.hold(0, 3)
+    cluster.run(60)
+    assert [pin.chunks for pin in pins_told(cluster)] == [3]
+
+
 def test_a_request_whose_pin_does_not_fit_runs_on_and_is_told_of_once(caplog):
     cluster = Cluster("a", pin_share=0.1, min_tokens=1)
     a = cluster["a"]

@@ -101,6 +101,7 @@ def test_a_pulled_chunk_is_told_by_the_one_that_pulled_it(routed: Routed) -> Non
 def test_what_a_job_has_brought_is_told_when_a_request_has_loaded_it(routed: Routed) -> None:
     a, ear, text = routed.ears["a"], routed.ears["b"], prompt(501, LONG)
     routed.ask("a", text)
+    routed.idle("a")  # stores that took more than the second that an engine waits have ended now
     a.hear(lambda: len(a.blocks["CPU"]) == 2 * BLOCKS)
     with Client(routed.cluster.address, 60.0) as client:
         assert done(client, "copy", text, instance="b").chunks == CHUNKS

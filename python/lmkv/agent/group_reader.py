@@ -18,6 +18,7 @@ from itertools import chain
 from lmkv.agent.reader import Reader
 from lmkv.agent.request import Phase, RequestState, Source
 from lmkv.agent.transfers import READABLE, RESERVED
+from lmkv.core.geometry import GRANULES_A_SLOT
 
 
 class GroupReader(Reader):
@@ -188,7 +189,7 @@ class GroupReader(Reader):
     def _rows(self, part: RequestState, first: int, last: int, pull: bool) -> list[int]:
         have = self._table.contains(part.keys(first, last))
         mapped: dict[str, bool] = {}  # by peer
-        usable: dict[str, bool] = {}
+        usable: dict[tuple[str, bool], bool] = {}  # by peer and whether it is compressed there
         rows = [0]
         for chunk in range(first, last):
             there, source = have[chunk - first], part.sources.get(chunk)
@@ -201,9 +202,10 @@ class GroupReader(Reader):
                     mapped[peer] = bool(self._transfers.mapped(part, source))
                 good = mapped[peer]
                 if pull and not good and there != RESERVED:
-                    if peer not in usable:
-                        usable[peer] = self._transfers.usable(part, source)
-                    good = usable[peer]
+                    kind = peer, source.place[4] < GRANULES_A_SLOT
+                    if kind not in usable:
+                        usable[kind] = self._transfers.usable(part, source)
+                    good = usable[kind]
             rows.append(rows[-1] + 1 if good else 0)
         return rows
 

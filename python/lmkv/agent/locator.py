@@ -154,6 +154,14 @@ class Locator:
                 self._ask_next(request)
         return self._answers.pop(request, None)
 
+    def over(self, request: int, deadline: float, least: float) -> bool:
+        """Whether it need not be awaited any longer: after `deadline`, though not before the one
+        asked last has had `least` seconds. An engine whose steps are long looks late, and only
+        then finds that the first one let its time pass."""
+        question = self._questions.get(request)
+        sent = question.sent if question is not None else float("-inf")
+        return self._clock() >= max(deadline, sent + least)
+
     def drop(self, request: int) -> None:
         """Nobody waits for it any more."""
         self._questions.pop(request, None)

@@ -54,6 +54,7 @@ class _Want:
     ttl: float
     keys: list[bytes]  # that are not pinned yet
     until: float
+    epoch: int
 
 
 class Pins:
@@ -208,7 +209,7 @@ class Pins:
         """Pin these for `ttl` seconds when they are readable (any thread). The same chunks again
         are the same pin, whose time begins anew."""
         name = "request-" + hashlib.blake2b(b"".join(keys), digest_size=8).hexdigest()
-        self._asked.append(_Want(name, ttl, keys, self._clock() + WANTED))
+        self._asked.append(_Want(name, ttl, keys, self._clock() + WANTED, self._epoch()))
 
     def _look(self, now: float) -> None:
         """For what requests want."""
@@ -268,7 +269,10 @@ class Pins:
         for name in list(self._pins):
             self.release(name)
         self._wants.clear()
-        self._asked.clear()
+        for _ in range(len(self._asked)):  # some have been asked for in the new epoch already
+            want = self._asked.popleft()
+            if want.epoch == self._epoch():
+                self._asked.append(want)
 
     def news(self, since: int) -> list[tuple[int, Message]]:
         """All pins as they stand, if any has changed since that version."""

@@ -116,7 +116,8 @@ class Reader:
             state.deadline = self._clock() + self._config.locate_deadline
         answer = self._locator.answer(state.locate, state.deadline)
         if answer is None:
-            if self._clock() < state.deadline:
+            least = self._config.locate_deadline / 8
+            if not self._locator.over(state.locate, state.deadline, least):
                 return False
             self._locator.drop(state.locate)
             state.miss = "locate_timeout"
@@ -303,7 +304,7 @@ class Reader:
         if result.good < len(state.chunks):
             peer = state.chunk_peers[result.good]
             state.miss = PullResult.CAUSES[result.result]
-            if not peer and result.result == PullResult.DIGEST:
+            if not peer and result.result in (PullResult.DIGEST, PullResult.GONE):  # it was pinned
                 bad = state.chunks[result.good]
             unmapped = peer and result.result == PullResult.INCOMPATIBLE
             if unmapped and state.transfer == "auto" and self._transfers.cannot_map(peer):

@@ -107,7 +107,7 @@ def status_table(info: StatusInfo) -> None:
     out = console()
     for line in (*heading(info), *tokens(info.hit_tokens, info.miss_tokens)):
         out.print(line)
-    instances_table(info.instances)
+    instances_table(sorted(info.instances, key=lambda each: each.instance))
 
 
 def heading(info: StatusInfo) -> list[str]:

@@ -3,9 +3,12 @@ it: tick() forgets those of instances that are gone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from heapq import nsmallest
+from heapq import merge
+from itertools import islice
+from operator import itemgetter
 
 from msgspec.structs import replace
 
@@ -15,6 +18,7 @@ from lmkv.core.messages import Pins, PinsHeld, PinsInfo, PinState
 
 PAGE = 250
 PINS = 256  # of an instance
+MOST = (1 << 32) - 1  # of a total that is told
 KEY = 64  # characters of one in hex, at most
 
 
@@ -23,7 +27,17 @@ class _Held:
     epoch: int
     at: float
     total: int
-    pins: list[PinState]
+    pins: dict[str, PinState]  # by place
+    order: list[str]  # places
+
+    def after(self, place: str) -> Iterator[tuple[str, _Held]]:
+        for at in range(bisect_right(self.order, place), len(self.order)):
+            yield self.order[at], self
+
+    def left(self, place: str, now: float) -> PinState:
+        """One whose time is over ends as soon as its instance says so."""
+        pin = self.pins[place]
+        return replace(pin, left=max(0.001, pin.left - (now - self.at))) if pin.left else pin
 
 
 class PinTable:
@@ -43,7 +57,10 @@ class PinTable:
         if any(len(pin.first) > KEY for pin in pins):
             raise ValueError("first: allowed is a key in hex")
         total = max(message.total, len(message.pins))
-        self._held[instance.name] = _Held(instance.epoch, self._clock(), total, pins)
+        places = {f"{pin.instance} {pin.id}": pin for pin in pins}
+        self._held[instance.name] = _Held(
+            instance.epoch, self._clock(), total, places, sorted(places)
+        )
 
     def tick(self, instances: Mapping[str, Instance]) -> None:
         for name, held in list(self._held.items()):
@@ -52,21 +69,13 @@ class PinTable:
                 del self._held[name]
 
     def page(self, question: Pins) -> PinsInfo:
-        now = self._clock()
-        mine = question.instance
+        now, mine = self._clock(), question.instance
         held = [each for name, each in self._held.items() if mine in ("", name)]
-        found = {_place(pin): _left(pin, now - each.at) for each in held for pin in each.pins}
         limit = min(max(1, question.limit), PAGE)
-        page = nsmallest(limit + 1, (name for name in found if name > question.after))
-        following = page[limit - 1] if len(page) > limit else ""
-        total = sum(each.total for each in held)
-        return PinsInfo(question.request, [found[n] for n in page[:limit]], following, total)
-
-
-def _place(pin: PinState) -> str:
-    return f"{pin.instance} {pin.id}"
-
-
-def _left(pin: PinState, age: float) -> PinState:
-    """One whose time is over ends as soon as its instance says so."""
-    return replace(pin, left=max(0.001, pin.left - age)) if pin.left else pin
+        # No more than a page is looked at: there may be many thousands.
+        following = merge(*(each.after(question.after) for each in held), key=itemgetter(0))
+        page = list(islice(following, limit + 1))
+        pins = [each.left(place, now) for place, each in page[:limit]]
+        last = page[limit - 1][0] if len(page) > limit else ""
+        total = min(sum(each.total for each in held), MOST)
+        return PinsInfo(question.request, pins, last, total)

@@ -6,6 +6,7 @@ registered: what only instances may ask is answered `Refused`.
 
 from __future__ import annotations
 
+import socket
 from math import ceil
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ class Unreachable(Exception):
 
 
 MOST_FRAME_BYTES = 64 << 20  # of an answer
+LOOK = 0.5  # seconds for a look whether anybody listens
 
 
 def options(address: str) -> dict[int, int]:
@@ -38,8 +40,21 @@ def options(address: str) -> dict[int, int]:
 
 def unheard(address: str, keys: ClientKeys | None) -> str:
     """What nobody's listening there, or nobody's letting us in, looks like from here."""
-    lets = "it does not accept these keys" if keys else "it asks for keys (LMKV_KEYS)"
-    return f"no controller listens at {address}, or {lets}"
+    return f"no controller listens at {address}, or {_lets(keys)}"
+
+
+def _lets(keys: ClientKeys | None) -> str:
+    return "it does not accept these keys" if keys else "it asks for keys (LMKV_KEYS)"
+
+
+def _unheard(address: str, keys: ClientKeys | None) -> str:
+    """The same, where there is time to look which."""
+    host, port = split_address(address)
+    try:
+        socket.create_connection((host.strip("[]"), port), LOOK).close()
+    except OSError:
+        return f"no controller listens at {address}"
+    return f"what listens at {address} is no controller's state socket, or {_lets(keys)}"
 
 
 class Client:
@@ -71,7 +86,7 @@ class Client:
     def connected(self, seconds: float) -> None:
         """Raises Unreachable when nobody is connected in time."""
         if not self._socket.poll(ceil(seconds * 1000), zmq.POLLOUT):
-            raise Unreachable(unheard(self.address, self.keys))
+            raise Unreachable(_unheard(self.address, self.keys))
 
     def send(self, message: Message, *arrays: bytes, until: Deadline | None = None) -> None:
         """Raises Unreachable when nobody is connected in time."""

@@ -25,6 +25,7 @@ KEY, PLACE, COUNTER = wire.KEY_BYTES, wire.PLACE_BYTES, wire.COUNTER_BYTES
 WAITING = 16  # questions
 LOWEST = 19  # of priorities
 IMAGES = 64 << 20  # bytes of compressed slots that are kept, or one slot
+FAILURES = MemoryError, RuntimeError, ValueError  # of one slot; the thread lives on
 
 Answer = tuple[bytes, list[bytes]]  # routing id, frames
 
@@ -93,8 +94,9 @@ class Codec:
             answer.error = str(error)
         for key, place, counter in _slots(*frames):
             result, image = PullResult.MOVER_DOWN, b""
-            if not answer.error:
-                result, number, image = self._image(key, place, epoch << 32 | counter)
+            with suppress(*FAILURES):
+                if not answer.error:
+                    result, number, image = self._image(key, place, epoch << 32 | counter)
             results.append(result)
             size = -(-len(image) // self._granule_bytes)
             fits = 0 < size < GRANULES_A_SLOT
@@ -126,17 +128,21 @@ class Codec:
             _slots(keys, old, old_counters), _slots(keys, places, counters)
         ):
             theirs, ours = epoch << 32 | counter, epoch << 32 | own
-            if to[4] == GRANULES_A_SLOT:
-                results.append(self._expand(key, place, theirs, to, ours))
-            else:
-                results.append(self._place(key, counter, to, ours))
+            result: int = PullResult.MOVER_DOWN
+            with suppress(*FAILURES):
+                if to[4] == GRANULES_A_SLOT:
+                    result = self._expand(key, place, theirs, to, ours)
+                else:
+                    result = self._place(key, counter, to, ours)
+            results.append(result)
         return wire.encode(Rewritten(self._rank, message.job), bytes(results))
 
     def _place(self, key: bytes, counter: int, place: bytes, generation: int) -> int:
         """A PullResult."""
         number, image = self._images.pop((key, counter), (0, b""))
-        address, room = self._address(place), place[4] * self._granule_bytes
-        if address is None or not image or len(image) > room:
+        room = place[4] * self._granule_bytes
+        address = self._cleared(place) if 0 < len(image) <= room else None
+        if address is None:
             return PullResult.GONE
         layout, codec = self._layouts[number]
         _native.place_compressed(address, room, layout, key, generation, codec, image)
@@ -144,7 +150,7 @@ class Codec:
 
     def _expand(self, key: bytes, place: bytes, theirs: int, to: bytes, ours: int) -> int:
         """A PullResult."""
-        address, target = self._address(place), self._address(to)
+        address, target = self._address(place), self._cleared(to)
         if address is None or target is None:
             return PullResult.GONE
         room = place[4] * self._granule_bytes
@@ -161,6 +167,13 @@ class Codec:
             return self._pool.slot_address(place) if self._pool is not None else None
         except ValueError:
             return None
+
+    def _cleared(self, place: bytes) -> int | None:
+        """Of a reserved place, in which no reader finds an older slot any more. None: as above."""
+        address = self._address(place)
+        if address is not None and self._pool is not None:
+            self._pool.clear(place)
+        return address
 
 
 def _slots(keys: bytes, places: bytes, counters: bytes) -> Iterator[tuple[bytes, bytes, int]]:

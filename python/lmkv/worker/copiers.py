@@ -168,7 +168,12 @@ class HostCopiers:
             return [one(slots[0])]
         if self._decoders is None:
             self._decoders = ThreadPoolExecutor(DECODERS, "lmkv-decode", initializer=unpin)
-        return list(self._decoders.map(one, slots))
+        try:
+            return list(self._decoders.map(one, slots))
+        except Exception:  # blocks may be another request's as soon as a load has ended
+            self._decoders.shutdown(cancel_futures=True)
+            self._decoders = None
+            raise
 
     def know(self, pool: Pool, readonly: bool) -> None: ...
 

@@ -302,6 +302,8 @@ class Worker:
     def _slot(self, store: Store, epoch: int) -> Slot:
         generation = (epoch & 0xFFFFFFFF) << 32 | store.counter
         address = self.pool.slot_address(store.place)
+        if not isinstance(self.pool, _native.GpuPool):
+            self.pool.clear(store.place)
         return Slot(address, store.key, generation, store.blocks, self.pool.tier == DEVICE)
 
     def _audited(self, store: Store, slot: Slot) -> bool:
