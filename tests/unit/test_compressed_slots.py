@@ -247,7 +247,8 @@ def test_a_granule_written_anew_ends_what_lay_there() -> None:
     for i, at in enumerate(fulls):
         pool.clear(place(16 * i, 16))
         _native.write_slot(at, LAYOUT, bytes([20 + i]) * 16, 7, payload)
-    reaching = put(32 - 1, 30)  # from the second frame into the third
+    put(16 + 12, 31)  # over the last bytes of the second frame's slot, which has 13 granules of 16
+    reaching = put(32 - 1, 30)  # from behind them into the third
     states = [_native.check_slot(at, LAYOUT, bytes([20 + i]) * 16, 7) for i, at in enumerate(fulls)]
     good, gone = SlotStatus.GOOD, SlotStatus.GONE
     assert states == [good, gone, gone, good]
