@@ -35,6 +35,11 @@ from tests.vllm.more_models import (
 SWEEP = pytest.mark.skipif(
     os.environ.get("ALL_MODELS") != "1", reason="of the wider sweep: ALL_MODELS=1"
 )
+CPU = Path("/proc/cpuinfo").read_text()
+FP8 = pytest.mark.skipif(
+    "avx512f" not in CPU and "amx_tile" not in CPU,
+    reason="vLLM's CPU backend has no FP8 cache without AVX-512 or AMX",
+)
 BF16 = {"dtype": "bfloat16"}
 TAIL = 8
 
@@ -84,10 +89,14 @@ OPTED_OUT = {
 }
 
 
+def needs(name: str) -> list[Any]:
+    return [FP8] if "fp8" in name else []
+
+
 def both(cases: dict[str, Any], wider: dict[str, Any]) -> list[Any]:
     return [
-        *(pytest.param(case, id=name) for name, case in cases.items()),
-        *(pytest.param(case, id=name, marks=SWEEP) for name, case in wider.items()),
+        *(pytest.param(case, id=name, marks=needs(name)) for name, case in cases.items()),
+        *(pytest.param(case, id=name, marks=[SWEEP, *needs(name)]) for name, case in wider.items()),
     ]
 
 
@@ -163,7 +172,7 @@ def test_what_vllm_refuses(zygote: Zygote, tmp_path: Path, case: Case, text: str
 
 
 @pytest.mark.parametrize(("case", "why"), [
-    pytest.param(*pair, id=name) for name, pair in OPTED_OUT.items()
+    pytest.param(*pair, id=name, marks=needs(name)) for name, pair in OPTED_OUT.items()
 ])  # fmt: skip
 def test_what_lmkv_opts_out_of(cluster: Cluster, tmp_path: Path, case: Case, why: str) -> None:
     a = cluster.start("a", model=case.make(tmp_path / "model"), **case.arguments)
