@@ -2,7 +2,8 @@
 
 `python` has csrc's own tests under sanitizers too; `browser` drives the pages in Chromium; `scalar`
 runs the native tests once more with the plain instruction set; `vllm` starts real engines and comes
-last; `gpu` is there where a GPU is. A tier's files run side by side, one file's tests in turn.
+last; `gpu` is there where a GPU is. The files of `python` and of `browser` run side by side, a
+file's tests in turn; engines compute with all cores, so theirs do not.
 The last line says whether the GPU kernels, as they are, ever ran on a GPU.
 """
 
@@ -42,7 +43,7 @@ TIERS: dict[str, list[list[str]]] = {
     "browser": [[*SIDE_BY_SIDE, "-m", "browser", "tests/browser"]],
     "scalar": [[*PYTEST, "-m", "not slow", *NATIVE]],
     "gpu": [[*PYTEST, "-m", "gpu", "tests"]],
-    "vllm": [[*SIDE_BY_SIDE, "-m", "vllm", "tests/vllm"]],
+    "vllm": [[*PYTEST, "-m", "vllm", "tests/vllm"]],
 }
 
 

@@ -117,7 +117,7 @@ void KeyHasher::keys(const Hash* links, size_t count, size_t group, Key* out) co
       }
     }
     for (size_t j = 0; j < n; ++j) {
-      std::memcpy(out[done + j].bytes, hashes[j].data(), sizeof(Key));
+      std::memcpy(&out[done + j], hashes[j].data(), sizeof(Key));
     }
   }
 }

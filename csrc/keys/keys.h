@@ -17,12 +17,9 @@
 
 #include "blake3.h"
 #include "hash_many.h"
+#include "key.h"
 
 namespace lmkv {
-
-struct Key {
-  uint8_t bytes[16];
-};
 
 struct KeyHasher {
   KeyHasher(std::string_view name_space, std::vector<std::string> group_specs, size_t chunk_tokens);

@@ -4,6 +4,8 @@
 #include <bit>
 #include <cstdint>
 
+#include "key.h"
+
 namespace lmkv {
 
 enum class Tier : std::uint8_t { host = 0, device = 1, disk = 2 };
@@ -21,12 +23,6 @@ struct Place {
 static_assert(sizeof(Place) == 8);
 
 inline constexpr int kGranulesPerSlot = 16;
-
-struct Key {
-  std::uint64_t lo = 0, hi = 0;  // the 16 bytes of a key as they lie in memory
-  bool operator==(const Key&) const = default;
-};
-static_assert(sizeof(Key) == 16);
 
 // The term of one readable slot in a heartbeat's two sums (DESIGN.md 7); used by the slot table and
 // by the directory, so that any drift between them shows. Sums are of these, modulo 2^64.

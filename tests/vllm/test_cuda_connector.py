@@ -181,7 +181,9 @@ class Engine:
         self.send(Attach(self.name, EPOCH, 1))
         while True:
             state = self.hear()
-            if isinstance(state, WorkerState) and state.info.share_socket:
+            if not isinstance(state, WorkerState):
+                continue
+            if state.info.share_socket and state.info.usable_segments:
                 return PullPeer(self.name, EPOCH, state.data_version, state.info)
 
     def stored(self) -> tuple[int, bool]:
