@@ -89,6 +89,23 @@ def commands(worker: Worker, job: str) -> list[Command]:
     return [each for each in worker.commands if each.id == job]
 
 
+def shown_do_the_same(
+    web: Web, worker: Worker, command: list[str], request: list[str], sent: Command
+) -> list[str]:
+    """The jobs that the shown command and request begin; `sent` is what the click has sent."""
+    assert request[:3] == ["curl", "-X", "POST"] and request[3] == web.http + "/v1/jobs"
+    again = web.ask("/v1/jobs", json.loads(request[request.index("-d") + 1]))
+    assert again.status == 202, again
+    more = ["--yes"] if sent.operation == "clear" else []
+    said, _ = lmkv(*command[1:], *more, "--controller", web.http, "-o", "json")
+    begun = [again.json["id"], json.loads(said)["id"]]
+    drop = {"asked_by": "", "command": ""}
+    for name in begun:
+        [same] = commands(worker, name)
+        assert same.arguments | drop == sent.arguments | drop
+    return begun
+
+
 def jobs_of(*workers: Worker) -> list[str]:
     """What it was told to do, but for its settings, which any page of it asks for."""
     told = (each.operation for worker in workers for each in worker.commands)
@@ -142,16 +159,7 @@ def test_each_act_on_a_prompt(
     assert worker.keys[job] == KEYS
     assert {name: sent.arguments.get(name) for name in arguments} == arguments
     assert sent.arguments["asked_by"] == "dashboard"
-    # The request and the command that were shown do the same.
-    assert request[:3] == ["curl", "-X", "POST"] and request[3] == web.http + "/v1/jobs"
-    again = web.ask("/v1/jobs", json.loads(request[request.index("-d") + 1]))
-    assert again.status == 202, again
-    more = ["--yes"] if act == "Clear" else []
-    said, _ = lmkv(*wanted[1:], *more, "--controller", web.http, "-o", "json")
-    drop = {"asked_by": "", "command": ""}
-    for name in again.json["id"], json.loads(said)["id"]:
-        [same] = commands(worker, name)
-        assert same.arguments | drop == sent.arguments | drop
+    for name in shown_do_the_same(web, worker, wanted, request, sent):
         assert worker.keys[name] == KEYS
 
 
@@ -318,15 +326,7 @@ def test_each_act_on_an_instance_on_its_page(
     assert commands(other, job) == []
     assert (sent.arguments["whole"], sent.arguments["asked_by"]) == ("1", "dashboard")
     assert {name: sent.arguments.get(name) for name in arguments} == arguments
-    # The request and the command that were shown do the same.
-    again = web.ask("/v1/jobs", json.loads(request[request.index("-d") + 1]))
-    assert again.status == 202, again
-    more = ["--yes"] if act == "Clear" else []
-    said, _ = lmkv(*wanted[1:], *more, "--controller", web.http, "-o", "json")
-    drop = {"asked_by": "", "command": ""}
-    for name in again.json["id"], json.loads(said)["id"]:
-        [same] = commands(worker, name)
-        assert same.arguments | drop == sent.arguments | drop
+    shown_do_the_same(web, worker, wanted, request, sent)
 
 
 def test_the_cluster_is_cleared_by_its_name(

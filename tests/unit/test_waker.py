@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import os
-import select
 import threading
 
 import pytest
+from lmkv.core.descriptors import readable
 from lmkv.core.waker import Waker
-
-
-def ready(waker: Waker, deadline: float = 0.0) -> bool:
-    poll = select.poll()
-    poll.register(waker.fd, select.POLLIN)
-    return bool(poll.poll(1000 * deadline))
 
 
 def test_it_is_awake_until_it_is_cleared() -> None:
     waker = Waker()
-    assert not ready(waker)
+    assert not readable(waker.fd, 0)
     for _ in range(3):
         waker.wake()
-    assert ready(waker) and ready(waker)
+    assert readable(waker.fd, 0) and readable(waker.fd, 0)
     waker.clear()
-    assert not ready(waker)
+    assert not readable(waker.fd, 0)
     waker.clear()  # harmless
 
 
@@ -31,7 +25,7 @@ def test_another_thread_wakes_it() -> None:
     waker = Waker()
     thread = threading.Timer(0.01, waker.wake)
     thread.start()
-    assert ready(waker, 10.0)
+    assert readable(waker.fd, 10.0)
     thread.join()
 
 

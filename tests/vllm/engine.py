@@ -31,8 +31,6 @@ START_S = 240.0  # engines of several ranks, on a busy machine
 ANSWER_S = 120.0
 BLOCK = 64
 NAPS = ROOT / "tests/vllm/naps"  # its sitecustomize says why
-# The first engine's core: files that run side by side begin with another one.
-FIRST = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -216,8 +214,7 @@ class Zygote:
         kinds = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
         ranks = math.prod(arguments.get(kind, 1) for kind in kinds)
         cores = sorted(os.sched_getaffinity(0))
-        first = FIRST + len(self.engines)
-        mine = [cores[(first + rank) % len(cores)] for rank in range(ranks)]
+        mine = [cores[(len(self.engines) + rank) % len(cores)] for rank in range(ranks)]
         log = self.folder / f"{name}-{len(self.engines)}.log"
         spec = {
             "arguments": ARGUMENTS | {"model": str(model)} | arguments,

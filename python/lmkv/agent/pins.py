@@ -247,7 +247,7 @@ class Pins:
     # ------------------------------------------------------------ turns
 
     def due(self) -> float:
-        """Seconds until a turn has something to do of itself, where it is not to wait."""
+        """Seconds until a turn has something to do, but for pins whose time ends."""
         if self._ended:
             return 0.0
         return LOOK_EVERY if self._asked or self._wants else float("inf")

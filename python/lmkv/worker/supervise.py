@@ -24,6 +24,7 @@ from pathlib import Path
 from lmkv import _native
 from lmkv.core import ucx, wire
 from lmkv.core.backoff import Backoff
+from lmkv.core.descriptors import readable
 from lmkv.core.messages import (
     Attach,
     GpuSegment,
@@ -340,10 +341,8 @@ class Supervisor:
     def _pause(self, seconds: float) -> None:
         """Back-off, cut short by stop(); other commands are kept for the next mover."""
         end = time.monotonic() + seconds
-        poll = select.poll()
-        poll.register(self._waker.fd, select.POLLIN)
         while not self._stopping and (left := end - time.monotonic()) > 0:
-            if poll.poll(int(left * 1000) + 1):
+            if readable(self._waker.fd, left):
                 self._waker.clear()
         while not self._commands.empty():
             message = self._commands.get()
